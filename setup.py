@@ -1,0 +1,29 @@
+"""Packaging. Ranges are stated here; the versions that were tested stand in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="codyra_llm",
+    version="0.1.0",
+    description="Continual fine-tuning of LLaMA and Gemma with importance-gated low-rank updates (CoDyRA)",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["codyra_llm", "codyra_llm.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+        "deepspeed>=0.18",
+        "datasets>=4.0",
+        "bitsandbytes>=0.46",
+        "sentencepiece>=0.2",
+        "rouge-score>=0.1.2",
+        "rapidfuzz>=3.0",
+        "safetensors>=0.5",
+        "gguf>=0.10",
+        "pydantic>=2.7",
+        "pyyaml>=6.0",
+        "tensorboard>=2.15",
+        "tqdm>=4.60",
+    ],
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "peft>=0.17", "ruff", "mypy", "types-PyYAML", "types-tqdm"]},
+)
