@@ -1,0 +1,35 @@
+"""codyra_llm: teach a language model task after task, with updates as small as each task allows.
+
+    CoDyRAConfig        settings of the adapter
+    inject              wraps a model's projections in importance-gated low-rank branches
+    ProximalAdamW       AdamW followed by the soft threshold that zeroes gates
+    ThresholdSchedule   how the threshold grows over a task
+    prune, merge        end a task: drop zero components, add the rest to the weights
+    TaskStream          tasks and their rows, from files or from memory
+    run                 the whole continual run, under DeepSpeed
+
+The adapter (all but TaskStream and run) is pure PyTorch and works in any training loop.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
+
+if TYPE_CHECKING:
+    from codyra_llm.continual import run
+    from codyra_llm.data.stream import TaskStream
+
+__all__ = ["CoDyRAConfig", "ProximalAdamW", "TaskStream", "ThresholdSchedule", "inject", "merge", "prune", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: the adapter alone needs neither transformers nor DeepSpeed.
+    if name == "run":
+        from codyra_llm.continual import run
+
+        return run
+    if name == "TaskStream":
+        from codyra_llm.data.stream import TaskStream
+
+        return TaskStream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,85 @@
+"""Finding the projections of a model and wrapping them in gated branches."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.config import CoDyRAConfig
+from codyra_llm.adapter.layer import CoDyRALinear
+
+
+def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
+    """Names of the projections that `config.target_modules` means, in the model's order.
+
+    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj).
+
+    Raises:
+        ValueError: a target matches no projection (the message names those that exist).
+    """
+    projections = {name: module for name, module in model.named_modules() if _is_projection(module)}
+    found = [name for name in projections if any(_matches(name, target) for target in config.target_modules)]
+    for target in config.target_modules:
+        if not any(_matches(name, target) for name in found):
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in projections})) or "none"
+            raise ValueError(f'target_modules: "{target}" matches no projection of this model; it has {known}')
+    return found
+
+
+def check_rank(model: nn.Module, names: Sequence[str], rank: int) -> None:
+    """Raises ValueError where `rank` is above what a projection can hold: the rest of it could add nothing."""
+    for name in names:
+        projection = model.get_submodule(name)
+        largest = min(int(projection.in_features), int(projection.out_features))  # type: ignore[arg-type]
+        if rank > largest:
+            raise ValueError(f"rank is {rank}, but {name} holds at most {largest}; lower it or drop that target")
+
+
+def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str = 0) -> list[str]:
+    """Freezes the model and wraps its target projections, in place; only the branches remain trainable.
+
+    The draws depend on the seed and on the projection's name alone: not on the device, the number of processes
+    or the other targets.
+
+    Returns:
+        The names of the wrapped projections.
+
+    Raises:
+        ValueError: as `find_targets`, or the model is already wrapped.
+    """
+    config = config or CoDyRAConfig()
+    if any(isinstance(module, CoDyRALinear) for module in model.modules()):
+        raise ValueError("the model has gated branches already; merge them before a new task")
+    names = find_targets(model, config)
+    model.requires_grad_(False)
+    for name in names:
+        draw = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(draw[:7], "big"))
+        layer = CoDyRALinear(
+            model.get_submodule(name), config.rank, config.gates_start_at_one, config.train_gates, generator
+        )
+        replace_module(model, name, layer)
+    return names
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` where the model has its submodule `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def describe_targets(names: Sequence[str]) -> str:
+    """One line that says what was wrapped: "210 projections: 30 q_proj, 30 k_proj, ..."."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.rsplit(".", 1)[-1]] = counts.get(name.rsplit(".", 1)[-1], 0) + 1
+    return f"{len(names)} projections: " + ", ".join(f"{count} {leaf}" for leaf, count in counts.items())
+
+
+def _is_projection(module: nn.Module) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)

@@ -1,0 +1,126 @@
+"""AdamW followed by a proximal step: the soft threshold that drives importance gates to exact zeros.
+
+The threshold is element-wise, so it works on whatever slice of the gates an optimizer is handed: the whole
+parameters, or the flat fp32 partitions of ZeRO. The schedule only writes `group["threshold"]`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from codyra_llm.adapter.config import IMPORTANCE_CLIP, CoDyRAConfig
+from codyra_llm.adapter.layer import gated_layers
+
+
+def soft_threshold(values: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
+    """T_k(x) = sign(x) * max(|x| - k, 0), the proximal operator of k|x| (CoDyRA, equation 4)."""
+    return torch.sign(values) * (values.abs() - threshold).clamp(min=0)
+
+
+def reference_threshold(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The official code's threshold: three masked assignments, one after the other.
+
+    A value between k and 2k is shrunk by the first and then zeroed by the last, so the dead zone is 2k wide on
+    each side; a value equal to k is left as it is.
+    """
+    values = torch.where(values > threshold, values - threshold, values)
+    values = torch.where(values < -threshold, values + threshold, values)
+    return torch.where(values.abs() < threshold, torch.zeros_like(values), values)
+
+
+class ProximalAdamW(torch.optim.AdamW):
+    """AdamW whose parameter groups may carry a threshold, applied to their values after each step.
+
+    Keys of a thresholded group: `threshold` (0: no threshold), `threshold_mode` (importance, budget or reference)
+    and `importance_decay`. In importance mode the threshold of a component i is
+    threshold * clip(s_ref / s_i, 0.1, 4), where s_i is the moving average of |gate_i * dL/dgate_i| (to first order,
+    what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i. The
+    average is element-wise optimizer state; s_ref costs one all-reduce of two numbers.
+
+    Args:
+        params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
+        lr, betas, eps, weight_decay: as AdamW's.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.live_gates = 0  # gates that are not zero after the last step, of those that this process steps
+
+    @classmethod
+    def for_model(
+        cls, model: nn.Module, config: CoDyRAConfig | None = None, lr: float = 5e-4, **kwargs: Any
+    ) -> "ProximalAdamW":
+        """An optimizer over a model's branches: one group of A and B, one of the gates (where they train)."""
+        config = config or CoDyRAConfig()
+        layers = [layer for _, layer in gated_layers(model)]
+        groups: list[dict[str, Any]] = [{"params": [p for layer in layers for p in (layer.A, layer.B)], "lr": lr}]
+        if config.train_gates:
+            groups.append(
+                {
+                    "params": [layer.gate for layer in layers],
+                    "lr": lr if config.gate_learning_rate is None else config.gate_learning_rate,
+                    "threshold": 0.0,
+                    "threshold_mode": config.threshold_mode,
+                    "importance_decay": config.importance_decay,
+                }
+            )
+        return cls(groups, lr=lr, **kwargs)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One AdamW step, then the threshold on the groups that have one."""
+        contributions = {
+            p: (p * p.grad).abs()
+            for group in self.param_groups
+            if group.get("threshold_mode") == "importance"
+            for p in group["params"]
+            if p.grad is not None
+        }
+        loss = super().step(closure)
+        for group in self.param_groups:
+            # ZeRO-3 steps one group at a time and leaves the others empty, on every rank alike.
+            if "threshold_mode" in group and group["params"]:
+                self._apply_threshold(group, contributions)
+        return loss
+
+    def _apply_threshold(self, group: dict[str, Any], contributions: dict[torch.Tensor, torch.Tensor]) -> None:
+        self._shrink(group, contributions)
+        self.live_gates = sum(int(p.count_nonzero()) for p in group["params"])
+
+    def _shrink(self, group: dict[str, Any], contributions: dict[torch.Tensor, torch.Tensor]) -> None:
+        threshold, mode, parameters = group["threshold"], group["threshold_mode"], group["params"]
+        if mode == "importance":
+            for p, contribution in contributions.items():
+                average = self.state[p].setdefault("importance", torch.zeros_like(contribution))
+                average.lerp_(contribution, 1 - group["importance_decay"])
+        if threshold <= 0:
+            return
+        if mode == "importance":
+            ratios = self._importance_ratios(parameters)
+            for p, ratio in zip(parameters, ratios, strict=True):
+                p.copy_(soft_threshold(p, threshold * ratio))
+        else:
+            rule = reference_threshold if mode == "reference" else soft_threshold
+            for p in parameters:
+                p.copy_(rule(p, threshold))
+
+    def _importance_ratios(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """clip(s_ref / s_i, 0.1, 4) for each element, s_ref over the gates of all ranks."""
+        averages = [self.state[p].get("importance", torch.zeros_like(p)) for p in parameters]
+        positive = torch.cat([s.flatten() for s in averages])
+        positive = positive[positive > 0].double()  # zeros are padding, or components that never mattered
+        total = torch.stack([positive.log().sum(), torch.ones_like(positive).sum()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        reference = (total[0] / total[1].clamp(min=1)).exp()
+        return [(reference / s.double()).clamp(*IMPORTANCE_CLIP).to(s.dtype) for s in averages]

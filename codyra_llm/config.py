@@ -1,0 +1,249 @@
+"""A run's configuration: frozen dataclasses, read from YAML and overridden on the command line.
+
+Every field can be given as `--section.field value` (or `--field value` at the top level). The resolved
+configuration is saved in the run folder and can be run again.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from codyra_llm.adapter.config import CoDyRAConfig, option
+from codyra_llm.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+DEFAULT_CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is held."""
+
+    name_or_path: str = option("smollm2-135m-instruct", "hub id, HF folder, .gguf file, or smollm2-135m-instruct")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
+    attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; empty: transformers' choice")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How rows become token sequences."""
+
+    version: str | None = option(None, "label of the data version in results; empty: the name of data_dir")
+    max_prompt_length: int | None = option(
+        None, "tokens of a prompt; the document body of a longer one is cut; empty: the task's own, else 1024"
+    )
+    max_answer_length: int = option(512, "tokens of a training answer, its end mark included")
+    long_answers: Literal["error", "drop"] = option("error", "what to do with a training row whose answer is longer")
+    max_train_examples: int | None = option(None, "rows of train.json to use for each task; empty: all")
+    max_test_examples: int | None = option(None, "rows of test.json to score for each task; empty: all")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation of one task; every task starts with a fresh optimizer."""
+
+    global_batch_size: int = option(32, "rows of one optimizer step, over all ranks and accumulation steps")
+    per_device_train_batch_size: int = option(1, "rows of one forward pass on one rank (the micro batch)")
+    learning_rate: float = option(5e-4, "peak learning rate of the adapters")
+    warmup_steps: int = option(0, "linear warm-up steps of each task, before the cosine")
+    num_train_epochs: float | None = option(None, "passes over each task's rows; empty: the task file's own")
+    adam_beta1: float = option(0.9, "AdamW's beta1")
+    adam_beta2: float = option(0.9999, "AdamW's beta2")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    weight_decay: float = option(0.0, "AdamW's weight decay")
+    max_grad_norm: float = option(1.0, "gradient norm to clip to")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How a finished task enters the weights."""
+
+    scale: float = option(1.0, "share of the update that is merged; below 1 is a control, not the method")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is scored, and how answers are generated."""
+
+    tasks: Literal["all", "seen", "last"] = option(
+        "all", "after each task score all tasks, those seen so far, or (last) all of them once, at the end"
+    )
+    batch_size: int = option(16, "rows generated at once on one rank")
+    max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap")
+    parity: bool = option(False, "as the published runs: 512 new tokens for every task, no stop strings")
+    scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
+        "lenient", "the variant that fills the matrix; all are computed and kept")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One continual fine-tuning run."""
+
+    output_dir: str = option("runs/quickstart", "the run folder")
+    data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
+    task_file: str = option("tasks/trace/trace.yaml", "the stream's tasks as data: scorers, lengths, epochs, orders")
+    order: str | tuple[str, ...] = option("order1", "an order of the task file by name, or a list of tasks")
+    method: Literal["codyra", "lora"] = option("codyra", "codyra, or lora: fixed rank, gates frozen at one")
+    seed: int = option(1234, "seed of the adapters' draws and of the order of rows")
+    deepspeed: str | None = option(None, "DeepSpeed JSON, for example ds_configs/zero2.json; empty: ZeRO stage 0")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        at_least_one = {
+            "data.max_prompt_length": self.data.max_prompt_length,
+            "data.max_answer_length": self.data.max_answer_length,
+            "data.max_train_examples": self.data.max_train_examples,
+            "data.max_test_examples": self.data.max_test_examples,
+            "train.global_batch_size": self.train.global_batch_size,
+            "train.per_device_train_batch_size": self.train.per_device_train_batch_size,
+            "evaluate.batch_size": self.evaluate.batch_size,
+            "evaluate.max_new_tokens": self.evaluate.max_new_tokens,
+        }
+        above_zero = {
+            "train.learning_rate": self.train.learning_rate,
+            "train.num_train_epochs": self.train.num_train_epochs,
+            "train.max_grad_norm": self.train.max_grad_norm,
+        }
+        for name, value in at_least_one.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name, number in above_zero.items():
+            if number is not None and number <= 0:
+                raise ValueError(f"{name} is {number}; it must be above 0")
+
+
+def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or cannot work.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = dict(_flatten(_read_yaml(Path(path)), str(path)))
+    known = {name for name, _ in config_fields()}
+    for origin, names in ((str(path), values), ("command line", overrides or {})):
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
+                raise UserError(f'{origin}: unknown key "{name}"; {hint}')
+    values.update(overrides or {})
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part in {p for name in known for p in name.split(".")})
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        raise UserError(f"{path or 'configuration'}: {f'{place}: ' if place else ''}{message}{found}") from None
+
+
+def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
+    """The configuration that a command line means: `--config FILE`, then every field as an override."""
+    parser = _OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML file (default: configs/quickstart.yaml)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    for name, config_field in config_fields():
+        default = "" if config_field.default is None else f" (default: {_show(config_field.default)})"
+        help_text = config_field.metadata["help"].replace("%", "%%") + default
+        parser.add_argument(f"--{name}", help=help_text, metavar="VALUE", default=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    path = given.pop("config")
+    given.pop("local_rank")
+    return load_config(path, {name: _parse_value(name, text) for name, text in given.items()})
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def resolve_path(path: str) -> Path:
+    """A path as given or, where that does not exist, relative to the repository (for the files it ships)."""
+    given = Path(path).expanduser()
+    shipped = REPOSITORY / path
+    return shipped if not given.exists() and shipped.exists() else given
+
+
+def config_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """(dotted name, field) of every setting."""
+    for config_field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(config_field.type):
+            yield from config_fields(config_field.type, f"{prefix}{config_field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + config_field.name, config_field
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"command line: {message}; see --help")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; --config takes a YAML file, configs/ has some") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(content).__name__}")
+    return content or {}
+
+
+def _flatten(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    sections = {name.split(".")[0] for name, _ in config_fields() if "." in name}
+    for key, value in values.items():
+        if key not in sections:
+            yield str(key), value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        elif value is not None:
+            raise UserError(f"{path}: {key} is a section with keys of its own, found {value!r}")
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[key] = value
+    return nested
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Command-line text as the YAML value it spells; `a,b` is a list where the field is one."""
+    field_type = str(dict(config_fields())[name].type)
+    if "tuple" in field_type and "," in text and not text.startswith("["):
+        return [part.strip() for part in text.split(",")]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
+        return [value]
+    is_text = field_type == "<class 'str'>" or "str" in field_type.split(" | ")
+    return text if is_text and not isinstance(value, list | type(None)) else value
+
+
+def _show(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,114 @@
+"""Batches of a fixed global size: which rows an optimizer step sees never depends on how many devices run it."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from codyra_llm.data.encode import Example
+from codyra_llm.errors import UserError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens]."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+class GlobalBatches:
+    """The optimizer steps of one task as a pure function of (seed, task, step).
+
+    The rows are read in shuffled passes that follow each other without a gap, so every row is seen equally often
+    (up to one) and every step has exactly `global_batch_size` rows. Within a step, rows are sorted by length and
+    dealt out in micro batches of neighbours: the loss of a step is a sum over its answer tokens, so that changes
+    nothing but the padding.
+
+    Args:
+        examples: the task's rows.
+        global_batch_size, micro_batch_size: rows of a step over all ranks; rows of one forward pass.
+        epochs: passes over the rows; the number of steps is rounded down.
+        seed, task: what the order of rows depends on.
+        world_size: number of ranks.
+        pad_token_id: id that fills rows up.
+
+    Raises:
+        UserError: the global batch does not divide, or the rows do not fill one step.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        global_batch_size: int,
+        micro_batch_size: int,
+        epochs: float,
+        seed: int,
+        task: str,
+        world_size: int = 1,
+        pad_token_id: int = 0,
+    ) -> None:
+        check_divides(global_batch_size, micro_batch_size, world_size)
+        self.examples, self.global_batch_size, self.micro_batch_size = examples, global_batch_size, micro_batch_size
+        self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
+        self.total_steps = int(len(examples) * epochs + 1e-9) // global_batch_size
+        if not self.total_steps:
+            raise UserError(
+                f"task {task}: {len(examples)} rows x {epochs:g} epochs do not fill one global batch of "
+                f"{global_batch_size}; lower train.global_batch_size or raise the epochs"
+            )
+
+    def rows_of(self, step: int) -> list[int]:
+        """Indices of the rows of optimizer step `step`, longest first."""
+        first, size = step * self.global_batch_size, len(self.examples)
+        passes = {epoch: self._shuffled(epoch) for epoch in {first // size, (first + self.global_batch_size - 1) // size}}
+        rows = []
+        for position in range(first, first + self.global_batch_size):
+            epoch, offset = divmod(position, size)
+            if epoch not in passes:  # a global batch of more than two passes
+                passes[epoch] = self._shuffled(epoch)
+            rows.append(passes[epoch][offset])
+        return sorted(rows, key=lambda row: (-len(self.examples[row]), row))
+
+    def answer_tokens(self, step: int) -> int:
+        """Answer tokens of a step over all ranks: what its loss is divided by."""
+        return sum(len(self.examples[row].answer) for row in self.rows_of(step))
+
+    def tokens(self, step: int) -> int:
+        """Tokens of a step over all ranks, padding left out."""
+        return sum(len(self.examples[row]) for row in self.rows_of(step))
+
+    def micro_batches(self, step: int, rank: int = 0) -> Iterator[MicroBatch]:
+        """The forward passes of one rank in a step."""
+        rows = self.rows_of(step)
+        for first in range(rank * self.micro_batch_size, len(rows), self.world_size * self.micro_batch_size):
+            yield collate([self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self.examples)))
+        random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
+        return order
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
+    """Examples as one right-padded batch. A causal model never looks at what stands right, so no mask is needed."""
+    length = max(len(example) for example in examples)
+    input_ids = torch.full((len(examples), length), pad_token_id)
+    labels = torch.full((len(examples), length), IGNORED)
+    for i, example in enumerate(examples):
+        input_ids[i, : len(example)] = torch.tensor(example.prompt + example.answer)
+        labels[i, len(example.prompt) : len(example)] = torch.tensor(example.answer)
+    return MicroBatch(input_ids, labels)
+
+
+def check_divides(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
+    """Raises UserError where a global batch is not a whole number of micro batches on every rank."""
+    unit = micro_batch_size * world_size
+    if global_batch_size % unit:
+        raise UserError(
+            f"train.global_batch_size {global_batch_size} does not divide into micro batches of {micro_batch_size} on "
+            f"{world_size} rank{'s' * (world_size > 1)}; make it a multiple of {unit}"
+        )

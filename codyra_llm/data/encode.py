@@ -1,0 +1,120 @@
+"""Rows as token ids: [begin mark] prompt, answer, end mark; the loss counts the answer and its end mark.
+
+Prompt and answer are tokenised apart and then joined, so that no token spans both: what the model is trained to
+continue is exactly what it is given when it generates.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.data.stream import Body, Row
+from codyra_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as ids; `prompt` begins with the tokenizer's begin mark where it has one, `answer` ends with EOS."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where the tokenizer has no end-of-sequence token: no answer could ever end."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so no answer can end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int, body: Body | None = None, where: str = "prompt"
+) -> list[int]:
+    """Ids of a prompt, with the begin mark; one of more than `max_length` tokens loses part of its body.
+
+    The instruction before the body and the question after it are never cut.
+
+    Raises:
+        UserError: instruction and question alone are longer than `max_length` (the message begins with `where`).
+    """
+    begin = _begin_mark(tokenizer)
+
+    def ids(text: str) -> list[int]:
+        return begin + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    whole = ids(prompt)
+    if len(whole) <= max_length:
+        return whole
+    before, text, after = _split_body(prompt, body or Body())
+    keep_head = (body or Body()).keep == "head"
+
+    def cut(size: int) -> list[int]:
+        kept = text[:size] if keep_head else text[len(text) - size :]
+        return ids(before + kept + after)
+
+    if len(cut(0)) > max_length:
+        raise UserError(
+            f"{where}: the prompt without its body has {len(cut(0))} tokens, data.max_prompt_length is {max_length}; "
+            "raise it"
+        )
+    low, high = 0, min(len(text), 32 * max_length)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(cut(middle)) <= max_length else (low, middle - 1)
+    return cut(low)
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+    """Ids of an answer and the end mark, never cut."""
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    max_prompt_length: int,
+    max_answer_length: int | None = None,
+    body: Body | None = None,
+    drop_long_answers: bool = False,
+    where: str = "rows",
+) -> list[Example]:
+    """The rows as examples, in order.
+
+    Raises:
+        UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or a
+            prompt cannot be cut to size; the message names the row.
+    """
+    examples = []
+    for number, row in enumerate(rows, 1):
+        answer = encode_answer(tokenizer, row["answer"])
+        if max_answer_length is not None and len(answer) > max_answer_length:
+            if drop_long_answers:
+                continue
+            raise UserError(
+                f"{where} row {number}: the answer has {len(answer)} tokens with its end mark, data.max_answer_length "
+                f"is {max_answer_length}; raise it, or set data.long_answers: drop"
+            )
+        prompt = encode_prompt(tokenizer, row["prompt"], max_prompt_length, body, f"{where} row {number}")
+        examples.append(Example(prompt, answer))
+    if not examples:
+        raise UserError(f"{where}: no answer fits into data.max_answer_length {max_answer_length}; raise it")
+    return examples
+
+
+def _begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """[BOS] where the tokenizer puts one before a text of its own accord (Llama, Gemma), else nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def _split_body(prompt: str, body: Body) -> tuple[str, str, str]:
+    """(before, body, after); a marker that the prompt lacks counts as its own end."""
+    begin = prompt.find(body.start) + len(body.start) if body.start and body.start in prompt else 0
+    end = prompt.rfind(body.end) if body.end else -1
+    end = end if end >= begin else len(prompt)
+    return prompt[:begin], prompt[begin:end], prompt[end:]

@@ -1,0 +1,65 @@
+"""Reading one data file: a JSON list of {"prompt", "answer"}, both non-empty text."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from codyra_llm.errors import UserError
+
+EXPECTED = 'every row needs {"prompt", "answer"}'
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of one file, prompt and answer only.
+
+    Raises UserError naming the file and the place: line and column of broken JSON, or the first bad row (from 1).
+    """
+    rows = _load_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: holds {_kind(rows)}, not a list of rows; {EXPECTED}")
+    if not rows:
+        raise UserError(f"{path}: no rows; the list is empty, and {EXPECTED}")
+    for number, row in enumerate(rows, start=1):
+        if problem := _problem(row):
+            raise UserError(f"{path} row {number}: {problem}; {EXPECTED}")
+    return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        # utf-8-sig: editors on Windows put a byte-order mark in front, which json refuses.
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {error.lineno} column {error.colno}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be a list of rows; {EXPECTED}") from None
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return f"is {_kind(row)}, not an object"
+    for key in ("prompt", "answer"):
+        if key not in row:
+            return f'no "{key}"'
+        text = row[key]
+        if not isinstance(text, str):
+            return f'"{key}" is {_kind(text)}, not text'
+        if not text.strip():
+            return f'"{key}" is empty'
+        # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file can take.
+        if re.search("[\ud800-\udfff]", text):
+            return f'"{key}" holds a broken character (a lone surrogate)'
+    return None
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {"dict": "an object", "list": "a list", "str": "text"}.get(type(value).__name__, "a number")

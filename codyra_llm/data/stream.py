@@ -1,0 +1,184 @@
+"""A stream of tasks: the task file (what a task is) joined with a data folder (its rows)."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from codyra_llm.data.rows import read_rows
+from codyra_llm.errors import UserError
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Body:
+    """The only part of a prompt that may be cut: what stands between `start` and `end` (empty: the prompt's ends).
+
+    `keep` says which side of the body survives a cut.
+    """
+
+    start: str = ""
+    end: str = ""
+    keep: Literal["head", "tail"] = "head"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is, as its entry in the task file says; see tasks/trace/trace.yaml for the meaning of each key."""
+
+    scorer: str
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    epochs: float = 1
+    body: Body = field(default_factory=Body)
+    max_prompt_length: int = 1024
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream: its name, what it is, its rows by split, and the hash of each file."""
+
+    name: str
+    spec: TaskSpec
+    train: list[Row]
+    test: list[Row]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in the order in which they are learned.
+
+    Iterating gives the tasks. `TaskStream.load` reads one from a task file and a data folder, `from_rows` makes one
+    of rows that are already in memory.
+    """
+
+    tasks: tuple[Task, ...]
+    name: str = "custom"
+    version: str = ""
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names, in order."""
+        return [task.name for task in self.tasks]
+
+    @classmethod
+    def load(
+        cls,
+        task_file: Path | str,
+        data_dir: Path | str,
+        order: str | Sequence[str] = "order1",
+        max_train_examples: int | None = None,
+        max_test_examples: int | None = None,
+    ) -> "TaskStream":
+        """Reads the tasks of an order and their rows.
+
+        A limit takes a fixed random subset of a split: the same rows for every method and seed.
+
+        Raises:
+            UserError: a file is missing or malformed, a task or order is unknown, or a task is named twice.
+        """
+        specs, orders, label = read_task_file(Path(task_file))
+        names = _resolve_order(order, orders, specs, str(task_file))
+        folder = Path(data_dir).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
+        tasks = []
+        for name in names:
+            train = read_rows(folder / name / "train.json")
+            test = read_rows(folder / name / "test.json")
+            files = {split: _sha256(folder / name / f"{split}.json") for split in ("train", "test")}
+            train = _subset(train, max_train_examples, f"{name}/train")
+            test = _subset(test, max_test_examples, f"{name}/test")
+            tasks.append(Task(name, specs[name], train, test, files))
+        return cls(tuple(tasks), label, folder.resolve().name)
+
+    @classmethod
+    def from_rows(
+        cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None
+    ) -> "TaskStream":
+        """A stream of {task: {"train": rows, "test": rows}}; a task without a spec is scored by `accuracy`."""
+        known = specs or {}
+        return cls(
+            tuple(
+                Task(name, known.get(name, TaskSpec("accuracy")), splits["train"], splits["test"], {})
+                for name, splits in rows.items()
+            )
+        )
+
+
+def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]], str]:
+    """({task: spec}, {order: tasks}, stream name) of a task file.
+
+    Raises:
+        UserError: the file is missing, not YAML, or an entry has an unknown key or a wrong type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; task_file is a YAML file like tasks/trace/trace.yaml") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
+        raise UserError(f'{path}: a task file has a mapping "tasks" of task names to their entries')
+    specs = {str(name): _read_spec(path, str(name), entry) for name, entry in content["tasks"].items()}
+    orders = {str(key): list(value) for key, value in (content.get("orders") or {}).items()}
+    return specs, orders, f"{content.get('name', path.stem)} version {content.get('version', 1)}"
+
+
+def _read_spec(path: Path, name: str, entry: Any) -> TaskSpec:
+    unknown = set(entry) - set(TaskSpec.__dataclass_fields__) if isinstance(entry, dict) else set()
+    if unknown:
+        known = ", ".join(TaskSpec.__dataclass_fields__)
+        raise UserError(f'{path}: task {name}: unknown key "{sorted(unknown)[0]}"; a task has {known}')
+    try:
+        return pydantic.TypeAdapter(TaskSpec).validate_python(entry)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: task {name}: {place}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _resolve_order(
+    order: str | Sequence[str], orders: dict[str, list[str]], specs: dict[str, TaskSpec], path: str
+) -> list[str]:
+    if isinstance(order, str):
+        if order in orders:
+            order = orders[order]
+        elif order in specs:
+            order = [order]
+        elif order == "order1" and not orders:
+            order = list(specs)
+        else:
+            raise UserError(f'order: "{order}" is neither an order nor a task of {path}; it has '
+                            f"{', '.join([*orders, *specs])}")  # fmt: skip
+    for name in order:
+        if name not in specs:
+            raise UserError(f'order: unknown task "{name}"; {path} has {", ".join(specs)}')
+        if list(order).count(name) > 1:
+            raise UserError(f'order: task "{name}" stands there twice; a stream has each task once')
+    if not order:
+        raise UserError("order: no task; name at least one")
+    return list(order)
+
+
+def _subset(rows: list[Row], limit: int | None, label: str) -> list[Row]:
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(label).sample(range(len(rows)), limit))]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

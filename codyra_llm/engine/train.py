@@ -1,0 +1,112 @@
+"""Training one task: the loop over optimizer steps, under any ZeRO stage."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.optimizer import ProximalAdamW
+from codyra_llm.adapter.schedule import ThresholdSchedule
+from codyra_llm.config import TrainConfig
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.engine.ds_config import complete
+from codyra_llm.engine.launch import World
+from codyra_llm.engine.learning_rate import cosine_factor
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.zero import own_branches
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step: mean loss per answer token in nats, peak rate times schedule, threshold, live rank, speed.
+
+    `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    threshold: float
+    live_rank: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+def train_task(
+    model: PreTrainedModel,
+    optimizer: ProximalAdamW,
+    schedule: ThresholdSchedule | None,
+    batches: GlobalBatches,
+    train: TrainConfig,
+    deepspeed_json: dict[str, Any],
+    world: World,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> list[StepReport]:
+    """Trains the branches of a model on one task and leaves them whole on every rank.
+
+    The loss of a step is the sum over its answer tokens divided by their number over all ranks and micro batches,
+    so it does not depend on how the step is cut up.
+
+    Args:
+        model: with gated branches; only they are trained.
+        optimizer: over the branches, fresh for this task.
+        schedule: threshold of each step; None leaves the gates alone.
+        batches: which rows each step sees.
+        train, deepspeed_json: what to compute, how to hold it.
+        on_step: called after each optimizer step, on every rank.
+
+    Returns:
+        A report for each optimizer step.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    ranks = [layer.rank for _, layer in gated_layers(model)]
+    trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    engine, *_ = deepspeed.initialize(
+        model=AnswerLoss(model),
+        optimizer=optimizer,
+        model_parameters=trainable,
+        config=complete(deepspeed_json, train, world.size),
+        dist_init_required=False,
+    )
+    engine.train()
+    accumulation = engine.gradient_accumulation_steps()
+    partitioned = engine.zero_optimization_stage() > 0
+    reports = []
+    for step in range(batches.total_steps):
+        began = time.perf_counter()
+        factor = cosine_factor(step, batches.total_steps, train.warmup_steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        threshold = schedule.apply(optimizer, step) if schedule else 0.0
+        answer_tokens = batches.answer_tokens(step)
+        sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
+        for batch in batches.micro_batches(step, world.rank):
+            loss = engine(batch.input_ids.to(world.device), batch.labels.to(world.device))
+            sums[0] += loss.detach().double()
+            # DeepSpeed averages over ranks and micro batches; the loss is a sum over both
+            engine.backward(loss * (world.size * accumulation / answer_tokens))
+            engine.step()
+        sums[1] = optimizer.live_gates / (1 if partitioned else world.size)
+        dist.all_reduce(sums)
+        report = StepReport(
+            step,
+            loss=float(sums[0]) / answer_tokens,
+            learning_rate=train.learning_rate * factor,
+            threshold=threshold,
+            live_rank=(float(sums[1]) if schedule else sum(ranks)) / len(ranks),
+            grad_norm=float(engine.get_global_grad_norm() or 0.0),
+            tokens=batches.tokens(step),
+            seconds=time.perf_counter() - began,
+        )
+        reports.append(report)
+        on_step(report)
+    engine.destroy()
+    own_branches(model)
+    return reports

@@ -1,0 +1,69 @@
+"""Scorers by name: each scores stored predictions in every published variant at once, and in a lenient one.
+
+    score_rows("choice", [{"prompt": ..., "prediction": "B.", "reference": "B"}])
+    -> {"n": 1, "totals": {"trace_strict": 0.0, "treelora_prefix": 100.0, ...}, "rows": [{...}]}
+
+trace_strict      the TRACE repository
+treelora_prefix   the TreeLoRA repository
+moram             the MoRAM repository
+lenient           ours: what the answer means, however it is written
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.scorers.base import VARIANTS, OriginalCrash, Score
+from codyra_llm.evaluation.scorers.choice import CHOICE, CHOICE_EXPLAINED
+from codyra_llm.evaluation.scorers.edit import EDIT_SIMILARITY
+from codyra_llm.evaluation.scorers.exact import ACCURACY
+from codyra_llm.evaluation.scorers.numeric import NUMERIC
+from codyra_llm.evaluation.scorers.rouge import ROUGE_L
+from codyra_llm.evaluation.scorers.sari import SARI
+
+__all__ = ["SCORERS", "VARIANTS", "score_rows"]
+
+logger = logging.getLogger(__name__)
+
+SCORERS: dict[str, dict[str, Score]] = {
+    "accuracy": ACCURACY,
+    "choice": CHOICE,
+    "choice_explained": CHOICE_EXPLAINED,
+    "numeric": NUMERIC,
+    "rouge_l": ROUGE_L,
+    "edit_similarity": EDIT_SIMILARITY,
+    "sari": SARI,
+}
+
+
+def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict:
+    """Score predictions in every variant, in percent of the task's headline metric.
+
+    Args:
+        scorer: a name in `SCORERS`.
+        rows: each with "prompt", "prediction" and "reference".
+
+    Returns:
+        {"n": rows, "totals": {variant: percent}, "rows": [{variant: percent}]}; a total is the mean over all rows.
+        A row on which the published code would stop with an exception counts 0 in that variant, with a warning.
+    """
+    if scorer not in SCORERS:
+        raise UserError(f"unknown scorer {scorer!r}; known: {', '.join(SCORERS)}")
+    if not rows:
+        raise UserError(f"scorer {scorer}: no rows to score")
+    scores = [_score_row(SCORERS[scorer], index, row) for index, row in enumerate(rows)]
+    totals = {variant: sum(row[variant] for row in scores) / len(rows) for variant in VARIANTS}
+    return {"n": len(rows), "totals": totals, "rows": scores}
+
+
+def _score_row(variants: Mapping[str, Score], index: int, row: Mapping[str, str]) -> dict[str, float]:
+    percent: dict[Score, float] = {}  # variants share functions, and SARI is slow
+    for variant, score in variants.items():
+        if score in percent:
+            continue
+        try:
+            percent[score] = score(row["prompt"], row["prediction"], row["reference"])
+        except OriginalCrash as crash:
+            logger.warning("row %d scores 0 in %s: the published code stops there with %s", index, variant, crash)
+            percent[score] = 0.0
+    return {variant: percent[variants[variant]] for variant in VARIANTS}

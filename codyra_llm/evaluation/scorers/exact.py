@@ -1,0 +1,39 @@
+"""Answers compared as strings.
+
+trace_strict      raw equality, case- and whitespace-sensitive (TRACE)
+treelora_prefix   prediction stripped and cut to the reference's length, then equality (TreeLoRA, MoRAM)
+lenient           both stripped and case-folded, then equality
+A row whose prediction or reference is empty scores 0 in the first two.
+"""
+
+from codyra_llm.evaluation.scorers.base import Score
+
+
+def strict(prompt: str, prediction: str, reference: str) -> float:
+    """TRACE's accuracy of one row, in percent."""
+    return 100.0 * (prediction != "" and prediction == reference)
+
+
+def prefix(prompt: str, prediction: str, reference: str) -> float:
+    """TreeLoRA's accuracy of one row, in percent: "123" counts for "12", "Because" for "B"."""
+    # A shorter prediction is not cut and so cannot match; the reference is taken as it stands.
+    cut = prediction.strip()[: len(reference)]
+    return 100.0 * (cut != "" and cut == reference)
+
+
+def same_text(a: str, b: str) -> bool:
+    """Whether two texts are equal but for case and surrounding whitespace."""
+    return a.strip().casefold() == b.strip().casefold()
+
+
+def lenient(prompt: str, prediction: str, reference: str) -> float:
+    """Equality but for case and surrounding whitespace, in percent."""
+    return 100.0 * same_text(prediction, reference)
+
+
+ACCURACY: dict[str, Score] = {
+    "trace_strict": strict,
+    "treelora_prefix": prefix,
+    "moram": prefix,
+    "lenient": lenient,
+}

@@ -1,0 +1,74 @@
+"""Tables for the console and the model card, made from results.json and nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+SHOWN_METRICS = (
+    ("OP", "OP, mean of the last row"),
+    ("BWT", "BWT, mean of last minus just learned (GEM, TRACE)"),
+    ("forgetting_clipped_over_T", "forgetting, clipped, over T (TreeLoRA)"),
+    ("forgetting_chaudhry_max_from_own_task", "forgetting, best minus last (Chaudhry)"),
+    ("FWT", "FWT, before learning minus base (GEM)"),
+    ("transfer", "Transfer (MTIL)"),
+    ("average", "Average (MTIL)"),
+)
+
+
+def matrix_table(results: dict[str, Any]) -> str:
+    """Scores of every task after every task; [..] marks the task just learned."""
+    tasks = results["tasks"]
+    rows = [["", *tasks, "mean"]]
+    for t, (name, scores) in enumerate(zip(_row_names(tasks), results["matrix"], strict=False)):
+        cells = ["" if s is None else f"[{s:.1f}]" if t == i + 1 else f"{s:.1f} " for i, s in enumerate(scores)]
+        known = [s for s in scores if s is not None]
+        rows.append([name, *cells, f"{sum(known) / len(known):.1f}" if len(known) == len(tasks) else ""])
+    return align(rows)
+
+
+def nll_table(results: dict[str, Any]) -> str:
+    """Negative log-likelihood of the true answers, nats per token: lower is better."""
+    tasks = results["tasks"]
+    rows = [["", *tasks]]
+    for name, losses in zip(_row_names(tasks), results["answer_nll"], strict=False):
+        rows.append([name, *("" if nll is None else f"{nll:.3f}" for nll in losses)])
+    return align(rows)
+
+
+def metrics_table(results: dict[str, Any]) -> str:
+    """The matrix's summary numbers in every scoring variant."""
+    variants = list(results["metrics"])
+    rows = [["", *variants]]
+    for key, label in SHOWN_METRICS:
+        values = [results["metrics"][variant].get(key) for variant in variants]
+        rows.append([label, *("" if value is None else f"{value:.2f}" for value in values)])
+    return align(rows)
+
+
+def rank_table(results: dict[str, Any]) -> str:
+    """Mean surviving rank of each kind of projection, by task, and the size of the update."""
+    kinds = list(results["ranks"][0]["by_projection"])
+    rows = [["", *kinds, "mean", "update norm", "drift"]]
+    for entry in results["ranks"]:
+        by_kind = [f"{entry['by_projection'][kind]:.1f}" for kind in kinds]
+        numbers = [f"{entry['mean']:.1f}", f"{entry['update_norm']:.3f}", f"{entry['cumulative_norm']:.3f}"]
+        rows.append([entry["task"], *by_kind, *numbers])
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: first column left, the others right, as wide as their widest cell."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths)))  # noqa: B905
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(table: str) -> str:
+    """A table as a preformatted block."""
+    return f"```\n{table}\n```"
+
+
+def _row_names(tasks: Sequence[str]) -> list[str]:
+    return ["base model", *(f"after {task}" for task in tasks)]

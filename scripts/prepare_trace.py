@@ -1,0 +1,11 @@
+"""python scripts/prepare_trace.py --data_dir DATA [--tasks FOMC,Py150] [--validation_size N --output_dir OUT] [--json]
+
+Checks a downloaded copy of TRACE and, on request, writes one with a validation split carved out of clean train rows.
+"""
+
+import sys
+
+from codyra_llm.data.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""read_rows: what it returns, and the one line each kind of bad file gets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codyra_llm.data.rows import read_rows
+from codyra_llm.errors import UserError
+
+GOOD = {"prompt": "1 + 1 =", "answer": "2"}
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_returns_prompt_and_answer_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text('[{"prompt": "态度：\\n", "answer": " ja ", "id": 3}]', encoding="utf-8-sig")
+    assert read_rows(path) == [{"prompt": "态度：\n", "answer": " ja "}]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"data": [GOOD]}, ": holds an object, not a list of rows; every row needs"),
+        ([], ": no rows; "),
+        ([GOOD] * 16 + [{"prompt": "x"}], ' row 17: no "answer"; every row needs {"prompt", "answer"}'),
+        ([{"answer": "x"}], ' row 1: no "prompt"; '),
+        ([GOOD, "x"], " row 2: is text, not an object; "),
+        ([GOOD, None], " row 2: is null, not an object; "),
+        ([{"prompt": "x", "answer": 2}], ' row 1: "answer" is a number, not text; '),
+        ([{"prompt": ["x"], "answer": "2"}], ' row 1: "prompt" is a list, not text; '),
+        ([{"prompt": "", "answer": "2"}], ' row 1: "prompt" is empty; '),
+        ([{"prompt": "x", "answer": " \n"}], ' row 1: "answer" is empty; '),
+        ([{"prompt": "x\ud83d", "answer": "2"}], ' row 1: "prompt" holds a broken character'),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, value: Any, message: str) -> None:
+    path = write(tmp_path / "train.json", value)
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}{message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[\n{"prompt": "x" "answer"}]', " line 2 column 16: not valid JSON (Expecting ',' delimiter)"),
+        (b"", " line 1 column 1: not valid JSON (Expecting value)"),
+        (b'[{"prompt": "caf\xe9"}]', ": not UTF-8 text (byte 16); save it as UTF-8"),
+        (b"[" * 100_000, ": nested too deeply to be a list of rows; every row needs"),
+    ],
+)
+def test_unreadable_json_is_located(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}{message}")
+
+
+def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.json: no such file"):
+        read_rows(tmp_path / "train.json")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_rows(tmp_path)
