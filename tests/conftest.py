@@ -1,10 +1,18 @@
-"""Shared by all tests: where the reference data lies, and small real models."""
+"""Shared by all tests: where the reference data lies, small real tokenizers, a tiny model on disk."""
 
+import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-SHARED = Path(__file__).parents[2] / "shared"
+from tests.models import tiny_model
+
+REPOSITORY = Path(__file__).parents[1]
+SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
+SHARED = REPOSITORY.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +30,73 @@ def trace_500() -> Path:
     folder = SHARED / "data" / "trace-500"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: no real TRACE data to test with")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> list[str]:
+    """All text of the built-in sample, to train tokenizers on."""
+    rows = [row for file in sorted(SAMPLE.glob("*/*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]
+    return [text for row in rows for text in (row["prompt"], row["answer"])]
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(sample_texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SentencePiece BPE model with byte fallback, as Llama 2 and Gemma have."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.replace("\n", " ") for text in sample_texts),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def tokenizers_by_family(sentencepiece_model: Path, sample_texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
+    """Llama-2 and Gemma style SentencePiece with a begin mark; byte-level BPE without (SmolLM2) and with (Llama 3)."""
+    folder = str(sentencepiece_model.parent)
+    return {
+        "llama-sentencepiece": _with_begin_mark(LlamaTokenizer.from_pretrained(folder)),
+        "gemma": _with_begin_mark(GemmaTokenizer.from_pretrained(folder)),
+        "byte-bpe": _byte_bpe(sample_texts),
+        "byte-bpe-with-begin-mark": _with_begin_mark(_byte_bpe(sample_texts)),
+    }
+
+
+def _byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def _with_begin_mark(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """As the published tokenizer files do it: a post-processor puts the mark before a text."""
+    mark = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{mark} $A", pair=f"{mark} $A {mark} $B", special_tokens=[(mark, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with its tokenizer, as an HF folder."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama").save_pretrained(folder)
+    tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
     return folder

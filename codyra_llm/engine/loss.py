@@ -20,15 +20,15 @@ class AnswerLoss(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """input_ids, labels [rows, tokens] (right-padded, IGNORED but at answer tokens) -> a scalar in nats, fp32."""
-        return self.token_losses(input_ids, labels).sum()
-
-    def token_losses(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[answer tokens] losses in nats, fp32, row after row."""
         hidden = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         at_answer = targets != IGNORED
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][at_answer]).float()
-        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        if softcap is not None:  # Gemma 2
-            logits = torch.tanh(logits / softcap) * softcap
-        return nn.functional.cross_entropy(logits, targets[at_answer], reduction="none")
+        logits = answer_logits(self.model, hidden[:, :-1][at_answer])
+        return nn.functional.cross_entropy(logits, targets[at_answer], reduction="sum")
+
+
+def answer_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The model's own logits, fp32, of hidden states [tokens, hidden_size] -> [tokens, vocabulary]."""
+    logits = model.get_output_embeddings()(hidden).float()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap  # Gemma 2 caps them

@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
-from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
 from codyra_llm.engine.launch import World, gather
-from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.evaluation.generate import generate_answers
+from codyra_llm.evaluation.generate import answer_examples
 from codyra_llm.evaluation.scorers import score_rows
 
 PARITY_NEW_TOKENS = 512
@@ -60,39 +57,22 @@ def evaluate_task(
         new_tokens, stop = PARITY_NEW_TOKENS, ()
     elif config.max_new_tokens is not None:
         new_tokens = min(new_tokens, config.max_new_tokens)
-    answers, generated = generate_answers(
-        model, tokenizer, [examples[i].prompt for i in mine], new_tokens, stop, config.batch_size, on_batch
+    answered = answer_examples(
+        model, tokenizer, [examples[i] for i in mine], new_tokens, stop, config.batch_size, on_batch
     )
-    losses = answer_losses(model, [examples[i] for i in mine], config.batch_size)
-    shares = gather((mine, answers, losses, generated))
-    predictions = {i: (answer, loss) for rows, texts, sums, _ in shares for i, answer, loss in zip(rows, texts, sums)}  # noqa: B905
+    by_row = {i: answer for share in gather(list(zip(mine, answered, strict=True))) for i, answer in share}
     rows: list[dict[str, Any]] = [
-        {"prompt": row["prompt"], "prediction": predictions[i][0], "reference": row["answer"]}
+        {"prompt": row["prompt"], "prediction": by_row[i].text, "reference": row["answer"]}
         for i, row in enumerate(task.test)
     ]
     scores = score_rows(task.spec.scorer, rows)
     for i, row in enumerate(rows):
-        row["nll"] = predictions[i][1] / len(examples[i].answer)
+        row["nll"] = by_row[i].loss / len(examples[i].answer)
         row["scores"] = scores["rows"][i]
     return TaskScores(
         rows,
         scores["totals"],
-        nll=sum(loss for _, loss in predictions.values()) / sum(len(example.answer) for example in examples),
-        tokens=sum(share[3] for share in shares),
+        nll=sum(answer.loss for answer in by_row.values()) / sum(len(example.answer) for example in examples),
+        tokens=sum(answer.tokens for answer in by_row.values()),
         seconds=time.perf_counter() - began,
     )
-
-
-@torch.inference_mode()
-def answer_losses(model: PreTrainedModel, examples: Sequence[Example], batch_size: int) -> list[float]:
-    """Summed NLL in nats of each example's answer, in their order."""
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
-    loss, result = AnswerLoss(model), [0.0] * len(examples)
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        batch = collate([examples[i] for i in rows], pad_token_id=0)
-        tokens = loss.token_losses(batch.input_ids.to(model.device), batch.labels.to(model.device))
-        parts = tokens.double().split([len(examples[i].answer) for i in rows])
-        for i, part in zip(rows, parts, strict=True):
-            result[i] = float(part.sum())
-    return result

@@ -1,10 +1,64 @@
-"""Batched greedy generation: rows sorted by length, left-padded, with a KV cache and per-task stops."""
+"""Answers and their losses, batched: rows sorted by length, left-padded, each prompt computed once.
+
+The prompt's KV cache serves twice: first the true answer is fed through it for its loss, then the cache is cut back
+to the prompt and the model's own answer is generated from it.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from torch import nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+
+from codyra_llm.data.encode import Example
+from codyra_llm.engine.loss import answer_logits
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The model's own answer to a prompt, how many tokens it took, and the summed loss of the true one in nats."""
+
+    text: str
+    tokens: int
+    loss: float
+
+
+@torch.inference_mode()
+def answer_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[Answered]:
+    """Greedy answers to the examples' prompts and the loss of their true answers, in the examples' order.
+
+    An answer ends at the end-of-sequence token, at a stop string (left out of it) or after `max_new_tokens`. The
+    model's own sampling defaults are not used.
+
+    Args:
+        on_batch: called after each batch with the number of rows it had.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
+    )
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
+    answered: dict[int, Answered] = {}
+    defaults, model.generation_config = model.generation_config, greedy
+    try:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            batch = _answer_batch(model, tokenizer, [examples[i] for i in rows], pad, stop)
+            answered.update(zip(rows, batch, strict=True))
+            on_batch(len(rows))
+    finally:
+        model.generation_config = defaults
+    return [answered[i] for i in range(len(examples))]
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -15,55 +69,76 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found and opening < len(text) else text
 
 
-@torch.inference_mode()
-def generate_answers(
+def _answer_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
-    batch_size: int = 16,
-    on_batch: Callable[[int], None] = lambda rows: None,
-) -> tuple[list[str], int]:
-    """Greedy continuations of token-id prompts, in their order, and the number of tokens generated.
-
-    An answer ends at the end-of-sequence token, at a stop string (left out of it) or after `max_new_tokens`. The
-    model's own sampling defaults are not used.
-
-    Args:
-        prompts: ids, begin mark included.
-        on_batch: called after each batch with the number of rows it had.
-    """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
+    examples: Sequence[Example],
+    pad: int,
+    stop: Sequence[str],
+) -> list[Answered]:
+    width = max(len(example.prompt) for example in examples)
+    prompts, mask = _pad_left([example.prompt for example in examples], width, pad)
+    prompts, mask = prompts.to(model.device), mask.to(model.device)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()  # sliding-window layers keep what a cut back would need
+    losses = _answer_losses(model, examples, prompts, mask, cache)
+    output = model.generate(
+        prompts,
+        attention_mask=mask,
+        past_key_values=cache,
+        stopping_criteria=[_StopStrings(tokenizer, stop, width)] if stop else None,
     )
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers, generated = [""] * len(prompts), 0
-    defaults, model.generation_config = model.generation_config, greedy
-    try:
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            width = max(len(prompts[i]) for i in rows)
-            input_ids = torch.full((len(rows), width), pad)
-            mask = torch.zeros_like(input_ids)
-            for k, i in enumerate(rows):
-                input_ids[k, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[k, width - len(prompts[i]) :] = 1
-            output = model.generate(
-                input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                stopping_criteria=[_StopStrings(tokenizer, stop, width)] if stop else None,
-            )
-            continuations = output[:, width:].tolist()
-            for i, ids in zip(rows, continuations, strict=True):
-                ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
-                generated += len(ids)
-                answers[i] = cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
-            on_batch(len(rows))
-    finally:
-        model.generation_config = defaults
-    return answers, generated
+    answered = []
+    for ids, loss in zip(output[:, width:].tolist(), losses, strict=True):
+        ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+        text = cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
+        answered.append(Answered(text, len(ids), loss))
+    return answered
+
+
+def _answer_losses(
+    model: PreTrainedModel, examples: Sequence[Example], prompts: torch.Tensor, mask: torch.Tensor, cache: DynamicCache
+) -> list[float]:
+    """Losses of the true answers; leaves the cache with all of each prompt but its last token."""
+    decoder = model.get_decoder()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if prompts.shape[1] > 1:
+        decoder(
+            input_ids=prompts[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    length = max(len(example.answer) for example in examples)
+    targets = torch.full((len(examples), length), -100)
+    for k, example in enumerate(examples):
+        targets[k, : len(example.answer)] = torch.tensor(example.answer)
+    targets = targets.to(prompts.device)
+    # what predicts answer token j is the prompt's last token (j = 0) or answer token j - 1
+    inputs = torch.cat([prompts[:, -1:], targets[:, :-1].clamp(min=0)], dim=1)
+    hidden = decoder(
+        input_ids=inputs,
+        attention_mask=torch.cat([mask[:, :-1], torch.ones_like(inputs)], dim=1),
+        position_ids=positions[:, -1:] + torch.arange(length, device=prompts.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    cache.crop(-length)
+    at_answer = targets != -100
+    tokens = nn.functional.cross_entropy(answer_logits(model, hidden[at_answer]), targets[at_answer], reduction="none")
+    parts = tokens.double().split([len(example.answer) for example in examples])
+    return [float(part.sum()) for part in parts]
+
+
+def _pad_left(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), both [rows, width]."""
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        ids[k, width - len(row) :] = torch.tensor(row)
+        mask[k, width - len(row) :] = 1
+    return ids, mask
 
 
 class _StopStrings(StoppingCriteria):

@@ -106,6 +106,8 @@ def start_log(path: Path | None) -> logging.Logger:
         return log
     log.setLevel(logging.INFO)
     console, file = logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")
+    # what the published scorers stumble over is for the file; on the console it would bury the run
+    console.addFilter(lambda record: not record.name.startswith("codyra_llm.evaluation.scorers"))
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(console)
     log.addHandler(file)

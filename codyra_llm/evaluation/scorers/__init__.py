@@ -51,12 +51,18 @@ def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict:
         raise UserError(f"unknown scorer {scorer!r}; known: {', '.join(SCORERS)}")
     if not rows:
         raise UserError(f"scorer {scorer}: no rows to score")
-    scores = [_score_row(SCORERS[scorer], index, row) for index, row in enumerate(rows)]
+    crashes: dict[tuple[str, str], list[int]] = {}
+    scores = [_score_row(SCORERS[scorer], index, row, crashes) for index, row in enumerate(rows)]
+    for (variant, reason), indices in crashes.items():
+        places = ", ".join(map(str, indices))
+        logger.warning("%s: the published code stops with %s; scored 0: row %s", variant, reason, places)
     totals = {variant: sum(row[variant] for row in scores) / len(rows) for variant in VARIANTS}
     return {"n": len(rows), "totals": totals, "rows": scores}
 
 
-def _score_row(variants: Mapping[str, Score], index: int, row: Mapping[str, str]) -> dict[str, float]:
+def _score_row(
+    variants: Mapping[str, Score], index: int, row: Mapping[str, str], crashes: dict[tuple[str, str], list[int]]
+) -> dict[str, float]:
     percent: dict[Score, float] = {}  # variants share functions, and SARI is slow
     for variant, score in variants.items():
         if score in percent:
@@ -64,6 +70,6 @@ def _score_row(variants: Mapping[str, Score], index: int, row: Mapping[str, str]
         try:
             percent[score] = score(row["prompt"], row["prediction"], row["reference"])
         except OriginalCrash as crash:
-            logger.warning("row %d scores 0 in %s: the published code stops there with %s", index, variant, crash)
+            crashes.setdefault((variant, str(crash)), []).append(index)
             percent[score] = 0.0
     return {variant: percent[variants[variant]] for variant in VARIANTS}

@@ -8,7 +8,7 @@ A sentence of whitespace only is one empty word, which counts.
 trace_strict      TRACE hands the two texts over in swapped order; a text of periods only is a ValueError there
 treelora_prefix   as TRACE, after a newline is added to a prediction that has none (so "." no longer crashes)
 moram             as TreeLoRA with the order restored
-lenient           longest common subsequence of the whole texts, words = runs of word characters, case-folded
+lenient           package rouge-score's ROUGE-L of the whole texts; words are runs of word characters, case-folded
 In the first three an empty prediction or reference scores 0. The published code is recursive and gives up on long
 sentences (RecursionError); here such rows get the value it would have returned.
 """
@@ -16,7 +16,8 @@ sentences (RecursionError); here such rows get the value it would have returned.
 import re
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from codyra_llm.evaluation.scorers.base import OriginalCrash, Score
 
@@ -85,15 +86,21 @@ def moram(prompt: str, prediction: str, reference: str) -> float:
     return 100 * rouge_l_f(with_newline(prediction), reference) if prediction and reference else 0.0
 
 
+class _UnicodeWords(Tokenizer):
+    """The package's own tokenizer drops all that is not ASCII, and with it a right answer in German or Chinese."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.casefold())
+
+
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """Plain ROUGE-L F of one row, in percent: case, punctuation and sentence boundaries do not count."""
-    hypothesis_words, reference_words = (WORD.findall(text.casefold()) for text in (prediction, reference))
-    if not hypothesis_words or not reference_words:
+    """ROUGE-L F of package rouge-score, in percent: case, punctuation and sentence boundaries do not count."""
+    if not WORD.search(prediction) or not WORD.search(reference):
         return 100.0 * (prediction.strip() == reference.strip())
-    common = LCSseq.similarity(hypothesis_words, reference_words)
-    return 200.0 * common / (len(hypothesis_words) + len(reference_words))
+    return 100.0 * ROUGE_SCORER.score(reference, prediction)["rougeL"].fmeasure
 
 
+ROUGE_SCORER = RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
 ROUGE_L: dict[str, Score] = {
     "trace_strict": strict,
     "treelora_prefix": treelora,

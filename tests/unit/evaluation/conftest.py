@@ -1,4 +1,4 @@
-"""Recorded results of the published scorers and matrix code, in a folder `shared/golden` beside the repository."""
+"""Recorded results of the published scorers and matrix code."""
 
 import json
 from collections.abc import Callable
@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
-
 
 @pytest.fixture
-def golden() -> Callable[[str], dict]:
-    def read(name: str) -> dict:
-        path = GOLDEN / name
-        if not path.exists():
-            pytest.skip(f"no recorded results at {path}")
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    return read
+def golden(golden: Path) -> Callable[[str], dict]:
+    """Reads one file of the oracle folder."""
+    return lambda name: json.loads((golden / name).read_text(encoding="utf-8"))

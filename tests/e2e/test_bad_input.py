@@ -1,0 +1,158 @@
+"""Bad input ends the command with one line that says what is wrong and where, status 2, and nothing written."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
+
+from tests.conftest import REPOSITORY, SAMPLE
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def fails(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Command:
+    """Runs train_trace with arguments that must fail; returns the one line."""
+
+    def command(*arguments: str) -> str:
+        output = tmp_path / "output"
+        common = ["--model.name_or_path", str(tiny_folder), "--output_dir", str(output), "--order", "FOMC"]
+        monkeypatch.setattr(sys, "argv", ["train_trace.py", *common, "--adapter.rank", "4", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(REPOSITORY / "scripts" / "train_trace.py"), run_name="__main__")
+        assert stop.value.code == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert not output.exists(), "nothing is written"
+        return lines[0]
+
+    return command
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A copy of one sample task that may be damaged."""
+    shutil.copytree(SAMPLE / "FOMC", tmp_path / "data" / "FOMC")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),
+        (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
+        (["--method", "magic"], "method: Input should be 'codyra' or 'lora', found 'magic'"),
+        (["--data_dir", "nowhere"], "nowhere: no such data folder"),
+        (["--order", "FOMC,Sums"], 'unknown task "Sums"'),
+        (["--adapter.target_modules", "c_attn"], '"c_attn" matches no projection of this model; it has down_proj'),
+        (["--adapter.rank", "0"], "rank is 0; it must be at least 1"),
+        (["--adapter.rank", "17"], "rank is 17, but model.layers.0.self_attn.k_proj holds at most 16"),
+        (["--train.global_batch_size", "6", "--train.per_device_train_batch_size", "4"], "6 does not divide"),
+        (["--adapter.threshold_mode", "reference"], "FOMC: the threshold can prune nothing in .* ramp_levels 50"),
+        (["--adapter.dense_fraction", "1"], "the threshold can prune nothing: .*leaves no sparse step"),
+        (["--adapter.threshold_strength", "0.1"], "can prune nothing in importance mode|which can prune nothing"),
+        (["--data.max_answer_length", "1"], r"FOMC/train.json row 1: the answer has \d tokens"),
+        (["--data.max_prompt_length", "5"], "row 1: the prompt without its body has"),
+        (["--model.name_or_path", "no/such/model/folder"], "model.name_or_path no/such/model/folder: "),
+        (["--model.name_or_path", "nothing.gguf"], "nothing.gguf: no such file"),
+        (["--deepspeed", "nothing.json"], "deepspeed: nothing.json: No such file"),
+        (["--config", "nothing.yaml"], "nothing.yaml: No such file"),
+        (["--task_file", "nothing.yaml"], "nothing.yaml: No such file"),
+    ],
+)
+def test_arguments(fails: Command, arguments: list[str], message: str) -> None:
+    assert re.search(message, fails(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "FOMC/train.json: no such file"),
+        ("", "FOMC/train.json line 1"),
+        ("[]", "FOMC/train.json: no rows"),
+        ('[{"prompt": "a", "answer": "b"},\n {"prompt" "c"}]', "FOMC/train.json line 2 column"),
+        ('[{"prompt": "a", "answer": "b"}, {"prompt": "a"}]', 'FOMC/train.json row 2: no "answer"; every row needs'),
+    ],
+)
+def test_data_files(fails: Command, data: Path, text: str | None, message: str) -> None:
+    file = data / "FOMC" / "train.json"
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    assert message in fails("--data_dir", str(data))
+
+
+def test_unknown_keys_and_wrong_types_in_a_file(fails: Command, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("adapter: {rnk: 8}\n")
+    assert 'unknown key "adapter.rnk"; did you mean "adapter.rank"?' in fails("--config", str(file))
+    file.write_text("train: {learning_rate: fast}\n")
+    assert "train.learning_rate: Input should be a valid number" in fails("--config", str(file))
+    file.write_text("train: [1, 2]\n")
+    assert "train is a section" in fails("--config", str(file))
+    file.write_text("a: b: c\n")
+    assert "not valid YAML" in fails("--config", str(file))
+
+
+def test_an_unknown_scorer(fails: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text(yaml.safe_dump({"tasks": {"FOMC": {"scorer": "bleurt"}}}))
+    assert 'task FOMC: unknown scorer "bleurt"; there are accuracy, choice' in fails("--task_file", str(file))
+
+
+def test_a_deepspeed_file_that_would_change_the_result(fails: Command, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"train_batch_size": 4}')
+    assert '"train_batch_size" is decided by train.global_batch_size' in fails("--deepspeed", str(file))
+    file.write_text("{")
+    assert "line 1: not valid JSON" in fails("--deepspeed", str(file))
+
+
+def test_output_folders_that_must_not_be_touched(fails: Command, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("seed: 7\n")
+    assert "holds a run with another configuration" in fails("--output_dir", str(other))
+    (other / "config.yaml").rename(other / "thesis.tex")
+    assert "holds files that are not a run" in fails("--output_dir", str(other))
+    assert (other / "thesis.tex").exists()
+    assert "is a file" in fails("--output_dir", str(other / "thesis.tex"))
+    assert "cannot be written" in fails("--output_dir", str(other / "thesis.tex" / "run"))
+
+
+def test_a_tokenizer_without_end_mark(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings["eos_token"] = None
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    assert AutoTokenizer.from_pretrained(folder).eos_token_id is None
+    assert "no end-of-sequence token" in fails("--model.name_or_path", str(folder))
+
+
+def test_a_model_that_is_not_a_causal_lm(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    assert "BertForMaskedLM is not a causal language model" in fails("--model.name_or_path", str(folder))
+
+
+def test_part_of_a_launchers_environment(fails: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codyra_llm.engine import launch
+
+    monkeypatch.setattr(launch.dist, "is_initialized", lambda: False)
+    for name in launch.LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE set but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in fails()

@@ -1,0 +1,37 @@
+"""Tiny random models of each architecture, built from configs."""
+
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import PreTrainedModel
+
+COMMON = {
+    "vocab_size": 768,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**COMMON, tie_word_embeddings=False),
+    "gemma": lambda: GemmaConfig(**COMMON),
+    "gemma2": lambda: Gemma2Config(**COMMON, query_pre_attn_scalar=8, sliding_window=16, final_logit_softcapping=5.0),
+    "gemma3": lambda: Gemma3TextConfig(**COMMON, query_pre_attn_scalar=8, sliding_window=16),
+    "mistral": lambda: MistralConfig(**COMMON, sliding_window=16),
+    "qwen3": lambda: Qwen3Config(**COMMON),
+}
+
+
+def tiny_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random model of two layers whose answers are not all alike."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=dtype).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)
+    return model

@@ -1,0 +1,126 @@
+"""The proximal step and its schedule: exact zeros, the right components, the same on any slice."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from codyra_llm import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.optimizer import reference_threshold, soft_threshold
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=20), st.floats(0, 2))
+def test_soft_threshold_is_the_proximal_operator(values: list[float], threshold: float) -> None:
+    x = torch.tensor(values, dtype=torch.float64)
+    result = soft_threshold(x, threshold)
+    assert ((result == 0) == (x.abs() <= threshold)).all()
+    assert (result.abs() <= x.abs()).all()
+    assert (result * x >= 0).all()
+    moved = result != 0
+    torch.testing.assert_close((x - result)[moved].abs(), torch.full_like(x[moved], threshold))
+    # the official rule agrees but between k and 2k, where it zeroes
+    outside = (x.abs() > 2 * threshold) | (x.abs() < threshold)
+    torch.testing.assert_close(reference_threshold(x, threshold)[outside], result[outside])
+
+
+@pytest.mark.parametrize("mode", ["importance", "budget"])
+@pytest.mark.parametrize("steps", [2, 15, 31, 46, 500, 1501])
+def test_total_shrink_does_not_depend_on_the_number_of_steps(mode: str, steps: int) -> None:
+    schedule = ThresholdSchedule(CoDyRAConfig(threshold_mode=mode), steps)
+    thresholds = [schedule.threshold(step) for step in range(steps)]
+    assert sum(thresholds) == pytest.approx(schedule.config.strength)
+    assert thresholds == sorted(thresholds)
+    assert sum(t == 0 for t in thresholds) == -(-steps // 2)
+    assert max(thresholds) <= 2 * schedule.config.strength / schedule.sparse_steps
+    assert schedule.can_prune
+
+
+def test_reference_mode_says_that_it_cannot_prune_a_short_task() -> None:
+    config = CoDyRAConfig(threshold_mode="reference")
+    assert not ThresholdSchedule(config, 46).can_prune
+    assert ThresholdSchedule(config, 500).can_prune
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(12, 10, bias=False, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.projection(x)
+
+
+def train(config: CoDyRAConfig, steps: int = 120, true_rank: int = 2) -> tuple[nn.Module, list[int]]:
+    """A layer learns an update of known rank; returns the model and the live gates after each step."""
+    torch.manual_seed(0)
+    model = OneLayer()
+    target = torch.randn(10, true_rank, dtype=torch.float64) @ torch.randn(true_rank, 12, dtype=torch.float64)
+    x = torch.randn(256, 12, dtype=torch.float64)
+    y = model(x).detach() + x @ target.T
+    inject(model, config, seed=3)
+    optimizer = ProximalAdamW.for_model(model, config, lr=0.03)
+    schedule = ThresholdSchedule(config, steps)
+    live = []
+    for step in range(steps):
+        nn.functional.mse_loss(model(x), y).backward()
+        schedule.apply(optimizer, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        live.append(optimizer.live_gates)
+    return model, live
+
+
+def test_importance_prunes_what_the_task_does_not_need() -> None:
+    model, live = train(CoDyRAConfig(rank=8, target_modules=("projection",)))
+    assert live[59] == 8, "nothing is pruned in the dense stage"
+    (report,) = prune(model)
+    assert 2 <= report.rank < 8
+    assert report.rank == live[-1]
+
+
+def test_lora_keeps_every_component_and_its_gates_at_one() -> None:
+    config = CoDyRAConfig(rank=8, target_modules=("projection",), train_gates=False, gate_init="ones")
+    model, _ = train(config)
+    ((_, layer),) = gated_layers(model)
+    assert torch.equal(layer.gate.detach(), torch.ones(8, dtype=torch.float64))
+    assert [module.rank for module in prune(model)] == [8]
+
+
+def test_gates_have_a_learning_rate_of_their_own() -> None:
+    model = OneLayer()
+    config = CoDyRAConfig(rank=4, target_modules=("projection",), gate_learning_rate=0.01)
+    inject(model, config)
+    optimizer = ProximalAdamW.for_model(model, config, lr=0.001)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.01]
+    assert "threshold" not in optimizer.param_groups[0]
+    assert optimizer.defaults["betas"] == (0.9, 0.9999)
+
+
+@pytest.mark.parametrize("mode", ["importance", "budget", "reference"])
+def test_one_flat_padded_slice_gives_the_same_gates_as_whole_parameters(mode: str) -> None:
+    """What ZeRO hands over: all gates in one flat tensor that ends in zeros."""
+    torch.manual_seed(0)
+    gates = [torch.ones(4), torch.ones(6)]
+    gradients = [[torch.randn(4) * 0.1, torch.randn(6)] for _ in range(40)]
+    config = CoDyRAConfig(threshold_mode=mode, threshold_strength=1.0, gate_init="normal", ramp_levels=10)
+
+    def trajectory(parameters: list[nn.Parameter], split) -> torch.Tensor:
+        group = {"params": parameters, "threshold": 0.0, "threshold_mode": mode, "importance_decay": 0.9}
+        optimizer = ProximalAdamW([group], lr=0.01)
+        schedule = ThresholdSchedule(config, 40)
+        for step, gradient in enumerate(gradients):
+            for parameter, part in zip(parameters, split(gradient), strict=True):
+                parameter.grad = part.clone()
+            schedule.apply(optimizer, step)
+            optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+    whole = trajectory([nn.Parameter(gate.clone()) for gate in gates], lambda gradient: gradient)
+    padding = torch.zeros(6)
+    flat = trajectory([nn.Parameter(torch.cat([*gates, padding]))], lambda g: [torch.cat([*g, padding])])
+    torch.testing.assert_close(flat[:10], whole, atol=1e-6, rtol=0)
+    assert torch.equal(flat[:10] == 0, whole == 0)
+    assert not flat[10:].any()
+    assert mode == "reference" or (whole == 0).any()

@@ -1,0 +1,76 @@
+"""Task files and streams."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from codyra_llm import TaskStream
+from codyra_llm.config import REPOSITORY
+from codyra_llm.data.stream import TaskSpec, read_task_file
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.scorers import SCORERS
+
+TRACE = REPOSITORY / "tasks" / "trace" / "trace.yaml"
+SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
+
+
+def test_trace_is_there_in_both_orders() -> None:
+    specs, orders, _ = read_task_file(TRACE)
+    assert len(specs) == 8
+    assert all(sorted(order) == sorted(specs) for order in orders.values())
+    assert {spec.scorer for spec in specs.values()} <= set(SCORERS)
+    stream = TaskStream.load(TRACE, SAMPLE, "order2")
+    assert stream.names == orders["order2"]
+    assert all(len(task.train) == 64 and len(task.files["train"]) == 64 for task in stream)
+
+
+def test_a_limit_takes_the_same_rows_every_time() -> None:
+    first, second = (TaskStream.load(TRACE, SAMPLE, ["FOMC"], 10, 5).tasks[0] for _ in range(2))
+    assert (len(first.train), len(first.test)) == (10, 5)
+    assert first.train == second.train
+
+
+def test_rows_from_memory() -> None:
+    rows = [{"prompt": "1+1=", "answer": "2"}]
+    stream = TaskStream.from_rows({"sums": {"train": rows, "test": rows}}, {"sums": TaskSpec("numeric")})
+    assert [task.spec.scorer for task in stream] == ["numeric"]
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("order9", '"order9" is neither an order nor a task'),
+        (["FOMC", "Nope"], 'unknown task "Nope".*C-STANCE, FOMC'),
+        (["FOMC", "FOMC"], '"FOMC" stands there twice'),
+        ([], "no task"),
+    ],
+)
+def test_orders_that_make_no_sense(order: str | list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TaskStream.load(TRACE, SAMPLE, order)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"scorer": "choice", "stops": []}, 'task mine: unknown key "stops"'),
+        ({"scorer": "choice", "epochs": "many"}, "task mine: epochs: .* found 'many'"),
+        ({"max_new_tokens": 3}, "task mine: scorer: "),
+        (None, "task mine: "),
+    ],
+)
+def test_task_entries_that_make_no_sense(tmp_path: Path, entry: object, message: str) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text(yaml.safe_dump({"tasks": {"mine": entry}}))
+    with pytest.raises(UserError, match=message):
+        read_task_file(file)
+
+
+def test_a_stream_of_ones_own_needs_two_files_and_no_code(tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text("tasks:\n  mine:\n    scorer: accuracy\n")
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "mine" / f"{split}.json").write_text(json.dumps([{"prompt": "p", "answer": "a"}]))
+    assert TaskStream.load(tmp_path / "tasks.yaml", tmp_path).names == ["mine"]

@@ -1,0 +1,61 @@
+"""The answer-only loss against transformers' own, on every architecture; the learning rate; DeepSpeed JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from codyra_llm.config import REPOSITORY, TrainConfig
+from codyra_llm.data.batches import collate
+from codyra_llm.data.encode import Example
+from codyra_llm.engine.ds_config import complete, read_deepspeed_json
+from codyra_llm.engine.learning_rate import cosine_factor
+from codyra_llm.engine.loss import AnswerLoss
+from tests.models import CONFIGS, tiny_model
+
+EXAMPLES = [
+    Example([1, *range(10, 40)], [50, 51, 2]),
+    Example([1, 7, 8], list(range(100, 120)) + [2]),
+    Example([1, 7, 8, 9], [2]),
+]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_equals_the_models_own_loss(architecture: str) -> None:
+    model = tiny_model(architecture)
+    batch = collate(EXAMPLES, pad_token_id=0)
+    ours = AnswerLoss(model)(batch.input_ids, batch.labels)
+    mask = torch.tensor([[1] * len(e) + [0] * (batch.input_ids.shape[1] - len(e)) for e in EXAMPLES])
+    theirs = model(input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels).loss
+    answer_tokens = sum(len(example.answer) for example in EXAMPLES)
+    torch.testing.assert_close(ours / answer_tokens, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_sum_does_not_depend_on_padding() -> None:
+    model = tiny_model()
+    loss = AnswerLoss(model)
+    together = collate(EXAMPLES, pad_token_id=0)
+    alone = [collate([example], pad_token_id=0) for example in EXAMPLES]
+    total = sum(loss(batch.input_ids, batch.labels) for batch in alone)
+    torch.testing.assert_close(loss(together.input_ids, together.labels), total, atol=1e-4, rtol=0)
+
+
+def test_cosine_starts_at_the_peak_and_ends_near_zero() -> None:
+    factors = [cosine_factor(step, 10) for step in range(10)]
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.03
+    assert [cosine_factor(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_batch_sizes_come_from_the_run_alone() -> None:
+    completed = complete({"zero_optimization": {"stage": 2}}, TrainConfig(global_batch_size=32), world_size=4)
+    assert completed["train_batch_size"] == 32
+    assert completed["gradient_accumulation_steps"] == 8
+    assert completed["zero_optimization"] == {"stage": 2}
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_the_shipped_deepspeed_files_are_accepted(file: Path) -> None:
+    assert read_deepspeed_json(str(file)) == json.loads(file.read_text())

@@ -1,0 +1,44 @@
+"""The built-in model, GGUF files, and what a saved model looks like."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from codyra_llm.adapter.config import CoDyRAConfig
+from codyra_llm.adapter.injection import find_targets
+from codyra_llm.models.gguf import BUILTIN
+from codyra_llm.models.load import load_config_and_tokenizer, load_model, resolve_model, skeleton
+from codyra_llm.models.save import save_model
+
+
+def test_the_builtin_model_is_an_ordinary_folder_with_210_projections() -> None:
+    folder = Path(resolve_model(BUILTIN))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    config, tokenizer = load_config_and_tokenizer(BUILTIN)
+    assert tokenizer.eos_token_id is not None
+    model = skeleton(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert len(find_targets(model, CoDyRAConfig())) == 210
+
+
+def test_the_builtin_model_knows_english() -> None:
+    model, tokenizer = load_model(BUILTIN), load_config_and_tokenizer(BUILTIN)[1]
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_model_is_what_was_loaded(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
+    model, tokenizer = load_model(str(tiny_folder), dtype), load_config_and_tokenizer(str(tiny_folder))[1]
+    save_model(model, tokenizer, tmp_path / "saved", "# card")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.dtype == getattr(torch, dtype)
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], parameter)
+    text = "Stance: A"
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (tmp_path / "saved" / "README.md").read_text() == "# card"
