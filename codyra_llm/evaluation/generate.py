@@ -90,7 +90,8 @@ def _answer_batch(
     )
     answered = []
     for ids, loss in zip(output[:, width:].tolist(), losses, strict=True):
-        ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+        ended = [k for k, token in enumerate(ids) if token in (tokenizer.eos_token_id, pad)]
+        ids = ids[: ended[0]] if ended else ids
         text = cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
         answered.append(Answered(text, len(ids), loss))
     return answered

@@ -43,54 +43,63 @@ def test_reference_mode_says_that_it_cannot_prune_a_short_task() -> None:
     assert ThresholdSchedule(config, 500).can_prune
 
 
-class OneLayer(nn.Module):
+class TwoLayers(nn.Module):
+    """The first projection can do the task; the second hardly reaches the output."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.projection = nn.Linear(12, 10, bias=False, dtype=torch.float64)
+        self.needed = nn.Linear(12, 10, bias=False, dtype=torch.float64)
+        self.idle = nn.Linear(12, 10, bias=False, dtype=torch.float64)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.projection(x)
+        return self.needed(x) + 1e-3 * self.idle(x)
 
 
-def train(config: CoDyRAConfig, steps: int = 120, true_rank: int = 2) -> tuple[nn.Module, list[int]]:
-    """A layer learns an update of known rank; returns the model and the live gates after each step."""
+TARGETS = ("needed", "idle")
+
+
+def train(config: CoDyRAConfig, steps: int = 120) -> tuple[nn.Module, list[int], list[float]]:
+    """Two layers learn an update of rank 2; returns the model, and live gates and loss after each step."""
     torch.manual_seed(0)
-    model = OneLayer()
-    target = torch.randn(10, true_rank, dtype=torch.float64) @ torch.randn(true_rank, 12, dtype=torch.float64)
+    model = TwoLayers()
+    target = torch.randn(10, 2, dtype=torch.float64) @ torch.randn(2, 12, dtype=torch.float64)
     x = torch.randn(256, 12, dtype=torch.float64)
     y = model(x).detach() + x @ target.T
     inject(model, config, seed=3)
     optimizer = ProximalAdamW.for_model(model, config, lr=0.03)
     schedule = ThresholdSchedule(config, steps)
-    live = []
+    live, losses = [], []
     for step in range(steps):
-        nn.functional.mse_loss(model(x), y).backward()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
         schedule.apply(optimizer, step)
         optimizer.step()
         optimizer.zero_grad()
         live.append(optimizer.live_gates)
-    return model, live
+        losses.append(loss.item())
+    return model, live, losses
 
 
 def test_importance_prunes_what_the_task_does_not_need() -> None:
-    model, live = train(CoDyRAConfig(rank=8, target_modules=("projection",)))
-    assert live[59] == 8, "nothing is pruned in the dense stage"
-    (report,) = prune(model)
-    assert 2 <= report.rank < 8
-    assert report.rank == live[-1]
+    model, live, losses = train(CoDyRAConfig(rank=8, target_modules=TARGETS))
+    assert live[59] == 16, "nothing is pruned in the dense stage"
+    needed, idle = prune(model)
+    assert (idle.name, idle.rank) == ("idle", 0)
+    assert needed.rank >= 2
+    assert needed.rank == live[-1]
+    assert losses[-1] < 0.05 * losses[0]
 
 
 def test_lora_keeps_every_component_and_its_gates_at_one() -> None:
-    config = CoDyRAConfig(rank=8, target_modules=("projection",), train_gates=False, gate_init="ones")
-    model, _ = train(config)
-    ((_, layer),) = gated_layers(model)
-    assert torch.equal(layer.gate.detach(), torch.ones(8, dtype=torch.float64))
-    assert [module.rank for module in prune(model)] == [8]
+    config = CoDyRAConfig(rank=8, target_modules=TARGETS, train_gates=False, gate_init="ones")
+    model, *_ = train(config)
+    assert all(torch.equal(layer.gate.detach(), torch.ones_like(layer.gate)) for _, layer in gated_layers(model))
+    assert [module.rank for module in prune(model)] == [8, 8]
 
 
 def test_gates_have_a_learning_rate_of_their_own() -> None:
-    model = OneLayer()
-    config = CoDyRAConfig(rank=4, target_modules=("projection",), gate_learning_rate=0.01)
+    model = TwoLayers()
+    config = CoDyRAConfig(rank=4, target_modules=TARGETS, gate_learning_rate=0.01)
     inject(model, config)
     optimizer = ProximalAdamW.for_model(model, config, lr=0.001)
     assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.01]

@@ -15,7 +15,7 @@ ROWS = [
     {"prompt": "Name the policy stance.\nText:\nOfficials agreed to raise rates.\nStance:", "answer": "B"},
     {"prompt": "文本：\n夜市环境很好。\n态度：", "answer": "A"},
     {"prompt": "Solve it.\nQuestion:\nHow many legs do 3 cats have?\nAnswer:", "answer": "12"},
-    {"prompt": "<s> x = 1 <EOL> print ( x ) <EOL>", "answer": "return x"},
+    {"prompt": "x = 1 <EOL> print ( x ) <EOL>", "answer": "return x"},
     {"prompt": "Choose.\nQuestion:\nWhich is it?\nAnswer:", "answer": "B\nA whale breathes air.\n"},
 ]
 

@@ -53,7 +53,8 @@ def test_warnings_stay_off_standard_output(tmp_path):
     done = run("--task", "MeetingBank", write(tmp_path / "p.jsonl", json.dumps({**ROW, "prediction": "."})))
     assert done.returncode == 0
     assert json.loads(done.stdout)["n"] == 1
-    assert done.stderr.startswith("warning: row 0 scores 0 in trace_strict")
+    assert done.stderr.startswith("warning: trace_strict: ")
+    assert "scored 0: row 0" in done.stderr
 
 
 def test_own_task_file(tmp_path):
