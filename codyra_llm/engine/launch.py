@@ -1,7 +1,8 @@
 """Start-up under `deepspeed`, `torchrun` or plain `python`: one process group, the same code everywhere."""
 
 import os
-import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +37,29 @@ def start() -> World:
         UserError: the launcher's variables are there only in part.
     """
     if not dist.is_initialized():
-        _complete_environment()
+        alone = _is_alone()
         if get_accelerator().device_name() == "cpu":
             _settle_on_cpu()
+        if alone:
+            backend = get_accelerator().communication_backend_name()
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         # the accelerator's backend: gloo on CPU, nccl on CUDA
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     device = torch.device(get_accelerator().current_device_name())
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextmanager
+def local_rank_in_environment() -> Iterator[None]:
+    """Within, LOCAL_RANK is set, which DeepSpeed insists on even in a process that no launcher started."""
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]  # a child process must not take it for a launcher's
 
 
 def share(value: Any) -> Any:
@@ -59,18 +76,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def _complete_environment() -> None:
+def _is_alone() -> bool:
+    """Whether no launcher started this process."""
     present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
     if present and len(present) < len(LAUNCHER_VARIABLES):
         missing = ", ".join(name for name in LAUNCHER_VARIABLES if name not in os.environ)
         raise UserError(
             f"environment: {', '.join(present)} set but not {missing}; start with deepspeed, torchrun or plain python"
         )
-    if not present:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(zip(LAUNCHER_VARIABLES, ("0", "1", "0", "127.0.0.1", port), strict=True))
+    return not present
 
 
 def _settle_on_cpu() -> None:

@@ -16,7 +16,7 @@ from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.launch import World
+from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.zero import own_branches
@@ -68,13 +68,14 @@ def train_task(
     peaks = [group["lr"] for group in optimizer.param_groups]
     ranks = [layer.rank for _, layer in gated_layers(model)]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    engine, *_ = deepspeed.initialize(
-        model=AnswerLoss(model),
-        optimizer=optimizer,
-        model_parameters=trainable,
-        config=complete(deepspeed_json, train, world.size),
-        dist_init_required=False,
-    )
+    with local_rank_in_environment():
+        engine, *_ = deepspeed.initialize(
+            model=AnswerLoss(model),
+            optimizer=optimizer,
+            model_parameters=trainable,
+            config=complete(deepspeed_json, train, world.size),
+            dist_init_required=False,
+        )
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0

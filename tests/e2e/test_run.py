@@ -75,7 +75,7 @@ def test_the_matrix_is_measured_in_full(finished: tuple[Path, dict]) -> None:
         assert results["metrics"][variant] == matrix_metrics(results["matrices"][variant])
     nll = results["answer_nll"]
     for i in range(3):
-        assert nll[i + 1][i] < nll[0][i] - 0.5, "each task's answers become likelier when it is learned"
+        assert nll[i + 1][i] < nll[0][i] - 0.2, "each task's answers become likelier when it is learned"
 
 
 def test_every_prediction_is_kept_with_its_scores(finished: tuple[Path, dict]) -> None:

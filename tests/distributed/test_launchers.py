@@ -1,0 +1,70 @@
+"""The command under each launcher: same result, and bad input still is one line and status 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29577"],
+}
+
+
+def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs train_trace under a launcher."""
+    return subprocess.run(
+        [*LAUNCHERS[launcher], "scripts/train_trace.py", "--config", "configs/smoke.yaml", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Results under plain python."""
+    return results(tiny_folder, tmp_path_factory.mktemp("python") / "run", "python")
+
+
+def results(model: Path, output: Path, launcher: str, *arguments: str) -> dict:
+    """results.json of the smoke run on the tiny model."""
+    common = ["--model.name_or_path", str(model), "--output_dir", str(output), "--adapter.rank", "4"]
+    done = launch(launcher, *common, *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "after FOMC" in done.stdout + done.stderr
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments"), [("deepspeed", ["--deepspeed", "ds_configs/zero3.json"]), ("torchrun", [])]
+)
+def test_two_ranks_give_what_one_gives(
+    alone: dict, tiny_folder: Path, tmp_path: Path, launcher: str, arguments: list[str]
+) -> None:
+    two = results(tiny_folder, tmp_path / "run", launcher, *arguments)
+    assert (alone["world_size"], two["world_size"]) == (1, 2)
+    for ours, theirs in zip(two["losses"], alone["losses"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    assert two["matrix"] == alone["matrix"]
+    assert [row["by_projection"] for row in two["ranks"]] == [row["by_projection"] for row in alone["ranks"]]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("launcher", ["python", "deepspeed"])
+def test_bad_input_is_one_line_and_status_2(launcher: str, tmp_path: Path) -> None:
+    done = launch(launcher, "--data_dir", "nowhere", "--output_dir", str(tmp_path / "run"))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: nowhere: no such data folder; data_dir holds <task>/train.json and <task>/test.json"]
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()

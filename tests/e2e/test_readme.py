@@ -1,0 +1,32 @@
+"""What README.md shows works: its training loop, and its commands' options."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_plain_training_loop(tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    torch.manual_seed(0)
+    rows = torch.randint(3, 700, (4, 12))
+    names: dict = {"MODEL": tiny_folder, "batches": [rows] * 30}
+    exec(program, names)
+    kept = int(capsys.readouterr().out.split()[0])
+    assert 0 < kept <= 14 * 8
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        before, after = (model(input_ids=rows, labels=rows).loss for model in (base, names["model"]))
+    assert after < before - 0.05
+    assert sum(p.numel() for p in names["model"].parameters()) == sum(p.numel() for p in base.parameters())
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for path in re.findall(r"(?:configs|ds_configs|scripts|docs|tasks)/[\w./-]+\.\w+", README):
+        assert (REPOSITORY / path).exists(), path
