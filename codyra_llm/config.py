@@ -80,7 +80,8 @@ class EvaluateConfig:
     max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap")
     parity: bool = option(False, "as the published runs: 512 new tokens for every task, no stop strings")
     scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
-        "lenient", "the variant that fills the matrix; all are computed and kept")
+        "lenient", "the variant that fills the matrix; all are computed and kept"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -206,6 +205,10 @@ class _Run:
         began, tokens = time.perf_counter(), 0
         rows = sum(len(self.prepared.test_examples[i]) for i in which)
         progress = tqdm(total=rows, desc=f"scoring {row_name}", disable=not self.world.is_main, unit="row", leave=False)
+
+        def on_batch(rows_of_batch: int) -> None:
+            progress.update(rows_of_batch * self.world.size)
+
         self.model.eval()
         with gathered(self.model):
             for i in which:
@@ -217,7 +220,7 @@ class _Run:
                     self.prepared.test_examples[i],
                     self.config.evaluate,
                     self.world,
-                    lambda n: None if progress.update(n * self.world.size) else None,
+                    on_batch,
                 )
                 tokens += scores.tokens
                 self._set_cell(number, i, scores.totals, scores.nll)
@@ -231,7 +234,9 @@ class _Run:
         self._phase(after, "evaluate", time.perf_counter() - began, tokens)
         shown = [score for score in self.results["matrix"][number] if score is not None]
         if shown:
-            self.log.info(f"{'base model' if not number else f'after {after}'}: mean score {sum(shown) / len(shown):.1f}")
+            self.log.info(
+                f"{'base model' if not number else f'after {after}'}: mean score {sum(shown) / len(shown):.1f}"
+            )
 
     def _set_cell(self, number: int, i: int, totals: dict[str, float], nll: float) -> None:
         for variant in VARIANTS:
@@ -256,7 +261,7 @@ class _Run:
         self.results["ranks"].append(entry)
         self.log.info(
             f"{task.name}: kept {entry['mean']:.1f} of {entry['initial']} components, "
-            f"update norm {entry['update_norm']:.3f}, {self.results['losses'][-1]['loss'][-1]:.3f} nats at the last step"
+            f"update norm {entry['update_norm']:.3f}, last loss {self.results['losses'][-1]['loss'][-1]:.3f}"
         )
         if self.folder:
             self.folder.append_ranks(task.name, report, drift)

@@ -79,9 +79,7 @@ def _byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 def _with_begin_mark(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -94,7 +92,9 @@ def _with_begin_mark(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(
+    tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A tiny random Llama with its tokenizer, as an HF folder."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     tiny_model("llama").save_pretrained(folder)

@@ -64,7 +64,9 @@ class GlobalBatches:
     def rows_of(self, step: int) -> list[int]:
         """Indices of the rows of optimizer step `step`, longest first."""
         first, size = step * self.global_batch_size, len(self.examples)
-        passes = {epoch: self._shuffled(epoch) for epoch in {first // size, (first + self.global_batch_size - 1) // size}}
+        passes = {
+            epoch: self._shuffled(epoch) for epoch in {first // size, (first + self.global_batch_size - 1) // size}
+        }
         rows = []
         for position in range(first, first + self.global_batch_size):
             epoch, offset = divmod(position, size)
@@ -85,7 +87,9 @@ class GlobalBatches:
         """The forward passes of one rank in a step."""
         rows = self.rows_of(step)
         for first in range(rank * self.micro_batch_size, len(rows), self.world_size * self.micro_batch_size):
-            yield collate([self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id)
+            yield collate(
+                [self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id
+            )
 
     def _shuffled(self, epoch: int) -> list[int]:
         order = list(range(len(self.examples)))

@@ -106,9 +106,7 @@ class TaskStream:
         return cls(tuple(tasks), label, folder.resolve().name)
 
     @classmethod
-    def from_rows(
-        cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None
-    ) -> "TaskStream":
+    def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":
         """A stream of {task: {"train": rows, "test": rows}}; a task without a spec is scored by `accuracy`."""
         known = specs or {}
         return cls(

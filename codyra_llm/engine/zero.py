@@ -59,4 +59,4 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
 
 def parameter_count(model: nn.Module) -> int:
     """Number of values in the model's parameters, each counted once, whole or partitioned."""
-    return sum(p.ds_numel if is_zero_param(p) else p.numel() for p in model.parameters())
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())

@@ -1,6 +1,5 @@
 """Scoring one task on a model: answers generated and scored in every variant, and the NLL of the true answers."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +25,12 @@ class TaskScores:
         totals: mean score by variant, 0 to 100.
         nll: mean over all answer tokens, in nats.
         tokens: tokens generated, over all ranks.
-        seconds: of wall time, scoring included.
     """
 
     rows: list[dict[str, Any]]
     totals: dict[str, float]
     nll: float
     tokens: int
-    seconds: float
 
 
 def evaluate_task(
@@ -49,7 +46,6 @@ def evaluate_task(
 
     Every rank returns the same. The weights must be whole on every rank.
     """
-    began = time.perf_counter()
     by_length = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), i))
     mine = by_length[world.rank :: world.size]
     new_tokens, stop = task.spec.max_new_tokens, task.spec.stop
@@ -74,5 +70,4 @@ def evaluate_task(
         scores["totals"],
         nll=sum(answer.loss for answer in by_row.values()) / sum(len(example.answer) for example in examples),
         tokens=sum(answer.tokens for answer in by_row.values()),
-        seconds=time.perf_counter() - began,
     )

@@ -82,7 +82,7 @@ def _answer_batch(
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()  # sliding-window layers keep what a cut back would need
     losses = _answer_losses(model, examples, prompts, mask, cache)
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # its type is lost on a mixin
         prompts,
         attention_mask=mask,
         past_key_values=cache,
@@ -92,7 +92,7 @@ def _answer_batch(
     for ids, loss in zip(output[:, width:].tolist(), losses, strict=True):
         ended = [k for k, token in enumerate(ids) if token in (tokenizer.eos_token_id, pad)]
         ids = ids[: ended[0]] if ended else ids
-        text = cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
+        text = cut_at_stop(str(tokenizer.decode(ids, skip_special_tokens=True)), stop)
         answered.append(Answered(text, len(ids), loss))
     return answered
 
@@ -148,7 +148,7 @@ class _StopStrings(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
         self.tokenizer, self.stop, self.width = tokenizer, stop, width
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
         done = [cut_at_stop(text, self.stop) != text for text in texts]
         return torch.tensor(done, device=input_ids.device)

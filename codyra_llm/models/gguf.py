@@ -55,7 +55,9 @@ def folder_of_gguf(file: Path) -> Path:
                 _convert(file, folder)
             except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
-                raise UserError(f"model.name_or_path {file}: not a GGUF file that transformers reads: {reason}") from None
+                raise UserError(
+                    f"model.name_or_path {file}: not a GGUF file that transformers reads: {reason}"
+                ) from None
     return folder
 
 

@@ -67,4 +67,6 @@ def _check_causal(config: PretrainedConfig, name: str) -> None:
         causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
     if not causal:
         kind = architectures[0] if architectures else type(config).__name__
-        raise UserError(f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM")
+        raise UserError(
+            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
+        )

@@ -1,7 +1,6 @@
 """The run folder: complete and self-explaining. Only rank 0 has one; files are written beside and renamed."""
 
 import csv
-import dataclasses
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ CONTENTS = ("results.json", "matrix.csv", "ranks.csv", "predictions", "tensorboa
 
 
 class RunFolder:
-    """Where a run writes: config.yaml, results.json, matrix.csv, ranks.csv, predictions/, tensorboard/, train.log, model/.
+    """Where a run writes: config.yaml and all of CONTENTS.
 
     Raises:
         UserError: the folder holds another run or other files, or cannot be written.
@@ -76,11 +75,13 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if saved.exists():
             try:
-                same = load_config(saved) == dataclasses.replace(config)
+                same = load_config(saved) == config
             except UserError:
                 same = False
             if not same:
-                raise UserError(f"output_dir {self.path}: holds a run with another configuration; choose another folder")
+                raise UserError(
+                    f"output_dir {self.path}: holds a run with another configuration; choose another folder"
+                )
         elif any(self.path.iterdir()):
             raise UserError(f"output_dir {self.path}: holds files that are not a run; choose an empty or new folder")
 

@@ -10,7 +10,8 @@ def model_card(results: dict[str, Any]) -> str:
     config, data = results["config"], results["data"]
     adapter, train = config["adapter"], config["train"]
     tasks = "\n".join(
-        f"{i}. {entry['task']}: {entry['train_rows']} rows, {entry['steps']} steps" for i, entry in enumerate(data["tasks"], 1)
+        f"{i}. {entry['task']}: {entry['train_rows']} rows, {entry['steps']} steps"
+        for i, entry in enumerate(data["tasks"], 1)
     )
     return f"""---
 base_model: {results["model"]["name"]}
@@ -34,7 +35,8 @@ rate {train["learning_rate"]:g}, global batch {train["global_batch_size"]}, seed
 {config["merge"]["scale"]:g} of the update.
 
 ## Scores
-Scoring variant `{config["evaluate"]["scorer_variant"]}`, 0 to 100. A row is the model at that point, [..] the task just learned.
+Scoring variant `{config["evaluate"]["scorer_variant"]}`, 0 to 100. A row is the model at that point, [..] the task
+just learned.
 
 {markdown(matrix_table(results))}
 

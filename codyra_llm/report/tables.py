@@ -57,11 +57,11 @@ def rank_table(results: dict[str, Any]) -> str:
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as text: first column left, the others right, as wide as their widest cell."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths)))  # noqa: B905
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join(line.rstrip() for line in lines)
 
 

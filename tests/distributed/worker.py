@@ -1,6 +1,6 @@
 """Trains two tasks in each threshold mode under one ZeRO stage; rank 0 saves losses, gates and merged weights.
 
-    torchrun --nproc_per_node 2 tests/distributed/worker.py MODEL_FOLDER STAGE OUTPUT
+torchrun --nproc_per_node 2 tests/distributed/worker.py MODEL_FOLDER STAGE OUTPUT
 """
 
 import dataclasses

@@ -56,7 +56,10 @@ def data(tmp_path: Path) -> Path:
         (["--adapter.rank", "0"], "rank is 0; it must be at least 1"),
         (["--adapter.rank", "17"], "rank is 17, but model.layers.0.self_attn.k_proj holds at most 16"),
         (["--train.global_batch_size", "6", "--train.per_device_train_batch_size", "4"], "6 does not divide"),
-        (["--adapter.threshold_mode", "reference"], "FOMC: the threshold can prune nothing in 12 steps: 6 sparse.*ramp_levels 50"),
+        (
+            ["--adapter.threshold_mode", "reference"],
+            "FOMC: the threshold can prune nothing in 12 steps: 6 sparse.*ramp_levels 50",
+        ),
         (["--adapter.dense_fraction", "1"], "the threshold can prune nothing: .*leaves no sparse step"),
         (["--adapter.threshold_strength", "0.1"], "can prune nothing in importance mode|which can prune nothing"),
         (["--data.max_answer_length", "1"], r"FOMC/train.json row 1: the answer has \d tokens"),

@@ -110,9 +110,7 @@ def test_results_hold_what_a_table_needs(finished: tuple[Path, dict]) -> None:
     assert any(int(row["rank"]) < 4 for row in rows)
 
 
-def test_the_model_loads_without_this_package_and_answers_alike(
-    finished: tuple[Path, dict], tiny_folder: Path
-) -> None:
+def test_the_model_loads_without_this_package_and_answers_alike(finished: tuple[Path, dict], tiny_folder: Path) -> None:
     folder, results = finished
     program = f"""
 import sys

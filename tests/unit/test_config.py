@@ -27,7 +27,16 @@ def test_the_shipped_configurations_are_valid_and_survive_a_round_trip(file: Pat
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("seed: 1\nadapter: {rank: 4}\nevaluate: {parity: false}\n")
-    arguments = ["--adapter.rank", "8", "--evaluate.parity", "true", "--train.learning_rate", "1e-4", "--data_dir", "12"]
+    arguments = [
+        "--adapter.rank",
+        "8",
+        "--evaluate.parity",
+        "true",
+        "--train.learning_rate",
+        "1e-4",
+        "--data_dir",
+        "12",
+    ]
     config = parse_command_line(["--config", str(file), *arguments], "")
     assert (config.seed, config.adapter.rank, config.evaluate.parity) == (1, 8, True)
     assert (config.train.learning_rate, config.data_dir) == (1e-4, "12")
@@ -49,7 +58,11 @@ def test_targets_on_the_command_line() -> None:
 
 def test_the_specified_defaults() -> None:
     config = RunConfig()
-    assert (config.adapter.rank, len(config.adapter.target_modules), config.adapter.threshold_mode) == (16, 7, "importance")
+    assert (config.adapter.rank, len(config.adapter.target_modules), config.adapter.threshold_mode) == (
+        16,
+        7,
+        "importance",
+    )
     assert (config.adapter.dense_fraction, config.adapter.strength) == (0.5, 0.5)
     assert (config.train.adam_beta1, config.train.adam_beta2, config.train.weight_decay) == (0.9, 0.9999, 0.0)
     assert (config.train.learning_rate, config.train.max_grad_norm, config.train.global_batch_size) == (5e-4, 1.0, 32)

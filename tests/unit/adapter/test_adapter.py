@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.models import CONFIGS, tiny_model
 
 from codyra_llm import CoDyRAConfig, inject, merge, prune
 from codyra_llm.adapter.injection import describe_targets
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.adapter.merge import CumulativeUpdate
+from tests.models import CONFIGS, tiny_model
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 

@@ -32,9 +32,7 @@ def test_the_rows_of_a_step_do_not_depend_on_world_size(n: int, epochs: float, m
         with pytest.raises(UserError, match="do not fill one global batch"):
             GlobalBatches(examples(n), global_batch, micro, epochs, 0, "task")
         return
-    by_world = {
-        world: GlobalBatches(examples(n), global_batch, micro, epochs, 0, "task", world) for world in (1, 2, 4)
-    }
+    by_world = {world: GlobalBatches(examples(n), global_batch, micro, epochs, 0, "task", world) for world in (1, 2, 4)}
     counts = torch.zeros(n)
     for step in range(by_world[1].total_steps):
         expected = sorted(rows_seen(by_world[1], step, 0))

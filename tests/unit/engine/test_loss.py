@@ -16,7 +16,7 @@ from tests.models import CONFIGS, tiny_model
 
 EXAMPLES = [
     Example([1, *range(10, 40)], [50, 51, 2]),
-    Example([1, 7, 8], list(range(100, 120)) + [2]),
+    Example([1, 7, 8], [*range(100, 120), 2]),
     Example([1, 7, 8, 9], [2]),
 ]
 

@@ -42,7 +42,9 @@ def test_equals_one_row_at_a_time(architecture: str) -> None:
     batched = answer_examples(model, NumberTokenizer(), examples, max_new_tokens=10, batch_size=4)
     for example, answered in zip(examples, batched, strict=True):
         batch = collate([example], pad_token_id=0)
-        assert answered.loss == pytest.approx(float(AnswerLoss(model)(batch.input_ids, batch.labels).detach()), abs=1e-3)
+        assert answered.loss == pytest.approx(
+            float(AnswerLoss(model)(batch.input_ids, batch.labels).detach()), abs=1e-3
+        )
         output = model.generate(
             torch.tensor([example.prompt]), do_sample=False, max_new_tokens=10, eos_token_id=2, pad_token_id=0
         )
