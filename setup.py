@@ -24,6 +24,7 @@ setup(
         "pyyaml>=6.0",
         "tensorboard>=2.15",
         "tqdm>=4.60",
+        "matplotlib>=3.8",
     ],
     extras_require={"dev": ["pytest>=8", "hypothesis>=6", "peft>=0.17", "ruff", "mypy", "types-PyYAML", "types-tqdm"]},
 )

@@ -34,6 +34,7 @@ from codyra_llm.models.save import save_model
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder, start_log
 from codyra_llm.report.model_card import model_card
+from codyra_llm.report.plots import plot_matrix, plot_ranks
 
 SCHEMA_VERSION = 1
 PACKAGES = ("codyra_llm", "torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "rapidfuzz", "rouge-score")
@@ -360,6 +361,8 @@ class _Run:
         if not self.folder or not self.board:
             return
         self.board.close()
+        plot_matrix(self.results, self.folder.path / "matrix.png")
+        plot_ranks(self.results, self.folder.path / "ranks.png")
         variant = self.config.evaluate.scorer_variant
         self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(self.results)}")
         self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(self.results)}")

@@ -37,8 +37,8 @@ class ProximalAdamW(torch.optim.AdamW):
     Keys of a thresholded group: `threshold` (0: no threshold), `threshold_mode` (importance, budget or reference)
     and `importance_decay`. In importance mode the threshold of a component i is
     threshold * clip(s_ref / s_i, 0.1, 4), where s_i is the moving average of |gate_i * dL/dgate_i| (to first order,
-    what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i. The
-    average is element-wise optimizer state; s_ref costs one all-reduce of two numbers.
+    what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i. A component
+    at zero keeps its last s_i. The average is element-wise optimizer state; s_ref costs one all-reduce of two numbers.
 
     Args:
         params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
@@ -102,7 +102,9 @@ class ProximalAdamW(torch.optim.AdamW):
         if mode == "importance":
             for p, contribution in contributions.items():
                 average = self.state[p].setdefault("importance", torch.zeros_like(contribution))
-                average.lerp_(contribution, 1 - group["importance_decay"])
+                moved = average.lerp(contribution, 1 - group["importance_decay"])
+                # a gate at zero contributes nothing; it keeps the importance it had, or s_ref would sink with each
+                average.copy_(torch.where(contribution > 0, moved, average))
         if threshold <= 0:
             return
         if mode == "importance":

@@ -14,7 +14,17 @@ from codyra_llm.config import RunConfig, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import write_matrix_csv
 
-CONTENTS = ("results.json", "matrix.csv", "ranks.csv", "predictions", "tensorboard", "train.log", "model")
+CONTENTS = (
+    "results.json",
+    "matrix.csv",
+    "matrix.png",
+    "ranks.csv",
+    "ranks.png",
+    "predictions",
+    "tensorboard",
+    "train.log",
+    "model",
+)
 
 
 class RunFolder:

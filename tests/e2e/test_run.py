@@ -53,13 +53,16 @@ def test_the_run_folder_is_complete(finished: tuple[Path, dict]) -> None:
         "config.yaml",
         "results.json",
         "matrix.csv",
+        "matrix.png",
         "ranks.csv",
+        "ranks.png",
         "predictions",
         "tensorboard",
         "train.log",
         "model",
     }
     assert not list(folder.rglob("*.tmp"))
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("matrix.png", "ranks.png"))
     assert list((folder / "tensorboard").iterdir())
     assert load_config(folder / "config.yaml") == tiny_config(Path(results["model"]["name"]), folder)
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))

@@ -1,0 +1,53 @@
+"""Plots for the run folder, made from results.json and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def plot_matrix(results: dict[str, Any], path: Path) -> None:
+    """Score of each task (columns) after each task (rows, the base model first); framed: the task just learned."""
+    tasks = results["tasks"]
+    scores = np.array([[np.nan if s is None else s for s in row] for row in results["matrix"]])
+    rows = ["base model", *(f"after {task}" for task in tasks)]
+    figure, axes = _heatmap(scores, rows, tasks, vmin=0, vmax=100, label="score (0 to 100)", form="{:.0f}")
+    for t in range(len(tasks)):
+        axes.add_patch(plt.Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
+    axes.set_title(f"Scores, variant {results['config']['evaluate']['scorer_variant']}")
+    _save(figure, path)
+
+
+def plot_ranks(results: dict[str, Any], path: Path) -> None:
+    """Mean surviving rank of each kind of projection (columns) in each task (rows)."""
+    kinds = list(results["ranks"][0]["by_projection"])
+    ranks = np.array([[entry["by_projection"][kind] for kind in kinds] for entry in results["ranks"]])
+    rows, initial = [entry["task"] for entry in results["ranks"]], results["ranks"][0]["initial"]
+    figure, axes = _heatmap(ranks, rows, kinds, vmin=0, vmax=initial, label=f"rank (of {initial})", form="{:.1f}")
+    axes.set_title("Mean surviving rank")
+    _save(figure, path)
+
+
+def _heatmap(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], vmin: float, vmax: float, label: str, form: str
+) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=(2.5 + 0.9 * len(columns), 1.8 + 0.45 * len(rows)))
+    image = axes.imshow(values, vmin=vmin, vmax=vmax, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            color = "black" if value > vmin + 0.6 * (vmax - vmin) else "white"
+            axes.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=9)
+    figure.colorbar(image, label=label)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
