@@ -6,12 +6,14 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.injection import check_rank, describe_targets, find_targets
 from codyra_llm.adapter.layer import gated_layers
@@ -65,6 +67,8 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
         UserError: the configuration, data, model or run folder is unfit; nothing was written then.
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
+    if stream is not None:  # what is saved as the configuration should not name tasks that were not run
+        config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     world = start()
     prepared = prepare(config, world, stream)
     return _Run(config, world, prepared).run()
@@ -77,13 +81,16 @@ def prepare(config: RunConfig, world: World, stream: TaskStream | None = None) -
         UserError: as `run`.
     """
     data, train = config.data, config.train
-    stream = stream or TaskStream.load(
-        resolve_path(config.task_file),
-        resolve_path(config.data_dir),
-        config.order,
-        data.max_train_examples,
-        data.max_test_examples,
-    )
+    if stream is None:
+        stream = TaskStream.load(
+            resolve_path(config.task_file),
+            resolve_path(config.data_dir),
+            config.order,
+            data.max_train_examples,
+            data.max_test_examples,
+        )
+    if not stream.tasks:
+        raise UserError("the stream has no task; give it at least one")
     for task in stream:
         if task.spec.scorer not in SCORERS:
             raise UserError(f'task {task.name}: unknown scorer "{task.spec.scorer}"; there are {", ".join(SCORERS)}')
@@ -126,7 +133,18 @@ def prepare(config: RunConfig, world: World, stream: TaskStream | None = None) -
             )
         )
         method.check(task.name, batches[-1].total_steps)
+        _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
     return Prepared(stream, tokenizer, deepspeed_json, batches, test_examples)
+
+
+def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:
+    longest = max(len(example) for example in examples)
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
+    if longest > positions:
+        raise UserError(
+            f"task {task}: the longest row has {longest} tokens, the model knows {positions} positions; "
+            "lower data.max_prompt_length or data.max_answer_length"
+        )
 
 
 class _Run:
@@ -135,11 +153,12 @@ class _Run:
     def __init__(self, config: RunConfig, world: World, prepared: Prepared) -> None:
         self.config, self.world, self.prepared = config, world, prepared
         self.stream, self.tokenizer = prepared.stream, prepared.tokenizer
-        self.folder = self._open_folder()
+        self.folder = self._on_main(lambda: RunFolder(config))
+        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
+        self._on_main(lambda: self.folder and self.folder.open())
         self.log = start_log(self.folder.path / "train.log" if self.folder else None)
         self.board = SummaryWriter(str(self.folder.path / "tensorboard")) if self.folder else None
         self.method = METHODS[config.method](config)
-        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
         self.model.to(world.device)  # type: ignore[arg-type]
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -150,6 +169,10 @@ class _Run:
     def run(self) -> dict[str, Any]:
         began = time.perf_counter()
         self.log.info(self._greeting())
+        if self.config.model.dtype != "float32":
+            self.log.info(
+                f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again"
+            )
         if self.config.evaluate.tasks != "last":
             self._evaluate(0)
         for number, task in enumerate(self.stream, 1):
@@ -170,6 +193,8 @@ class _Run:
         self.log.info(f"\ntask {number} of {len(self.stream)}: {task.name}, {describe_targets(prepared.wrapped)}")
         progress = tqdm(total=batches.total_steps, desc=task.name, disable=not self.world.is_main, unit="step")
 
+        began = time.perf_counter()
+
         def on_step(report: StepReport) -> None:
             self._show_step(report, progress)
 
@@ -184,12 +209,15 @@ class _Run:
             on_step,
         )
         progress.close()
-        self._phase(task.name, "train", sum(s.seconds for s in steps), sum(s.tokens for s in steps))
+        self._phase(task.name, "train", time.perf_counter() - began, sum(s.tokens for s in steps))
         self.results["losses"].append({"task": task.name, "loss": [s.loss for s in steps]})
         began = time.perf_counter()
         if self.board:
+            gates: dict[str, list[torch.Tensor]] = {}
             for name, layer in gated_layers(self.model):
-                self.board.add_histogram(f"gates/{name.rsplit('.', 1)[-1]}", layer.gate.detach().float(), number)
+                gates.setdefault(name.rsplit(".", 1)[-1], []).append(layer.gate.detach().float())
+            for kind, values in gates.items():
+                self.board.add_histogram(f"gates/{kind}", torch.cat(values), number)
         for name, layer in gated_layers(self.model):
             self.updates.add(name, *layer.factors(), self.config.merge.scale)
         report = self.method.finish(self.model, add_delta)
@@ -250,13 +278,12 @@ class _Run:
         for module in report:
             by_kind.setdefault(module.name.rsplit(".", 1)[-1], []).append(module.rank)
         drift = self.updates.norms()
-        scale = self.config.merge.scale
         entry = {
             "task": task.name,
             "mean": sum(m.rank for m in report) / len(report),
             "initial": report[0].initial_rank,
             "by_projection": {kind: sum(ranks) / len(ranks) for kind, ranks in by_kind.items()},
-            "update_norm": scale * sum(m.norm**2 for m in report) ** 0.5,
+            "update_norm": sum(m.norm**2 for m in report) ** 0.5,
             "cumulative_norm": sum(norm**2 for norm in drift.values()) ** 0.5,
         }
         self.results["ranks"].append(entry)
@@ -296,18 +323,18 @@ class _Run:
             if self.folder:
                 save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results))
 
-    def _open_folder(self) -> RunFolder | None:
-        """The run folder on rank 0; an error there is an error everywhere."""
-        folder, problem = None, None
+    def _on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` gives on rank 0, None on the others; a mistake there is a mistake everywhere."""
+        result, problem = None, None
         if self.world.is_main:
             try:
-                folder = RunFolder(self.config)
+                result = action()
             except UserError as error:
                 problem = str(error)
         problem = share(problem)
         if problem:
             raise UserError(problem)
-        return folder
+        return result
 
     def _head(self) -> dict[str, Any]:
         tasks, stream = len(self.stream), self.stream

@@ -1,7 +1,9 @@
 """Finding the projections of a model and wrapping them in gated branches."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,17 +15,26 @@ from codyra_llm.adapter.layer import CoDyRALinear
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
     """Names of the projections that `config.target_modules` means, in the model's order.
 
-    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj).
+    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj). In a model
+    of several parts, only those of its text decoder and its head are looked at.
 
     Raises:
-        ValueError: a target matches no projection (the message names those that exist).
+        ValueError: a target matches no projection (the message names those that exist), or one whose weight is tied
+            to another module's, which a merge would change as well.
     """
-    projections = {name: module for name, module in model.named_modules() if _is_projection(module)}
+    inside = {id(module) for part in _text_parts(model) for module in part.modules()}
+    projections = {
+        name: module for name, module in model.named_modules() if id(module) in inside and _is_projection(module)
+    }
     found = [name for name in projections if any(_matches(name, target) for target in config.target_modules)]
     for target in config.target_modules:
         if not any(_matches(name, target) for name in found):
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in projections})) or "none"
             raise ValueError(f'target_modules: "{target}" matches no projection of this model; it has {known}')
+    users = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for name in found:
+        if users[id(projections[name].weight)] > 1:
+            raise ValueError(f"target_modules: the weight of {name} is tied to another module's; leave {name} out")
     return found
 
 
@@ -75,6 +86,13 @@ def describe_targets(names: Sequence[str]) -> str:
     for name in names:
         counts[name.rsplit(".", 1)[-1]] = counts.get(name.rsplit(".", 1)[-1], 0) + 1
     return f"{len(names)} projections: " + ", ".join(f"{count} {leaf}" for leaf, count in counts.items())
+
+
+def _text_parts(model: Any) -> list[nn.Module]:
+    """The decoder and the head of a transformers model; all of any other."""
+    if not hasattr(model, "get_decoder"):
+        return [model]
+    return [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
 
 
 def _is_projection(module: nn.Module) -> bool:

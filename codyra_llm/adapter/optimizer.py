@@ -123,6 +123,8 @@ class ProximalAdamW(torch.optim.AdamW):
         positive = positive[positive > 0].double()  # zeros are padding, or components that never mattered
         total = torch.stack([positive.log().sum(), torch.ones_like(positive).sum()])
         if dist.is_available() and dist.is_initialized():
+            if dist.get_backend() == "nccl":  # which cannot reduce what offloading keeps on the CPU
+                total = total.cuda()
             dist.all_reduce(total)
-        reference = (total[0] / total[1].clamp(min=1)).exp()
+        reference = float((total[0] / total[1].clamp(min=1)).exp())
         return [(reference / s.double()).clamp(*IMPORTANCE_CLIP).to(s.dtype) for s in averages]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from codyra_llm.adapter.config import CoDyRAConfig
+from codyra_llm.adapter.config import IMPORTANCE_CLIP, CoDyRAConfig
 
 
 class ThresholdSchedule:
@@ -43,8 +43,11 @@ class ThresholdSchedule:
 
     @property
     def can_prune(self) -> bool:
-        """Whether any step has a threshold above zero."""
-        return any(self.threshold(step) > 0 for step in range(self.total_steps))
+        """Whether the thresholds of all steps can shrink some gate from its first value to zero."""
+        shrink = sum(self.threshold(step) for step in range(self.total_steps))
+        if self.config.threshold_mode == "importance":
+            shrink *= IMPORTANCE_CLIP[1]
+        return shrink >= 1 - 1e-9 if self.config.gates_start_at_one else shrink > 0
 
     def _ramp(self, step: int) -> float:
         position = step - math.ceil(self.dense_steps)

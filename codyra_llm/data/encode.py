@@ -41,7 +41,8 @@ def encode_prompt(
     The instruction before the body and the question after it are never cut.
 
     Raises:
-        UserError: instruction and question alone are longer than `max_length` (the message begins with `where`).
+        UserError: a prompt that must be cut has no marked body, or instruction and question alone are longer than
+            `max_length` (the message begins with `where`).
     """
     begin = _begin_mark(tokenizer)
 
@@ -51,17 +52,21 @@ def encode_prompt(
     whole = ids(prompt)
     if len(whole) <= max_length:
         return whole
-    before, text, after = _split_body(prompt, body or Body())
-    keep_head = (body or Body()).keep == "head"
+    if body is None:
+        raise UserError(
+            f"{where}: the prompt has {len(whole)} tokens, more than {max_length}; raise data.max_prompt_length, "
+            "or say with `body` in the task file what of it may be cut"
+        )
+    before, text, after = _split_body(prompt, body, where)
 
     def cut(size: int) -> list[int]:
-        kept = text[:size] if keep_head else text[len(text) - size :]
+        kept = text[:size] if body.keep == "head" else text[len(text) - size :]
         return ids(before + kept + after)
 
     if len(cut(0)) > max_length:
         raise UserError(
-            f"{where}: the prompt without its body has {len(cut(0))} tokens, data.max_prompt_length is {max_length}; "
-            "raise it"
+            f"{where}: the prompt without its body has {len(cut(0))} tokens, more than {max_length}; raise "
+            "data.max_prompt_length"
         )
     low, high = 0, min(len(text), 32 * max_length)
     while low < high:
@@ -113,9 +118,13 @@ def _begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
-def _split_body(prompt: str, body: Body) -> tuple[str, str, str]:
-    """(before, body, after); a marker that the prompt lacks counts as its own end."""
-    begin = prompt.find(body.start) + len(body.start) if body.start and body.start in prompt else 0
-    end = prompt.rfind(body.end) if body.end else -1
-    end = end if end >= begin else len(prompt)
+def _split_body(prompt: str, body: Body, where: str) -> tuple[str, str, str]:
+    """(before, body, after); an empty marker means the prompt's own beginning or end."""
+    begin = prompt.find(body.start) + len(body.start)
+    end = prompt.rfind(body.end) if body.end else len(prompt)
+    if body.start not in prompt or end < begin:
+        raise UserError(
+            f"{where}: the prompt is too long, and has no body between {body.start!r} and {body.end!r} to cut; raise "
+            "data.max_prompt_length or correct `body` in the task file"
+        )
     return prompt[:begin], prompt[begin:end], prompt[end:]

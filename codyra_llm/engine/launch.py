@@ -38,6 +38,7 @@ def start() -> World:
     """
     if not dist.is_initialized():
         alone = _is_alone()
+        get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", 0)))  # else every rank would take the first GPU
         if get_accelerator().device_name() == "cpu":
             _settle_on_cpu()
         if alone:

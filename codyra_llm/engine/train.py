@@ -1,5 +1,6 @@
 """Training one task: the loop over optimizer steps, under any ZeRO stage."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.zero import own_branches
+from codyra_llm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class StepReport:
     seconds: float
 
 
+@local_rank_in_environment()
 def train_task(
     model: PreTrainedModel,
     optimizer: ProximalAdamW,
@@ -64,18 +67,20 @@ def train_task(
 
     Returns:
         A report for each optimizer step.
+
+    Raises:
+        UserError: the loss is no longer finite.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     ranks = [layer.rank for _, layer in gated_layers(model)]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    with local_rank_in_environment():
-        engine, *_ = deepspeed.initialize(
-            model=AnswerLoss(model),
-            optimizer=optimizer,
-            model_parameters=trainable,
-            config=complete(deepspeed_json, train, world.size),
-            dist_init_required=False,
-        )
+    engine, *_ = deepspeed.initialize(
+        model=AnswerLoss(model),
+        optimizer=optimizer,
+        model_parameters=trainable,
+        config=complete(deepspeed_json, train, world.size),
+        dist_init_required=False,
+    )
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
@@ -89,16 +94,19 @@ def train_task(
         answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
         for batch in batches.micro_batches(step, world.rank):
-            loss = engine(batch.input_ids.to(world.device), batch.labels.to(world.device))
-            sums[0] += loss.detach().double()
+            summed = engine(batch.input_ids.to(world.device), batch.labels.to(world.device))
+            sums[0] += summed.detach().double()
             # DeepSpeed averages over ranks and micro batches; the loss is a sum over both
-            engine.backward(loss * (world.size * accumulation / answer_tokens))
+            engine.backward(summed * (world.size * accumulation / answer_tokens))
             engine.step()
         sums[1] = optimizer.live_gates / (1 if partitioned else world.size)
         dist.all_reduce(sums)
+        loss = float(sums[0]) / answer_tokens
+        if not math.isfinite(loss):
+            raise UserError(f"task {batches.task} step {step}: the loss is {loss}; lower train.learning_rate")
         report = StepReport(
             step,
-            loss=float(sums[0]) / answer_tokens,
+            loss=loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
             live_rank=(float(sums[1]) if schedule else sum(ranks)) / len(ranks),

@@ -54,6 +54,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
     first_row, last_row = start // columns, (stop - 1) // columns
     delta = (B[first_row : last_row + 1] @ A).flatten()[start - first_row * columns : stop - first_row * columns]
     part = own.data[: stop - start]
+    delta = delta.to(own.device)  # offloaded slices are on the CPU
     part.copy_(part.to(delta.dtype) + delta)
 
 

@@ -1,5 +1,6 @@
 """CoDyRA: gated branches, thresholded while they train, pruned and merged after each task (arXiv 2412.01004)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
@@ -33,20 +34,14 @@ class CoDyRA:
     def check(self, task: str, total_steps: int) -> None:
         """Raises UserError where a task of so many optimizer steps could not be pruned at all."""
         schedule = self._schedule(total_steps)
-        if schedule and not schedule.can_prune:
-            adapter = self.adapter
-            sparse = schedule.sparse_steps
-            reason = (
-                f"{sparse} sparse steps are fewer than adapter.ramp_levels {adapter.ramp_levels}"
-                if adapter.threshold_mode == "reference"
-                else f"adapter.dense_fraction {adapter.dense_fraction:g} leaves no sparse step"
-            )
-            raise UserError(
-                f"task {task}: the threshold can prune nothing in {total_steps} steps: {reason}; "
-                "use adapter.threshold_mode importance or budget, or more steps"
-                if adapter.threshold_mode == "reference"
-                else f"task {task}: the threshold can prune nothing: {reason}; lower adapter.dense_fraction"
-            )
+        if not schedule or schedule.can_prune:
+            return
+        if not schedule.sparse_steps:
+            reason, remedy = "no step is sparse", f"lower adapter.dense_fraction {self.adapter.dense_fraction:g}"
+        else:
+            reason = f"{schedule.sparse_steps} sparse steps are too few in {self.adapter.threshold_mode} mode"
+            remedy = "use adapter.threshold_mode importance or budget, or more steps"
+        raise UserError(f"task {task}: the threshold can prune nothing in {total_steps} steps: {reason}; {remedy}")
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """Fresh branches and a fresh optimizer for a task; the draws depend on (seed, task, projection) alone."""
@@ -63,10 +58,11 @@ class CoDyRA:
         return Prepared(wrapped, optimizer, self._schedule(total_steps))
 
     def finish(self, model: nn.Module, add_delta: AddDelta) -> list[ModuleRank]:
-        """Prunes and merges; the model is plain again. Returns what each module kept."""
+        """Prunes and merges; the model is plain again. Returns the rank and norms of what each module was given."""
+        scale = self.config.merge.scale
         report = prune(model)
-        merge(model, self.config.merge.scale, add_delta)
-        return report
+        merge(model, scale, add_delta)
+        return [dataclasses.replace(module, norm=scale * module.norm, bound=scale * module.bound) for module in report]
 
     def _schedule(self, total_steps: int) -> ThresholdSchedule | None:
         return ThresholdSchedule(self.adapter, total_steps) if self.adapter.train_gates else None

@@ -28,22 +28,33 @@ CONTENTS = (
 
 
 class RunFolder:
-    """Where a run writes: config.yaml and all of CONTENTS.
+    """Where a run writes: config.yaml and all of CONTENTS. Making the object only looks; `open` writes.
 
     Raises:
         UserError: the folder holds another run or other files, or cannot be written.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.path = Path(config.output_dir).expanduser()
+        self.config = config
+        try:
+            self.path = Path(config.output_dir).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"output_dir {config.output_dir}: {error}") from None
         self._check(config)
+
+    def open(self) -> None:
+        """Makes the folder, clears what an earlier start of the same run left, and writes config.yaml.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in CONTENTS:  # what an earlier start of the same run left
+            for name in CONTENTS:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             (self.path / "predictions").mkdir()
-            self._write("config.yaml", to_yaml(config))
+            self._write("config.yaml", to_yaml(self.config))
         except OSError as error:
             raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror}") from None
 

@@ -1,5 +1,6 @@
 """The README.md beside a finished model: what it learned, from what, and how well."""
 
+from pathlib import Path
 from typing import Any
 
 from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table
@@ -9,17 +10,19 @@ def model_card(results: dict[str, Any]) -> str:
     """A model card in Markdown, from the run's results."""
     config, data = results["config"], results["data"]
     adapter, train = config["adapter"], config["train"]
+    base = Path(results["model"]["name"]).name if Path(results["model"]["name"]).exists() else results["model"]["name"]
+    threshold = "fixed" if config["method"] == "lora" else f"threshold mode {adapter['threshold_mode']}"
     tasks = "\n".join(
         f"{i}. {entry['task']}: {entry['train_rows']} rows, {entry['steps']} steps"
         for i, entry in enumerate(data["tasks"], 1)
     )
     return f"""---
-base_model: {results["model"]["name"]}
+base_model: {base}
 library_name: transformers
 pipeline_tag: text-generation
 tags: [continual-learning, codyra]
 ---
-# {results["model"]["name"]} after {len(results["tasks"])} tasks
+# {base} after {len(results["tasks"])} tasks
 
 An ordinary {results["model"]["architecture"]} of {results["model"]["parameters"]:,} parameters, as many as the base
 model has. It learned the tasks below one after another by low-rank updates that were merged into its weights
@@ -30,7 +33,7 @@ Data: {data["stream"]}, version {data["version"]}.
 
 {tasks}
 
-Rank {adapter["rank"]} on {", ".join(adapter["target_modules"])}; threshold mode {adapter["threshold_mode"]}; learning
+Rank {adapter["rank"]} on {", ".join(adapter["target_modules"])}, {threshold}; learning
 rate {train["learning_rate"]:g}, global batch {train["global_batch_size"]}, seed {config["seed"]}, merged at
 {config["merge"]["scale"]:g} of the update.
 

@@ -1,5 +1,7 @@
 """The proximal step and its schedule: exact zeros, the right components, the same on any slice."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -133,3 +135,45 @@ def test_one_flat_padded_slice_gives_the_same_gates_as_whole_parameters(mode: st
     assert torch.equal(flat[:10] == 0, whole == 0)
     assert not flat[10:].any()
     assert mode == "reference" or (whole == 0).any()
+
+
+def test_the_importance_rule_by_hand() -> None:
+    """Three steps of hand-written arithmetic: averages, common reference, clipped thresholds, exact zeros."""
+    gates = [1.0, 1.0, 1.0, -0.5]
+    gradients = [[4.0, 0.1, 1e-5, 2.0], [2.0, 0.2, 1e-5, 1.0], [3.0, 0.1, 1e-5, 0.5]]
+    thresholds, decay = [0.0, 0.1, 0.2], 0.8
+    parameter = nn.Parameter(torch.tensor(gates, dtype=torch.float64))
+    group = {"params": [parameter], "threshold": 0.0, "threshold_mode": "importance", "importance_decay": decay}
+    optimizer = ProximalAdamW([group], lr=0.0)  # AdamW moves nothing: only the threshold acts
+    average = [0.0] * 4
+    for gradient, threshold in zip(gradients, thresholds, strict=True):
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.param_groups[0]["threshold"] = threshold
+        optimizer.step()
+        contributions = [abs(g * d) for g, d in zip(gates, gradient, strict=True)]
+        average = [decay * s + (1 - decay) * c if c > 0 else s for s, c in zip(average, contributions, strict=True)]
+        reference = math.prod(average) ** (1 / 4)
+        for i in range(4):
+            shrink = threshold * min(max(reference / average[i], 0.1), 4.0)
+            gates[i] = math.copysign(max(abs(gates[i]) - shrink, 0.0), gates[i])
+        torch.testing.assert_close(parameter.detach(), torch.tensor(gates, dtype=torch.float64))
+    assert 0 < optimizer.live_gates == sum(g != 0 for g in gates) < 4
+
+
+def test_a_dead_component_does_not_move_the_common_reference() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    group = {"params": [parameter], "threshold": 1e-3, "threshold_mode": "importance", "importance_decay": 0.5}
+    optimizer = ProximalAdamW([group], lr=0.0)
+    for _ in range(200):
+        parameter.grad = torch.tensor([1.0, 1.0, 5.0], dtype=torch.float64)
+        optimizer.step()
+    # both live components are alike, so each step shrinks each by exactly the threshold
+    expected = torch.tensor([0.8, 0.8, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(parameter.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [15, 500])
+def test_ones_that_the_reference_schedule_cannot_reach_are_noticed(steps: int) -> None:
+    config = CoDyRAConfig(threshold_mode="reference", gate_init="ones")
+    assert not ThresholdSchedule(config, steps).can_prune
+    assert ThresholdSchedule(config, 1000).can_prune
