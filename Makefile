@@ -28,4 +28,4 @@ $(VENV)/installed: setup.py constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build *.egg-info

@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["codyra_llm", "codyra_llm.*"]),
     install_requires=[
         "torch>=2.6",
-        "transformers>=5.0,<6",
+        "transformers>=5.23,<6",
         "deepspeed>=0.18",
         "datasets>=4.0",
         "bitsandbytes>=0.46",
@@ -20,6 +20,8 @@ setup(
         "rapidfuzz>=3.0",
         "safetensors>=0.5",
         "gguf>=0.10",
+        "filelock>=3.12",
+        "numpy>=1.26",
         "pydantic>=2.7",
         "pyyaml>=6.0",
         "tensorboard>=2.15",

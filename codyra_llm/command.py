@@ -1,11 +1,24 @@
 """What every command shares: bad input ends it with one line and status 2."""
 
+import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from codyra_llm.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options by their whole name, and whose complaints are `UserError`s like any other."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UserError(f"command line: {message}; see --help")
 
 
 def main(command: Callable[[], None]) -> None:

@@ -7,7 +7,10 @@ configuration is saved in the run folder and can be run again.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +19,9 @@ import pydantic
 import yaml
 
 from codyra_llm.adapter.config import CoDyRAConfig, option
+from codyra_llm.command import Parser
 from codyra_llm.errors import UserError
+from codyra_llm.files import expand, read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
@@ -85,6 +90,40 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class _Range:
+    text: str
+    holds: Callable[[float], bool]
+
+
+_AT_LEAST_ONE = _Range("at least 1", lambda value: value >= 1)
+_AT_LEAST_ZERO = _Range("at least 0", lambda value: value >= 0)
+_ABOVE_ZERO = _Range("above 0", lambda value: value > 0)
+_DECAY = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+_SHARE = _Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+_RANGES = {
+    "adapter.gate_learning_rate": _ABOVE_ZERO,
+    "data.max_prompt_length": _AT_LEAST_ONE,
+    "data.max_answer_length": _AT_LEAST_ONE,
+    "data.max_train_examples": _AT_LEAST_ONE,
+    "data.max_test_examples": _AT_LEAST_ONE,
+    "train.global_batch_size": _AT_LEAST_ONE,
+    "train.per_device_train_batch_size": _AT_LEAST_ONE,
+    "train.learning_rate": _ABOVE_ZERO,
+    "train.warmup_steps": _AT_LEAST_ZERO,
+    "train.num_train_epochs": _ABOVE_ZERO,
+    "train.adam_beta1": _DECAY,
+    "train.adam_beta2": _DECAY,
+    "train.adam_epsilon": _ABOVE_ZERO,
+    "train.weight_decay": _AT_LEAST_ZERO,
+    "train.max_grad_norm": _ABOVE_ZERO,
+    "merge.scale": _SHARE,
+    "evaluate.batch_size": _AT_LEAST_ONE,
+    "evaluate.max_new_tokens": _AT_LEAST_ONE,
+}
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One continual fine-tuning run."""
 
@@ -103,27 +142,12 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        at_least_one = {
-            "data.max_prompt_length": self.data.max_prompt_length,
-            "data.max_answer_length": self.data.max_answer_length,
-            "data.max_train_examples": self.data.max_train_examples,
-            "data.max_test_examples": self.data.max_test_examples,
-            "train.global_batch_size": self.train.global_batch_size,
-            "train.per_device_train_batch_size": self.train.per_device_train_batch_size,
-            "evaluate.batch_size": self.evaluate.batch_size,
-            "evaluate.max_new_tokens": self.evaluate.max_new_tokens,
-        }
-        above_zero = {
-            "train.learning_rate": self.train.learning_rate,
-            "train.num_train_epochs": self.train.num_train_epochs,
-            "train.max_grad_norm": self.train.max_grad_norm,
-        }
-        for name, value in at_least_one.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name, number in above_zero.items():
-            if number is not None and number <= 0:
-                raise ValueError(f"{name} is {number}; it must be above 0")
+        for name, _ in config_fields():
+            value = operator.attrgetter(name)(self)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be a finite number")
+            if value is not None and name in _RANGES and not _RANGES[name].holds(value):
+                raise ValueError(f"{name} is {value}; it must be {_RANGES[name].text}")
 
 
 def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -134,20 +158,23 @@ def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = dict(_flatten(_read_yaml(Path(path)), str(path)))
-    known = {name for name, _ in config_fields()}
+        values = dict(_flatten(_read_yaml(expand(path)), str(path)))
+    known = {name: config_field.type for name, config_field in config_fields()}
+    path_parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
     for origin, names in ((str(path), values), ("command line", overrides or {})):
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
                 raise UserError(f'{origin}: unknown key "{name}"; {hint}')
+            if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
+                raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
     values.update(overrides or {})
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part in {p for name in known for p in name.split(".")})
+        place = ".".join(str(part) for part in first["loc"] if part in path_parts)
         message = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
         raise UserError(f"{path or 'configuration'}: {f'{place}: ' if place else ''}{message}{found}") from None
@@ -155,7 +182,7 @@ def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None
 
 def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
     """The configuration that a command line means: `--config FILE`, then every field as an override."""
-    parser = _OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML file (default: configs/quickstart.yaml)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     for name, config_field in config_fields():
@@ -174,10 +201,14 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def resolve_path(path: str) -> Path:
-    """A path as given or, where that does not exist, relative to the repository (for the files it ships)."""
-    given = Path(path).expanduser()
+    """A path as given or, where that does not exist, relative to the repository (for the files it ships).
+
+    Raises:
+        UserError: it begins with a `~name` that has no home folder.
+    """
+    given = expand(path)
     shipped = REPOSITORY / path
-    return shipped if not given.exists() and shipped.exists() else given
+    return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
 
 
 def config_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -189,18 +220,8 @@ def config_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str
             yield prefix + config_field.name, config_field
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"command line: {message}; see --help")
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --config takes a YAML file, configs/ has some") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, "--config takes a YAML file, configs/ has some")
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(content).__name__}")
     return content or {}
@@ -232,7 +253,7 @@ def _parse_value(name: str, text: str) -> Any:
         return [part.strip() for part in text.split(",")]
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
         return [value]

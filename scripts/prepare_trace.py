@@ -5,7 +5,8 @@ Checks a downloaded copy of TRACE and, on request, writes one with a validation 
 
 import sys
 
-from codyra_llm.data.prepare import main
+from codyra_llm.command import main
+from codyra_llm.data.prepare import prepare
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(lambda: sys.exit(prepare(sys.argv[1:])))

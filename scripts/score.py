@@ -16,29 +16,22 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from codyra_llm.command import main
+from codyra_llm.command import Parser, main
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
 from codyra_llm.evaluation.scorers import score_rows
+from codyra_llm.files import read_text
 
 TRACE = Path(__file__).resolve().parents[1] / "tasks" / "trace" / "trace.yaml"
 ROW_KEYS = ("prompt", "prediction", "reference")
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise UserError(message)
-
-
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line; either a matrix, or a task and a file."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.jsonl", help="predictions to score")
     parser.add_argument("--task", help="the task they belong to; it decides the scorer")
     parser.add_argument("--task_file", type=Path, default=TRACE, help="task file, like tasks/trace/trace.yaml")
@@ -61,10 +54,7 @@ def scorer_of(task: str, task_file: Path) -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a JSONL file; blank lines are skipped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path, "the predictions cannot be read")
     rows = []
     # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):

@@ -9,12 +9,13 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codyra_llm.command import Parser
 from codyra_llm.data.rows import read_rows
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
@@ -209,8 +210,8 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
         prog="prepare_trace.py",
         description="Check a downloaded copy of TRACE; with --validation_size, also write a clean copy of it.",
         epilog=f"Exit status: 0 ready, 1 a task cannot be used as it is, 2 wrong call. Where to get the data: {WHERE}",
@@ -222,7 +223,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="new or empty folder for the copy with that eval split")
     parser.add_argument("--seed", type=int, default=0, help="which rows are carved (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
 def _choose(names: list[str], wanted: str | None, task_file: Path) -> list[str]:
@@ -235,8 +236,13 @@ def _choose(names: list[str], wanted: str | None, task_file: Path) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check, print, and if asked to write the copy; return the exit status."""
+def prepare(arguments: Sequence[str]) -> int:
+    """Check, print, and if asked to write the copy; return the exit status.
+
+    Raises:
+        UserError: a wrong call.
+    """
+    args = _parse(arguments)
     if (args.validation_size is None) != (args.output_dir is None):
         raise UserError("--validation_size and --output_dir belong together; give both or neither")
     if args.output_dir is not None:
@@ -296,12 +302,3 @@ def _print_report(numbers: dict[str, dict[str, Any]], not_ready: list[str]) -> N
         for sentence in n["problems"] + n["findings"]:
             print(f"{task}: {sentence}")
     print(f"not ready: {', '.join(not_ready)}" if not_ready else f"ready: {len(numbers)} tasks")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; a UserError becomes one line on stderr and exit status 2."""
-    try:
-        return run(_parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2

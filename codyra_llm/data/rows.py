@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.errors import UserError
+from codyra_llm.files import read_json
 
 EXPECTED = 'every row needs {"prompt", "answer"}'
 
@@ -15,7 +16,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Raises UserError naming the file and the place: line and column of broken JSON, or the first bad row (from 1).
     """
-    rows = _load_json(path)
+    rows = read_json(path, EXPECTED)
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds {_kind(rows)}, not a list of rows; {EXPECTED}")
     if not rows:
@@ -24,22 +25,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         if problem := _problem(row):
             raise UserError(f"{path} row {number}: {problem}; {EXPECTED}")
     return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        # utf-8-sig: editors on Windows put a byte-order mark in front, which json refuses.
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno} column {error.colno}: not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply to be a list of rows; {EXPECTED}") from None
 
 
 def _problem(row: Any) -> str | None:

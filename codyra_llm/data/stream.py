@@ -1,22 +1,27 @@
 """A stream of tasks: the task file (what a task is) joined with a data folder (its rows)."""
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
+import pydantic.dataclasses
+from pydantic import Field
 
 from codyra_llm.data.rows import read_rows
 from codyra_llm.errors import UserError
+from codyra_llm.files import expand, read_yaml
 
 Row = dict[str, str]
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_FORBID = pydantic.ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class Body:
     """The only part of a prompt that may be cut: what stands between `start` and `end` (empty: the prompt's ends).
 
@@ -28,16 +33,19 @@ class Body:
     keep: Literal["head", "tail"] = "head"
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class TaskSpec:
-    """What a task is, as its entry in the task file says; see tasks/trace/trace.yaml for the meaning of each key."""
+    """What a task is, as its entry in the task file says; see tasks/trace/trace.yaml for the meaning of each key.
+
+    Raises pydantic's ValidationError, a ValueError, where a value cannot work.
+    """
 
     scorer: str
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    epochs: float = 1
-    body: Body = field(default_factory=Body)
-    max_prompt_length: int = 1024
+    max_new_tokens: _Count = 128
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    epochs: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1
+    body: Body | None = None
+    max_prompt_length: _Count = 1024
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,8 @@ class TaskStream:
         """
         specs, orders, label = read_task_file(Path(task_file))
         names = _resolve_order(order, orders, specs, str(task_file))
-        folder = Path(data_dir).expanduser()
-        if not folder.is_dir():
+        folder = expand(data_dir)
+        if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
         tasks = []
         for name in names:
@@ -121,26 +129,34 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
     """({task: spec}, {order: tasks}, stream name) of a task file.
 
     Raises:
-        UserError: the file is missing, not YAML, or an entry has an unknown key or a wrong type.
+        UserError: the file is missing or not YAML, or an entry or an order is malformed.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; task_file is a YAML file like tasks/trace/trace.yaml") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, "task_file is a YAML file like tasks/trace/trace.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
         raise UserError(f'{path}: a task file has a mapping "tasks" of task names to their entries')
-    specs = {str(name): _read_spec(path, str(name), entry) for name, entry in content["tasks"].items()}
-    orders = {str(key): list(value) for key, value in (content.get("orders") or {}).items()}
+    specs = {name: _read_spec(path, name, entry) for name, entry in content["tasks"].items()}
+    orders = {} if content.get("orders") is None else content["orders"]
+    if not isinstance(orders, dict):
+        raise UserError(f"{path}: orders is a mapping of names to lists of task names, found {orders!r}")
+    for name, tasks in orders.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: orders: the name {name!r} is not text; put it in quotes")
+        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+            raise UserError(f"{path}: orders: {name} must be a list of task names, found {tasks!r}")
     return specs, orders, f"{content.get('name', path.stem)} version {content.get('version', 1)}"
 
 
-def _read_spec(path: Path, name: str, entry: Any) -> TaskSpec:
-    unknown = set(entry) - set(TaskSpec.__dataclass_fields__) if isinstance(entry, dict) else set()
-    if unknown:
-        known = ", ".join(TaskSpec.__dataclass_fields__)
-        raise UserError(f'{path}: task {name}: unknown key "{sorted(unknown)[0]}"; a task has {known}')
+def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
+    if not isinstance(name, str):
+        raise UserError(f"{path}: the task name {name!r} is not text; put it in quotes")
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise UserError(f'{path}: the task name "{name}" cannot name a folder; leave out slashes and mere dots')
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {entry!r}")
+    known = list(TaskSpec.__dataclass_fields__)
+    for key in entry:
+        if key not in known:
+            raise UserError(f'{path}: task {name}: unknown key "{key}"; a task has {", ".join(known)}')
     try:
         return pydantic.TypeAdapter(TaskSpec).validate_python(entry)
     except pydantic.ValidationError as error:

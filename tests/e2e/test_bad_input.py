@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
+from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.errors import UserError
 from tests.conftest import REPOSITORY, SAMPLE
 
 Command = Callable[..., str]
@@ -48,6 +51,12 @@ def data(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),
+        (["--adapter.ran", "8"], "unrecognized arguments: --adapter.ran"),
+        (["--adapter.rank", "true"], "adapter.rank is true; it is not a yes-or-no setting"),
+        (["--adapter.threshold_strength", ".nan"], "adapter.threshold_strength is nan; it must be a finite number"),
+        (["--train.learning_rate", ".inf"], "train.learning_rate is inf; it must be a finite number"),
+        (["--train.adam_beta1", "1"], "train.adam_beta1 is 1.0; it must be at least 0 and below 1"),
+        (["--data_dir", "~nouser/x"], "~nouser/x: no such home folder"),
         (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
         (["--method", "magic"], "method: Input should be 'codyra' or 'lora', found 'magic'"),
         (["--data_dir", "nowhere"], "nowhere: no such data folder"),
@@ -58,15 +67,18 @@ def data(tmp_path: Path) -> Path:
         (["--train.global_batch_size", "6", "--train.per_device_train_batch_size", "4"], "6 does not divide"),
         (
             ["--adapter.threshold_mode", "reference"],
-            "FOMC: the threshold can prune nothing in 12 steps: 6 sparse.*ramp_levels 50",
+            "FOMC: the threshold can prune nothing in 8 steps: 4 sparse steps are too few in reference mode",
         ),
-        (["--adapter.dense_fraction", "1"], "the threshold can prune nothing: .*leaves no sparse step"),
+        (
+            ["--adapter.dense_fraction", "1"],
+            "prune nothing in 8 steps: no step is sparse; lower adapter.dense_fraction 1",
+        ),
         (["--adapter.threshold_strength", "0.1"], "can prune nothing in importance mode|which can prune nothing"),
         (["--data.max_answer_length", "1"], r"FOMC/train.json row 1: the answer has \d tokens"),
         (["--data.max_prompt_length", "5"], "row 1: the prompt without its body has"),
         (["--model.name_or_path", "no/such/model/folder"], "model.name_or_path no/such/model/folder: "),
         (["--model.name_or_path", "nothing.gguf"], "nothing.gguf: no such file"),
-        (["--deepspeed", "nothing.json"], "deepspeed: nothing.json: No such file"),
+        (["--deepspeed", "nothing.json"], "nothing.json: No such file.*; deepspeed takes a JSON file"),
         (["--config", "nothing.yaml"], "nothing.yaml: No such file"),
         (["--task_file", "nothing.yaml"], "nothing.yaml: No such file"),
     ],
@@ -78,7 +90,7 @@ def test_arguments(fails: Command, arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "FOMC/train.json: no such file"),
+        (None, "FOMC/train.json: No such file"),
         ("", "FOMC/train.json line 1"),
         ("[]", "FOMC/train.json: no rows"),
         ('[{"prompt": "a", "answer": "b"},\n {"prompt" "c"}]', "FOMC/train.json line 2 column"),
@@ -116,7 +128,75 @@ def test_a_deepspeed_file_that_would_change_the_result(fails: Command, tmp_path:
     file.write_text('{"train_batch_size": 4}')
     assert '"train_batch_size" is decided by train.global_batch_size' in fails("--deepspeed", str(file))
     file.write_text("{")
-    assert "line 1: not valid JSON" in fails("--deepspeed", str(file))
+    assert "line 1 column 2: not valid JSON" in fails("--deepspeed", str(file))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"amp": {"enabled": True}}, '"amp" is decided by model.dtype'),
+        ({"torch_autocast": {"enabled": True}}, '"torch_autocast" is decided by model.dtype'),
+        ({"zero_optimization": 3}, "zero_optimization is 3; it must be an object"),
+        ({"zero_optimization": None}, "zero_optimization is None; it must be an object"),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage: .*found 7"),
+        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage: .*found 'two'"),
+        ({"zero_optimization": {"stage": 2, "stages": 1}}, "zero_optimization.stages: Extra inputs are not permitted"),
+        ({"zero_optimization": {"stage": 3, "sub_group_size": 1000}}, "sub_group_size is 1000; it must be at least"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer: offload to .nvme. is"),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param: offload to .nvme. is not"),
+    ],
+)
+def test_deepspeed_settings_that_cannot_work(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message) as error:
+        read_deepspeed_json(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.json", "{"), ("config.json", '{"model_type": "llama", "hidden_size": "x"}')]
+)
+def test_a_damaged_model_configuration(fails: Command, tiny_folder: Path, tmp_path: Path, name: str, text: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).write_text(text)
+    assert "give a hub id, an HF folder" in fails("--model.name_or_path", str(folder))
+
+
+def test_weights_that_are_missing_or_damaged(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "1 weights are missing, model.norm.weight the first" in fails("--model.name_or_path", str(folder))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert f"{folder}: cannot be loaded: " in fails("--model.name_or_path", str(folder))
+    (folder / "model.safetensors").unlink()
+    assert f"{folder}: cannot be loaded: " in fails("--model.name_or_path", str(folder))
+
+
+@pytest.mark.parametrize("attention", ["magic", "flash_attention_2"])
+def test_attention_that_is_not_to_be_had(fails: Command, attention: str) -> None:
+    message = fails("--model.attn_implementation", attention)
+    assert f"cannot be loaded with model.attn_implementation {attention}: " in message
+
+
+def test_a_cache_that_cannot_be_written(fails: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "file" / "cache"))
+    assert "set CODYRA_CACHE to a folder" in fails("--model.name_or_path", str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("option", ["--config", "--task_file", "--deepspeed"])
+def test_files_that_are_not_text(fails: Command, tmp_path: Path, option: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"\xff\xfe")
+    assert f"{file}: not UTF-8 text (byte 0); save it as UTF-8" in fails(option, str(file))
+    assert f"{tmp_path}: Is a directory; " in fails(option, str(tmp_path))
+    assert "~nouser/x: no such home folder" in fails(option, "~nouser/x")
+    file.write_text("[" * 100_000 if option == "--deepspeed" else "[" * 3000)
+    assert f"{file}: nested too deeply" in fails(option, str(file))
 
 
 def test_output_folders_that_must_not_be_touched(fails: Command, tmp_path: Path) -> None:

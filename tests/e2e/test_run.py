@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm import TaskStream, run
 from codyra_llm.config import RunConfig, load_config
+from codyra_llm.data.encode import encode_rows
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
 from codyra_llm.evaluation.scorers import VARIANTS
 
@@ -130,13 +131,15 @@ torch.save((sum(p.numel() for p in model.parameters()), model(torch.arange(3, 60
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert parameters == sum(p.numel() for p in base.parameters()) == results["model"]["parameters"]
     assert (logits - base(torch.arange(3, 60)[None]).logits).abs().max() > 0.1
-    # what the last evaluation saw is what was saved
+    # what the last evaluation saw is what was saved: the same loss of each answer
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    row = json.loads((folder / "predictions" / "3-MeetingBank.FOMC.jsonl").open().readline())
-    ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
-    answer = saved.generate(ids, do_sample=False, max_new_tokens=4)[0, ids.shape[1] :]
-    assert tokenizer.decode(answer, skip_special_tokens=True).startswith(row["prediction"])
+    for line in (folder / "predictions" / "3-MeetingBank.FOMC.jsonl").open():
+        row = json.loads(line)
+        (example,) = encode_rows(tokenizer, [{"prompt": row["prompt"], "answer": row["reference"]}], 1024)
+        ids = torch.tensor([example.prompt + example.answer])
+        labels = torch.tensor([[-100] * len(example.prompt) + example.answer])
+        assert saved(input_ids=ids, labels=labels).loss.item() == pytest.approx(row["nll"], abs=1e-4)
 
 
 def test_the_card_names_tasks_ranks_and_scores(finished: tuple[Path, dict]) -> None:

@@ -1,10 +1,27 @@
 """Configuration: files, overrides, help, and back to a file."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from codyra_llm.config import REPOSITORY, RunConfig, config_fields, load_config, parse_command_line, to_yaml
+from codyra_llm.config import (
+    REPOSITORY,
+    RunConfig,
+    config_fields,
+    load_config,
+    parse_command_line,
+    resolve_path,
+    to_yaml,
+)
+from codyra_llm.errors import UserError
+
+NAMED_BY_THE_ADAPTER = ("adapter.dense_fraction", "adapter.importance_decay")  # its own ranges come first
+FLOATS = [
+    name
+    for name, field in config_fields()
+    if float in (field.type, *get_args(field.type)) and name not in NAMED_BY_THE_ADAPTER
+]
 
 
 def test_every_field_has_a_help_text_and_can_be_overridden(capsys: pytest.CaptureFixture) -> None:
@@ -54,6 +71,63 @@ def test_targets_on_the_command_line() -> None:
     for text, expected in (("q_proj", ("q_proj",)), ("q_proj,v_proj", ("q_proj", "v_proj"))):
         config = parse_command_line(["--config", "/dev/null", "--adapter.target_modules", text], "")
         assert config.adapter.target_modules == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, value, "it must be a finite number") for name in FLOATS for value in (float("nan"), float("inf"))),
+        ("adapter.rank", True, "it is not a yes-or-no setting"),
+        ("train.learning_rate", False, "it is not a yes-or-no setting"),
+        ("adapter.gate_learning_rate", 0, "it must be above 0"),
+        ("train.warmup_steps", -1, "it must be at least 0"),
+        ("train.num_train_epochs", 0, "it must be above 0"),
+        ("train.adam_beta1", 1.0, "it must be at least 0 and below 1"),
+        ("train.adam_beta2", -0.1, "it must be at least 0 and below 1"),
+        ("train.adam_epsilon", 0, "it must be above 0"),
+        ("train.weight_decay", -1e-3, "it must be at least 0"),
+        ("merge.scale", 0, "it must be above 0 and at most 1"),
+        ("merge.scale", 1.5, "it must be above 0 and at most 1"),
+    ],
+)
+def test_values_that_cannot_work_are_named(name: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is .*; {message}"):
+        load_config(overrides={name: value})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: caf\xe9", r"not UTF-8 text \(byte 9\); save it as UTF-8"),
+        (b"[" * 3000, "nested too deeply; --config takes a YAML file"),
+        (b"seed: 1\ntrain: {}\nseed: 2\n", 'not valid YAML: the key "seed" stands there twice .*line 3'),
+        (b"seed: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        (b"{1: 2, null: 3}", 'unknown key "1"'),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_may_stand_beside_one_that_is_merged_in(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train: &t {learning_rate: 0.1}\nmerge: {<<: &m {scale: 0.5}, scale: 0.6}\n")
+    assert load_config(file).merge.scale == 0.6
+
+
+def test_options_are_not_abbreviated() -> None:
+    with pytest.raises(UserError, match=r"command line: unrecognized arguments: --adapter\.ran 8; see --help"):
+        parse_command_line(["--config", "/dev/null", "--adapter.ran", "8"], "")
+
+
+def test_a_home_folder_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="~nouser/x: no such home folder; write the path without ~"):
+        resolve_path("~nouser/x")
 
 
 def test_the_specified_defaults() -> None:

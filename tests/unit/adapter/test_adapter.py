@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from codyra_llm import CoDyRAConfig, inject, merge, prune
 from codyra_llm.adapter.injection import describe_targets
@@ -120,6 +121,26 @@ def test_targets_by_a_longer_tail_of_the_name() -> None:
         "model.layers.1.self_attn.q_proj",
         "model.layers.1.mlp.up_proj",
     ]
+
+
+def test_a_tied_head_is_refused() -> None:
+    model = tiny_model("gemma2")
+    with pytest.raises(ValueError, match="lm_head is tied to another module's"):
+        inject(model, CoDyRAConfig(rank=4, target_modules=("q_proj", "lm_head")))
+    untied = tiny_model("llama")
+    assert inject(untied, CoDyRAConfig(rank=4, target_modules=("lm_head",))) == ["lm_head"]
+
+
+def test_the_vision_part_of_a_model_is_left_alone() -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=CONFIGS["gemma3"]().to_dict(), vision_config={**vision, "image_size": 28, "patch_size": 14}
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    assert any("vision" in name and name.endswith("q_proj") for name, _ in model.named_modules())
+    names = inject(model, CoDyRAConfig(rank=4))
+    assert len(names) == 14
+    assert not any("vision" in name for name in names)
 
 
 def test_mistakes_are_named() -> None:

@@ -79,7 +79,7 @@ def test_a_prompt_that_fits_is_left_alone(tokenizer) -> None:
 def test_an_instruction_that_does_not_fit_is_an_error(tokenizer) -> None:
     body = Body(start="Text:\n", end="\nStance:")
     with pytest.raises(
-        UserError, match=r"row 1: the prompt without its body has \d+ tokens, data.max_prompt_length is 5"
+        UserError, match=r"row 1: the prompt without its body has \d+ tokens, more than 5; raise data.max_prompt_length"
     ):
         encode_rows(tokenizer, ROWS[:1], 5, body=body, where="FOMC/train.json")
 

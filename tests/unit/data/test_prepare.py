@@ -1,15 +1,16 @@
 """prepare_trace: what it counts, what it says, and what it writes."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codyra_llm.data.prepare import carve, check, findings, main
+from codyra_llm.command import main
+from codyra_llm.data.prepare import carve, check, findings, prepare
 from codyra_llm.errors import UserError
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "trace-500"
 Row = dict[str, str]
 
 
@@ -35,7 +36,7 @@ def save(folder: Path, task: str, train: list[Row], held: list[Row], test: list[
 
 
 def call(data: Path, *options: object) -> int:
-    return main(["--data_dir", str(data), "--task_file", str(data.parent / "tasks.yaml"), *map(str, options)])
+    return prepare(["--data_dir", str(data), "--task_file", str(data.parent / "tasks.yaml"), *map(str, options)])
 
 
 def read(path: Path) -> Any:
@@ -95,7 +96,7 @@ def test_an_unusable_task_is_a_finding_and_status_1(data: Path, capsys: pytest.C
 def test_pointing_one_folder_too_high_is_noticed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data.parent / "above").mkdir()
     data.rename(data.parent / "above" / "data")
-    assert main(["--data_dir", str(data.parent / "above"), "--task_file", str(data.parent / "tasks.yaml")]) == 1
+    assert prepare(["--data_dir", str(data.parent / "above"), "--task_file", str(data.parent / "tasks.yaml")]) == 1
     assert f"point --data_dir to {data.parent}/above/data" in capsys.readouterr().out
 
 
@@ -154,13 +155,18 @@ def test_carve_must_leave_training_rows() -> None:
         (["--tasks", "clean,FOMC"], "error: --tasks: no task 'FOMC' in "),
         (["--task_file", "OUT"], "out: No such file or directory; task_file is a YAML file"),
         (["--data_dir", "OUT"], "LLM-CL-Benchmark_500"),
+        (["--seed", "many"], "command line: argument --seed: invalid int value: 'many'; see --help"),
+        (["--tsk", "clean"], "command line: unrecognized arguments: --tsk clean; see --help"),
+        (["--task", "clean"], "command line: unrecognized arguments: --task clean; see --help"),
     ],
 )
 def test_wrong_calls_get_one_line_and_status_2(
     data: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     places = {"OUT": str(data.parent / "out"), "DATA": str(data)}
-    assert call(data, *[places.get(option, option) for option in options]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: sys.exit(call(data, *[places.get(option, option) for option in options])))
+    assert stop.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
@@ -170,15 +176,14 @@ def test_wrong_calls_get_one_line_and_status_2(
 
 def test_help_says_where_to_get_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--help"])
+        prepare(["--help"])
     assert "github.com/BeyonderXX/TRACE" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the TRACE-500 data is not at {REAL}")
-def test_real_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_real_data(trace_500: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The published 500-example version has these defects, counted independently of this code."""
     options = ["--validation_size", "50", "--output_dir", str(tmp_path / "out"), "--json"]
-    assert main(["--data_dir", str(REAL), *options]) == 0
+    assert prepare(["--data_dir", str(trace_500), *options]) == 0
     said = json.loads(capsys.readouterr().out)
     tasks = said["tasks"]
     assert {task: n["train_unique"] for task, n in tasks.items() if n["train_duplicates"]} == {

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from codyra_llm.data.prepare import SPLITS, main
+from codyra_llm.data.prepare import SPLITS, prepare
 from codyra_llm.data.rows import read_rows
 
 TRACE = Path(__file__).parents[3] / "tasks" / "trace"
@@ -73,5 +73,5 @@ def test_choices_are_balanced(choice: str) -> None:
 
 
 def test_prepare_finds_nothing_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data_dir", str(TRACE / "sample")]) == 0
+    assert prepare(["--data_dir", str(TRACE / "sample")]) == 0
     assert "ready: 8 tasks" in capsys.readouterr().out

@@ -58,7 +58,17 @@ def test_orders_that_make_no_sense(order: str | list[str], message: str) -> None
         ({"scorer": "choice", "stops": []}, 'task mine: unknown key "stops"'),
         ({"scorer": "choice", "epochs": "many"}, "task mine: epochs: .* found 'many'"),
         ({"max_new_tokens": 3}, "task mine: scorer: "),
-        (None, "task mine: "),
+        (None, "task mine: an entry is a mapping like {scorer: accuracy}, found None"),
+        ({"scorer": "choice", 1: 2, "a": 3}, 'task mine: unknown key "1"'),
+        ({"scorer": "choice", "epochs": 0}, "task mine: epochs: .*greater than 0, found 0"),
+        ({"scorer": "choice", "epochs": float("nan")}, "task mine: epochs: .* found nan"),
+        ({"scorer": "choice", "epochs": float("inf")}, "task mine: epochs: .* found inf"),
+        ({"scorer": "choice", "epochs": True}, "task mine: epochs: .* found True"),
+        ({"scorer": "choice", "max_new_tokens": 0}, "task mine: max_new_tokens: .* found 0"),
+        ({"scorer": "choice", "max_new_tokens": True}, "task mine: max_new_tokens: .* found True"),
+        ({"scorer": "choice", "max_prompt_length": -1}, "task mine: max_prompt_length: .* found -1"),
+        ({"scorer": "choice", "stop": ["\n", ""]}, "task mine: stop.1: .* found ''"),
+        ({"scorer": "choice", "body": {"begin": "x"}}, "task mine: body.begin: "),
     ],
 )
 def test_task_entries_that_make_no_sense(tmp_path: Path, entry: object, message: str) -> None:
@@ -66,6 +76,41 @@ def test_task_entries_that_make_no_sense(tmp_path: Path, entry: object, message:
     file.write_text(yaml.safe_dump({"tasks": {"mine": entry}}))
     with pytest.raises(UserError, match=message):
         read_task_file(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[FOMC]", 'a task file has a mapping "tasks"'),
+        ("tasks: {../up: {scorer: choice}}", 'the task name "../up" cannot name a folder'),
+        ("tasks: {..: {scorer: choice}}", 'the task name ".." cannot name a folder'),
+        ("tasks: {'a\\b': {scorer: choice}}", "cannot name a folder"),
+        ("tasks: {null: {scorer: choice}}", "the task name None is not text; put it in quotes"),
+        ("tasks: {A: {scorer: choice}, A: {scorer: sari}}", 'the key "A" stands there twice'),
+        (
+            "tasks: {A: {scorer: choice}}\norders: [A]",
+            "orders is a mapping of names to lists of task names, found [",
+        ),
+        ("tasks: {A: {scorer: choice}}\norders: {x: null}", "orders: x must be a list of task names, found None"),
+        ("tasks: {A: {scorer: choice}}\norders: {A: A}", "orders: A must be a list of task names, found 'A'"),
+        ("tasks: {A: {scorer: choice}}\norders: {x: [1]}", "orders: x must be a list of task names, found [1]"),
+        ("tasks: {A: {scorer: choice}}\norders: {1: [A]}", "orders: the name 1 is not text"),
+        ("version: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("[" * 3000, "nested too deeply; task_file is a YAML file"),
+    ],
+)
+def test_task_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "tasks.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_task_file(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert message in str(error.value)
+
+
+def test_a_spec_that_cannot_work_is_refused_in_memory_too() -> None:
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        TaskSpec("choice", max_new_tokens=0)
 
 
 def test_a_stream_of_ones_own_needs_two_files_and_no_code(tmp_path: Path) -> None:

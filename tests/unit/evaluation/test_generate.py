@@ -5,10 +5,14 @@ import random
 import pytest
 import torch
 
+from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
+from codyra_llm.data.stream import Task, TaskSpec
+from codyra_llm.engine.launch import World
 from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.evaluation.generate import answer_examples, cut_at_stop
+from codyra_llm.evaluation import evaluate
+from codyra_llm.evaluation.generate import Answered, answer_examples, cut_at_stop
 from tests.models import CONFIGS, tiny_model
 
 
@@ -71,6 +75,26 @@ def test_a_models_sampling_defaults_are_not_used() -> None:
     model.generation_config.temperature = 3.0
     assert answer_examples(model, NumberTokenizer(), examples, max_new_tokens=8) == expected
     assert model.generation_config.repetition_penalty == 5.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [({}, 6), ({"max_new_tokens": 3}, 3), ({"max_new_tokens": 30}, 6), ({"parity": True}, 512)],
+)
+def test_how_long_an_answer_may_be(settings: dict, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, tuple[str, ...]]] = []
+
+    def record(model, tokenizer, examples, new_tokens, stop, *rest):
+        asked.append((new_tokens, tuple(stop)))
+        return [Answered("x", 1, 1.0) for _ in examples]
+
+    monkeypatch.setattr(evaluate, "answer_examples", record)
+    monkeypatch.setattr(evaluate, "gather", lambda value: [value])
+    rows = [{"prompt": "p", "answer": "a"}]
+    task = Task("t", TaskSpec("accuracy", max_new_tokens=6, stop=(";",)), rows, rows, {})
+    world = World(0, 1, torch.device("cpu"))
+    evaluate.evaluate_task(None, None, task, some_examples(1), EvaluateConfig(**settings), world)
+    assert asked == [(longest, () if settings.get("parity") else (";",))]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Reading the files that a user names; whatever is wrong with one is a UserError that names it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from codyra_llm.errors import UserError
+
+
+def expand(path: str | Path) -> Path:
+    """A path with its leading `~` or `~name` replaced.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such home folder; write the path without ~") from None
+
+
+def read_text(path: Path, hint: str = "") -> str:
+    """The UTF-8 text of a file; `hint` is what an error says would be right.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        # utf-8-sig: editors on Windows put a byte-order mark in front, which json refuses.
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except ValueError as error:  # a null character in the path
+        problem = str(error)
+    raise UserError(_with_hint(f"{path}: {problem}", hint))
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON (with line and column).
+    """
+    text = read_text(path, hint)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {error.lineno} column {error.colno}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_yaml(path: Path, hint: str = "") -> Any:
+    """The value that a YAML file holds; a key may stand only once.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or repeats a key.
+    """
+    text = read_text(path, hint)
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(problem=f'the key "{key.value}" stands there twice',
+                                                            problem_mark=key.start_mark)  # fmt: skip
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _with_hint(problem: str, hint: str) -> str:
+    return f"{problem}; {hint}" if hint else problem
