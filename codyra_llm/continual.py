@@ -1,10 +1,7 @@
 """The continual run: for each task prepare, train, finish (prune and merge), evaluate, report."""
 
 import dataclasses
-import importlib.metadata
-import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,44 +10,28 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from codyra_llm.adapter.injection import check_rank, describe_targets, find_targets
+from codyra_llm.adapter.injection import describe_targets
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import CumulativeUpdate, ModuleRank
-from codyra_llm.config import RunConfig, load_config, resolve_path
-from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example, check_tokenizer, encode_rows
+from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import Task, TaskStream
-from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World, share, start
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import add_delta, gathered, parameter_count
+from codyra_llm.engine.zero import add_delta, gathered
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_task
 from codyra_llm.evaluation.matrix import matrix_metrics
-from codyra_llm.evaluation.scorers import SCORERS, VARIANTS
+from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, skeleton
+from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model
+from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder, start_log
 from codyra_llm.report.model_card import model_card
 from codyra_llm.report.plots import plot_matrix, plot_ranks
-
-SCHEMA_VERSION = 1
-PACKAGES = ("codyra_llm", "torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "rapidfuzz", "rouge-score")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A run that was checked in full before any weight is loaded."""
-
-    stream: TaskStream
-    tokenizer: PreTrainedTokenizerBase
-    deepspeed_json: dict[str, Any]
-    batches: list[GlobalBatches]
-    test_examples: list[list[Example]]
+from codyra_llm.results import new_results
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -70,89 +51,15 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     world = start()
-    prepared = prepare(config, world, stream)
-    return _Run(config, world, prepared).run()
-
-
-def prepare(config: RunConfig, world: World, stream: TaskStream | None = None) -> Prepared:
-    """Checks everything that can be checked without the weights, and tokenises the data.
-
-    Raises:
-        UserError: as `run`.
-    """
-    data, train = config.data, config.train
-    if stream is None:
-        stream = TaskStream.load(
-            resolve_path(config.task_file),
-            resolve_path(config.data_dir),
-            config.order,
-            data.max_train_examples,
-            data.max_test_examples,
-        )
-    if not stream.tasks:
-        raise UserError("the stream has no task; give it at least one")
-    for task in stream:
-        if task.spec.scorer not in SCORERS:
-            raise UserError(f'task {task.name}: unknown scorer "{task.spec.scorer}"; there are {", ".join(SCORERS)}')
-    deepspeed_json = read_deepspeed_json(config.deepspeed)
-    model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
-    check_tokenizer(tokenizer)
-    method = METHODS[config.method](config)
-    model = skeleton(model_config)
-    try:
-        check_rank(model, find_targets(model, method.adapter), method.adapter.rank)
-    except ValueError as error:
-        raise UserError(f"adapter: {error}") from None
-    batches, test_examples = [], []
-    for task in stream:
-        prompt_length = data.max_prompt_length or task.spec.max_prompt_length
-        where = f"{Path(config.data_dir) / task.name}"
-        train_examples = encode_rows(
-            tokenizer,
-            task.train,
-            prompt_length,
-            data.max_answer_length,
-            task.spec.body,
-            drop_long_answers=data.long_answers == "drop",
-            where=f"{where}/train.json",
-        )
-        test_examples.append(
-            encode_rows(tokenizer, task.test, prompt_length, None, task.spec.body, where=f"{where}/test.json")
-        )
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        batches.append(
-            GlobalBatches(
-                train_examples,
-                train.global_batch_size,
-                train.per_device_train_batch_size,
-                train.num_train_epochs or task.spec.epochs,
-                config.seed,
-                task.name,
-                world.size,
-                pad,
-            )
-        )
-        method.check(task.name, batches[-1].total_steps)
-        _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
-    return Prepared(stream, tokenizer, deepspeed_json, batches, test_examples)
-
-
-def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:
-    longest = max(len(example) for example in examples)
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
-    if longest > positions:
-        raise UserError(
-            f"task {task}: the longest row has {longest} tokens, the model knows {positions} positions; "
-            "lower data.max_prompt_length or data.max_answer_length"
-        )
+    return _Run(config, world, plan_run(config, world, stream)).run()
 
 
 class _Run:
     """The state of one run: the model, the results so far, and where they are written (on rank 0)."""
 
-    def __init__(self, config: RunConfig, world: World, prepared: Prepared) -> None:
-        self.config, self.world, self.prepared = config, world, prepared
-        self.stream, self.tokenizer = prepared.stream, prepared.tokenizer
+    def __init__(self, config: RunConfig, world: World, plan: RunPlan) -> None:
+        self.config, self.world, self.plan = config, world, plan
+        self.stream, self.tokenizer = plan.stream, plan.tokenizer
         self.folder = self._on_main(lambda: RunFolder(config))
         self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
         self._on_main(lambda: self.folder and self.folder.open())
@@ -164,7 +71,7 @@ class _Run:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.updates = CumulativeUpdate()
         self.global_step = 0
-        self.results = self._head()
+        self.results = new_results(config, plan, self.model, world.size)
 
     def run(self) -> dict[str, Any]:
         began = time.perf_counter()
@@ -188,7 +95,7 @@ class _Run:
         return self.results
 
     def _learn(self, number: int, task: Task) -> None:
-        batches = self.prepared.batches[number - 1]
+        batches = self.plan.batches[number - 1]
         prepared = self.method.prepare(self.model, task.name, batches.total_steps)
         self.log.info(f"\ntask {number} of {len(self.stream)}: {task.name}, {describe_targets(prepared.wrapped)}")
         progress = tqdm(total=batches.total_steps, desc=task.name, disable=not self.world.is_main, unit="step")
@@ -204,7 +111,7 @@ class _Run:
             prepared.schedule,
             batches,
             self.config.train,
-            self.prepared.deepspeed_json,
+            self.plan.deepspeed_json,
             self.world,
             on_step,
         )
@@ -232,7 +139,7 @@ class _Run:
         after = self.stream.names[number - 1] if number else "base"
         row_name = f"{number}-{after}"
         began, tokens = time.perf_counter(), 0
-        rows = sum(len(self.prepared.test_examples[i]) for i in which)
+        rows = sum(len(self.plan.test_examples[i]) for i in which)
         progress = tqdm(total=rows, desc=f"scoring {row_name}", disable=not self.world.is_main, unit="row", leave=False)
 
         def on_batch(rows_of_batch: int) -> None:
@@ -246,7 +153,7 @@ class _Run:
                     self.model,
                     self.tokenizer,
                     task,
-                    self.prepared.test_examples[i],
+                    self.plan.test_examples[i],
                     self.config.evaluate,
                     self.world,
                     on_batch,
@@ -336,46 +243,6 @@ class _Run:
             raise UserError(problem)
         return result
 
-    def _head(self) -> dict[str, Any]:
-        tasks, stream = len(self.stream), self.stream
-        empty: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "command": sys.argv,
-            "versions": {"python": platform.python_version(), **_versions()},
-            "config": dataclasses.asdict(self.config),
-            "seed": self.config.seed,
-            "world_size": self.world.size,
-            "zero_stage": self.prepared.deepspeed_json.get("zero_optimization", {}).get("stage", 0),
-            "model": {
-                "name": self.config.model.name_or_path,
-                "architecture": type(self.model).__name__,
-                "parameters": parameter_count(self.model),
-            },
-            "data": {
-                "stream": stream.name,
-                "version": self.config.data.version or stream.version,
-                "tasks": [
-                    {
-                        "task": task.name,
-                        "train_rows": len(batches.examples),
-                        "dropped_train_rows": len(task.train) - len(batches.examples),
-                        "test_rows": len(task.test),
-                        "steps": batches.total_steps,
-                        "sha256": task.files,
-                    }
-                    for task, batches in zip(stream, self.prepared.batches, strict=True)
-                ],
-            },
-            "tasks": stream.names,
-            "matrix": [list(row) for row in empty],
-            "matrices": {variant: [list(row) for row in empty] for variant in VARIANTS},
-            "answer_nll": [list(row) for row in empty],
-            "losses": [],
-            "ranks": [],
-            "phases": [],
-        }
-
     def _greeting(self) -> str:
         model = self.results["model"]
         return (
@@ -396,13 +263,3 @@ class _Run:
         self.log.info(f"\n{tables.metrics_table(self.results)}")
         self.log.info(f"\nSurviving rank\n{tables.rank_table(self.results)}")
         self.log.info(f"\n{self.results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

@@ -5,6 +5,7 @@ continue is exactly what it is given when it generates. A mark that a text spell
 prompt) becomes the tokenizer's mark of that name, as in the published runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -88,15 +89,16 @@ def encode_rows(
     body: Body | None = None,
     drop_long_answers: bool = False,
     where: str = "rows",
+    numbers: Sequence[int] | None = None,
 ) -> list[Example]:
-    """The rows as examples, in order.
+    """The rows as examples, in order; `where` and `numbers` (by default from 1) are what errors call them.
 
     Raises:
         UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or a
             prompt cannot be cut to size; the message names the row.
     """
     examples = []
-    for number, row in enumerate(rows, 1):
+    for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
         answer = encode_answer(tokenizer, row["answer"])
         if max_answer_length is not None and len(answer) > max_answer_length:
             if drop_long_answers:

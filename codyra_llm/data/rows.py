@@ -16,14 +16,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Raises UserError naming the file and the place: line and column of broken JSON, or the first bad row (from 1).
     """
-    rows = read_json(path, EXPECTED)
+    return check_rows(read_json(path, EXPECTED), str(path))
+
+
+def check_rows(rows: Any, where: str) -> list[dict[str, str]]:
+    """The rows, prompt and answer only.
+
+    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad row (from 1).
+    """
     if not isinstance(rows, list):
-        raise UserError(f"{path}: holds {_kind(rows)}, not a list of rows; {EXPECTED}")
+        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {EXPECTED}")
     if not rows:
-        raise UserError(f"{path}: no rows; the list is empty, and {EXPECTED}")
+        raise UserError(f"{where}: no rows; the list is empty, and {EXPECTED}")
     for number, row in enumerate(rows, start=1):
         if problem := _problem(row):
-            raise UserError(f"{path} row {number}: {problem}; {EXPECTED}")
+            raise UserError(f"{where} row {number}: {problem}; {EXPECTED}")
     return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
 
 

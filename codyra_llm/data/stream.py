@@ -4,7 +4,7 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field
 
-from codyra_llm.data.rows import read_rows
+from codyra_llm.data.rows import check_rows, read_rows
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_yaml
 
@@ -50,13 +50,14 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream: its name, what it is, its rows by split, and the hash of each file."""
+    """One task of a stream: its name, what it is, its rows, and by split the file's hash and row numbers."""
 
     name: str
     spec: TaskSpec
     train: list[Row]
     test: list[Row]
-    files: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+    row_numbers: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,24 +106,29 @@ class TaskStream:
             raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
         tasks = []
         for name in names:
-            train = read_rows(folder / name / "train.json")
-            test = read_rows(folder / name / "test.json")
-            files = {split: _sha256(folder / name / f"{split}.json") for split in ("train", "test")}
-            train = _subset(train, max_train_examples, f"{name}/train")
-            test = _subset(test, max_test_examples, f"{name}/test")
-            tasks.append(Task(name, specs[name], train, test, files))
+            paths = {split: folder / name / f"{split}.json" for split in ("train", "test")}
+            rows = {split: read_rows(path) for split, path in paths.items()}
+            numbers = {
+                "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
+                "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
+            }
+            train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
+            hashes = {split: _sha256(path) for split, path in paths.items()}
+            tasks.append(Task(name, specs[name], train, test, hashes, numbers))
         return cls(tuple(tasks), label, folder.resolve().name)
 
     @classmethod
     def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":
-        """A stream of {task: {"train": rows, "test": rows}}; a task without a spec is scored by `accuracy`."""
-        known = specs or {}
-        return cls(
-            tuple(
-                Task(name, known.get(name, TaskSpec("accuracy")), splits["train"], splits["test"], {})
-                for name, splits in rows.items()
-            )
-        )
+        """A stream of {task: {"train": rows, "test": rows}}; a task without a spec is scored by `accuracy`.
+
+        Raises:
+            UserError: a task lacks a split, or a row is malformed.
+        """
+        tasks = []
+        for name, splits in rows.items():
+            train, test = (check_rows(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
+            tasks.append(Task(name, (specs or {}).get(name, TaskSpec("accuracy")), train, test))
+        return cls(tuple(tasks))
 
 
 def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]], str]:
@@ -188,10 +194,10 @@ def _resolve_order(
     return list(order)
 
 
-def _subset(rows: list[Row], limit: int | None, label: str) -> list[Row]:
-    if limit is None or limit >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(random.Random(label).sample(range(len(rows)), limit))]
+def _subset(rows: int, limit: int | None, label: str) -> list[int]:
+    """Row numbers (from 1) of a fixed random choice of at most `limit`, in order."""
+    numbers = range(1, rows + 1)
+    return list(numbers) if limit is None or limit >= rows else sorted(random.Random(label).sample(numbers, limit))
 
 
 def _sha256(path: Path) -> str:

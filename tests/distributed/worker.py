@@ -13,13 +13,13 @@ import torch
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import load_config
-from codyra_llm.continual import prepare
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, gathered, parameter_count
 from codyra_llm.evaluation.evaluate import evaluate_task
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
+from codyra_llm.plan import plan_run
 
 MODES = {
     "importance": {},
@@ -49,23 +49,21 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
         },
     )
     world = start()
-    prepared = prepare(config, world)
+    plan = plan_run(config, world)
     model = load_model(model_folder)
     count = parameter_count(model)
     method = METHODS[config.method](config)
     result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": []}
-    for task, batches, test in zip(prepared.stream, prepared.batches, prepared.test_examples, strict=True):
+    for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
-        steps = train_task(
-            model, ready.optimizer, ready.schedule, batches, config.train, prepared.deepspeed_json, world
-        )
+        steps = train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
         result["losses"] += [step.loss for step in steps]
         result["live_rank"] += [step.live_rank for step in steps]
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
         result["ranks"] += [dataclasses.astuple(module) for module in method.finish(model, add_delta)]
         assert parameter_count(model) == count
         with gathered(model):
-            scores = evaluate_task(model, prepared.tokenizer, task, test, config.evaluate, world)
+            scores = evaluate_task(model, plan.tokenizer, task, test, config.evaluate, world)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     with gathered(model):
         result["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -119,3 +119,18 @@ def test_a_stream_of_ones_own_needs_two_files_and_no_code(tmp_path: Path) -> Non
     for split in ("train", "test"):
         (tmp_path / "mine" / f"{split}.json").write_text(json.dumps([{"prompt": "p", "answer": "a"}]))
     assert TaskStream.load(tmp_path / "tasks.yaml", tmp_path).names == ["mine"]
+
+
+def test_rows_from_memory_are_checked() -> None:
+    good = [{"prompt": "p", "answer": "a"}]
+    with pytest.raises(UserError, match='task sums train row 2: no "answer"'):
+        TaskStream.from_rows({"sums": {"train": [*good, {"prompt": "p"}], "test": good}})
+    with pytest.raises(UserError, match="task sums test: holds null, not a list of rows"):
+        TaskStream.from_rows({"sums": {"train": good}})
+
+
+def test_a_limited_split_keeps_the_row_numbers_of_its_file() -> None:
+    task = TaskStream.load(TRACE, SAMPLE, ["FOMC"], 10, 5).tasks[0]
+    rows = json.loads((SAMPLE / "FOMC" / "train.json").read_text(encoding="utf-8"))
+    assert [rows[number - 1] for number in task.row_numbers["train"]] == task.train
+    assert task.row_numbers["train"] != list(range(1, 11))

@@ -1,0 +1,111 @@
+"""A run as far as it can be known without the weights: checked in full, data tokenised, steps counted."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from codyra_llm.adapter.injection import check_rank, find_targets
+from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.data.encode import Example, check_tokenizer, encode_rows
+from codyra_llm.data.stream import TaskStream
+from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.engine.launch import World
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.scorers import SCORERS
+from codyra_llm.methods import METHODS
+from codyra_llm.models.load import load_config_and_tokenizer, skeleton
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """The tasks of a run in order, and for each the batches to train on and the encoded test rows."""
+
+    stream: TaskStream
+    tokenizer: PreTrainedTokenizerBase
+    deepspeed_json: dict[str, Any]
+    batches: list[GlobalBatches]
+    test_examples: list[list[Example]]
+
+
+def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) -> RunPlan:
+    """Checks everything that can be checked without the weights, and tokenises the data.
+
+    Raises:
+        UserError: the configuration, data or model is unfit.
+    """
+    data, train = config.data, config.train
+    if stream is None:
+        stream = TaskStream.load(
+            resolve_path(config.task_file),
+            resolve_path(config.data_dir),
+            config.order,
+            data.max_train_examples,
+            data.max_test_examples,
+        )
+    if not stream.tasks:
+        raise UserError("the stream has no task; give it at least one")
+    for task in stream:
+        if task.spec.scorer not in SCORERS:
+            raise UserError(f'task {task.name}: unknown scorer "{task.spec.scorer}"; there are {", ".join(SCORERS)}')
+    deepspeed_json = read_deepspeed_json(config.deepspeed)
+    model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
+    check_tokenizer(tokenizer)
+    method = METHODS[config.method](config)
+    model = skeleton(model_config)
+    try:
+        check_rank(model, find_targets(model, method.adapter), method.adapter.rank)
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from None
+    batches, test_examples = [], []
+    for task in stream:
+        prompt_length = data.max_prompt_length or task.spec.max_prompt_length
+        where = f"{Path(config.data_dir) / task.name}"
+        train_examples = encode_rows(
+            tokenizer,
+            task.train,
+            prompt_length,
+            data.max_answer_length,
+            task.spec.body,
+            drop_long_answers=data.long_answers == "drop",
+            where=f"{where}/train.json",
+            numbers=task.row_numbers.get("train"),
+        )
+        test_examples.append(
+            encode_rows(
+                tokenizer,
+                task.test,
+                prompt_length,
+                body=task.spec.body,
+                where=f"{where}/test.json",
+                numbers=task.row_numbers.get("test"),
+            )
+        )
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        batches.append(
+            GlobalBatches(
+                train_examples,
+                train.global_batch_size,
+                train.per_device_train_batch_size,
+                train.num_train_epochs or task.spec.epochs,
+                config.seed,
+                task.name,
+                world.size,
+                pad,
+            )
+        )
+        method.check(task.name, batches[-1].total_steps)
+        _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
+    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples)
+
+
+def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:
+    longest = max(len(example) for example in examples)
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
+    if longest > positions:
+        raise UserError(
+            f"task {task}: the longest row has {longest} tokens, the model knows {positions} positions; "
+            "lower data.max_prompt_length or data.max_answer_length"
+        )

@@ -1,0 +1,69 @@
+"""results.json: what a run knows of itself before its first step; the run fills in the rest."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+from typing import Any
+
+from torch import nn
+
+from codyra_llm.config import RunConfig
+from codyra_llm.engine.zero import parameter_count
+from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.plan import RunPlan
+
+SCHEMA_VERSION = 1
+PACKAGES = ("codyra_llm", "torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "rapidfuzz", "rouge-score")
+
+
+def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: int) -> dict[str, Any]:
+    """Versions, configuration, data and hashes, and an empty matrix of each kind (rows: base, then after each task)."""
+    tasks, stream = len(plan.stream), plan.stream
+    empty: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "world_size": world_size,
+        "zero_stage": plan.deepspeed_json.get("zero_optimization", {}).get("stage", 0),
+        "model": {
+            "name": config.model.name_or_path,
+            "architecture": type(model).__name__,
+            "parameters": parameter_count(model),
+        },
+        "data": {
+            "stream": stream.name,
+            "version": config.data.version or stream.version,
+            "tasks": [
+                {
+                    "task": task.name,
+                    "train_rows": len(batches.examples),
+                    "dropped_train_rows": len(task.train) - len(batches.examples),
+                    "test_rows": len(task.test),
+                    "steps": batches.total_steps,
+                    "sha256": task.files,
+                }
+                for task, batches in zip(stream, plan.batches, strict=True)
+            ],
+        },
+        "tasks": stream.names,
+        "matrix": [list(row) for row in empty],
+        "matrices": {variant: [list(row) for row in empty] for variant in VARIANTS},
+        "answer_nll": [list(row) for row in empty],
+        "losses": [],
+        "ranks": [],
+        "phases": [],
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
