@@ -20,7 +20,7 @@ from codyra_llm.engine.launch import World, share, start
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import add_delta, gathered
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.evaluate import evaluate_task
+from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.methods import METHODS
@@ -147,25 +147,25 @@ class _Run:
 
         self.model.eval()
         with gathered(self.model):
-            for i in which:
-                task = self.stream.tasks[i]
-                scores = evaluate_task(
-                    self.model,
-                    self.tokenizer,
-                    task,
-                    self.plan.test_examples[i],
-                    self.config.evaluate,
-                    self.world,
-                    on_batch,
-                )
-                tokens += scores.tokens
-                self._set_cell(number, i, scores.totals, scores.nll)
-                if self.folder:
-                    self.folder.write_predictions(row_name, task.name, scores.rows)
-                if self.board:
-                    variant = self.config.evaluate.scorer_variant
-                    self.board.add_scalar(f"score/{task.name}", scores.totals[variant], number)
-                    self.board.add_scalar(f"answer_nll/{task.name}", scores.nll, number)
+            scored = evaluate_tasks(
+                self.model,
+                self.tokenizer,
+                [self.stream.tasks[i] for i in which],
+                [self.plan.test_examples[i] for i in which],
+                self.config.evaluate,
+                self.world,
+                on_batch,
+            )
+        for i, scores in zip(which, scored, strict=True):
+            name = self.stream.names[i]
+            tokens += scores.tokens
+            self._set_cell(number, i, scores.totals, scores.nll)
+            if self.folder:
+                self.folder.write_predictions(row_name, name, scores.rows)
+            if self.board:
+                variant = self.config.evaluate.scorer_variant
+                self.board.add_scalar(f"score/{name}", scores.totals[variant], number)
+                self.board.add_scalar(f"answer_nll/{name}", scores.nll, number)
         progress.close()
         self._phase(after, "evaluate", time.perf_counter() - began, tokens)
         shown = [score for score in self.results["matrix"][number] if score is not None]

@@ -1,4 +1,4 @@
-"""Scoring one task on a model: answers generated and scored in every variant, and the NLL of the true answers."""
+"""Scoring tasks on a model: answers generated and scored in every variant, and the NLL of the true answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
 from codyra_llm.engine.launch import World, gather
-from codyra_llm.evaluation.generate import answer_examples
+from codyra_llm.evaluation.generate import Answered, Question, answer_questions
 from codyra_llm.evaluation.scorers import score_rows
 
 PARITY_NEW_TOKENS = 512
@@ -33,41 +33,50 @@ class TaskScores:
     tokens: int
 
 
-def evaluate_task(
+def evaluate_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    examples: Sequence[Example],
+    tasks: Sequence[Task],
+    examples: Sequence[Sequence[Example]],
     config: EvaluateConfig,
     world: World,
     on_batch: Callable[[int], None] = lambda rows: None,
-) -> TaskScores:
-    """Scores a task; the examples (its encoded test rows) are dealt out to the ranks, none dropped.
+) -> list[TaskScores]:
+    """Scores tasks; `examples` are their encoded test rows, dealt out to the ranks, none dropped.
 
     Every rank returns the same. The weights must be whole on every rank.
     """
-    by_length = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), i))
-    mine = by_length[world.rank :: world.size]
-    new_tokens, stop = task.spec.max_new_tokens, task.spec.stop
+    questions = [
+        _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
+    ]
+    # like by like, so that each rank gets its share of the long ones
+    order = sorted(range(len(questions)), key=lambda i: (questions[i].max_new_tokens, len(questions[i].example)))
+    mine = order[world.rank :: world.size]
+    answered = answer_questions(model, tokenizer, [questions[i] for i in mine], config.batch_size, on_batch)
+    by_question = {i: answer for share in gather(list(zip(mine, answered, strict=True))) for i, answer in share}
+    answers = iter(by_question[i] for i in range(len(questions)))
+    return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
+
+
+def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
     if config.parity:
-        new_tokens, stop = PARITY_NEW_TOKENS, ()
-    elif config.max_new_tokens is not None:
-        new_tokens = min(new_tokens, config.max_new_tokens)
-    answered = answer_examples(
-        model, tokenizer, [examples[i] for i in mine], new_tokens, stop, config.batch_size, on_batch
-    )
-    by_row = {i: answer for share in gather(list(zip(mine, answered, strict=True))) for i, answer in share}
+        return Question(example, PARITY_NEW_TOKENS)
+    longest = min(task.spec.max_new_tokens, config.max_new_tokens or task.spec.max_new_tokens)
+    return Question(example, longest, task.spec.stop)
+
+
+def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered]) -> TaskScores:
     rows: list[dict[str, Any]] = [
-        {"prompt": row["prompt"], "prediction": by_row[i].text, "reference": row["answer"]}
-        for i, row in enumerate(task.test)
+        {"prompt": row["prompt"], "prediction": answer.text, "reference": row["answer"]}
+        for row, answer in zip(task.test, answers, strict=True)
     ]
     scores = score_rows(task.spec.scorer, rows)
-    for i, row in enumerate(rows):
-        row["nll"] = by_row[i].loss / len(examples[i].answer)
-        row["scores"] = scores["rows"][i]
+    for row, answer, example, of_row in zip(rows, answers, examples, scores["rows"], strict=True):
+        row["nll"] = answer.loss / len(example.answer)
+        row["scores"] = of_row
     return TaskScores(
         rows,
         scores["totals"],
-        nll=sum(answer.loss for answer in by_row.values()) / sum(len(example.answer) for example in examples),
-        tokens=sum(answer.tokens for answer in by_row.values()),
+        nll=sum(answer.loss for answer in answers) / sum(len(example.answer) for example in examples),
+        tokens=sum(answer.tokens for answer in answers),
     )

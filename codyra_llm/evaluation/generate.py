@@ -1,5 +1,8 @@
 """Answers and their losses, batched: rows sorted by length, left-padded, each prompt computed once.
 
+Rows of different tasks share batches, each with its own length limit and stops: a decoding step costs the time to read
+the weights, however many rows take it.
+
 The prompt's KV cache serves twice: first the true answer is fed through it for its loss, then the cache is cut back
 to the prompt and the model's own answer is generated from it.
 """
@@ -25,40 +28,45 @@ class Answered:
     loss: float
 
 
+@dataclass(frozen=True)
+class Question:
+    """An example to answer, the most tokens its answer may take, and the strings that end it."""
+
+    example: Example
+    max_new_tokens: int
+    stop: Sequence[str] = ()
+
+
 @torch.inference_mode()
-def answer_examples(
+def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
+    questions: Sequence[Question],
     batch_size: int = 16,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[Answered]:
-    """Greedy answers to the examples' prompts and the loss of their true answers, in the examples' order.
+    """Greedy answers to the questions and the loss of their true answers, in their order.
 
-    An answer ends at the end-of-sequence token, at a stop string (left out of it) or after `max_new_tokens`. The
-    model's own sampling defaults are not used.
+    An answer ends at the end-of-sequence token, at a stop string (left out of it) or at its most tokens. The model's
+    own sampling defaults are not used.
 
     Args:
         on_batch: called after each batch with the number of rows it had.
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
-    )
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
+    greedy = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
+    order = sorted(range(len(questions)), key=lambda i: _cost(questions[i]), reverse=True)
     answered: dict[int, Answered] = {}
     defaults, model.generation_config = model.generation_config, greedy
     try:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            batch = _answer_batch(model, tokenizer, [examples[i] for i in rows], pad, stop)
+            batch = _answer_batch(model, tokenizer, [questions[i] for i in rows], pad)
             answered.update(zip(rows, batch, strict=True))
             on_batch(len(rows))
     finally:
         model.generation_config = defaults
-    return [answered[i] for i in range(len(examples))]
+    return [answered[i] for i in range(len(questions))]
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -69,13 +77,15 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found and opening < len(text) else text
 
 
+def _cost(question: Question) -> tuple[int, int]:
+    """What rows of a batch should have in common, so that few wait for one."""
+    return question.max_new_tokens, len(question.example.prompt)
+
+
 def _answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    pad: int,
-    stop: Sequence[str],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], pad: int
 ) -> list[Answered]:
+    examples = [question.example for question in questions]
     width = max(len(example.prompt) for example in examples)
     prompts, mask = _pad_left([example.prompt for example in examples], width, pad)
     prompts, mask = prompts.to(model.device), mask.to(model.device)
@@ -86,13 +96,15 @@ def _answer_batch(
         prompts,
         attention_mask=mask,
         past_key_values=cache,
-        stopping_criteria=[_StopStrings(tokenizer, stop, width)] if stop else None,
+        max_new_tokens=max(question.max_new_tokens for question in questions),
+        stopping_criteria=[_Ends(tokenizer, questions, width)],
     )
     answered = []
-    for ids, loss in zip(output[:, width:].tolist(), losses, strict=True):
+    for question, ids, loss in zip(questions, output[:, width:].tolist(), losses, strict=True):
+        ids = ids[: question.max_new_tokens]
         ended = [k for k, token in enumerate(ids) if token in (tokenizer.eos_token_id, pad)]
         ids = ids[: ended[0]] if ended else ids
-        text = cut_at_stop(str(tokenizer.decode(ids, skip_special_tokens=True)), stop)
+        text = cut_at_stop(str(tokenizer.decode(ids, skip_special_tokens=True)), question.stop)
         answered.append(Answered(text, len(ids), loss))
     return answered
 
@@ -142,13 +154,22 @@ def _pad_left(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[torc
     return ids, mask
 
 
-class _StopStrings(StoppingCriteria):
-    """Ends a row when its answer holds a stop string."""
+class _Ends(StoppingCriteria):
+    """Ends a row when its answer holds one of its stop strings or has its most tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
-        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], width: int) -> None:
+        self.tokenizer, self.questions, self.width = tokenizer, questions, width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
-        done = [cut_at_stop(text, self.stop) != text for text in texts]
+        answers = input_ids[:, self.width :]
+        done = [
+            answers.shape[1] >= question.max_new_tokens or self._stopped(question, ids)
+            for question, ids in zip(self.questions, answers, strict=True)
+        ]
         return torch.tensor(done, device=input_ids.device)
+
+    def _stopped(self, question: Question, ids: torch.Tensor) -> bool:
+        if not question.stop:
+            return False
+        text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        return cut_at_stop(text, question.stop) != text

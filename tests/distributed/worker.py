@@ -16,7 +16,7 @@ from codyra_llm.config import load_config
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, gathered, parameter_count
-from codyra_llm.evaluation.evaluate import evaluate_task
+from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.plan import plan_run
@@ -63,7 +63,7 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
         result["ranks"] += [dataclasses.astuple(module) for module in method.finish(model, add_delta)]
         assert parameter_count(model) == count
         with gathered(model):
-            scores = evaluate_task(model, plan.tokenizer, task, test, config.evaluate, world)
+            (scores,) = evaluate_tasks(model, plan.tokenizer, [task], [test], config.evaluate, world)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     with gathered(model):
         result["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}

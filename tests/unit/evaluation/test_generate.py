@@ -12,7 +12,7 @@ from codyra_llm.data.stream import Task, TaskSpec
 from codyra_llm.engine.launch import World
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.evaluation import evaluate
-from codyra_llm.evaluation.generate import Answered, answer_examples, cut_at_stop
+from codyra_llm.evaluation.generate import Answered, Question, answer_questions, cut_at_stop
 from tests.models import CONFIGS, tiny_model
 
 
@@ -40,10 +40,16 @@ def some_examples(n: int = 9) -> list[Example]:
     ]
 
 
+def answer(model, examples: list[Example], limit: int, stop: list[str] = (), batch_size: int = 16) -> list[Answered]:
+    """All examples with the same limit and stops."""
+    questions = [Question(example, limit, stop) for example in examples]
+    return answer_questions(model, NumberTokenizer(), questions, batch_size)
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_equals_one_row_at_a_time(architecture: str) -> None:
     model, examples = tiny_model(architecture), some_examples()
-    batched = answer_examples(model, NumberTokenizer(), examples, max_new_tokens=10, batch_size=4)
+    batched = answer(model, examples, 10, batch_size=4)
     for example, answered in zip(examples, batched, strict=True):
         batch = collate([example], pad_token_id=0)
         assert answered.loss == pytest.approx(
@@ -60,20 +66,20 @@ def test_equals_one_row_at_a_time(architecture: str) -> None:
 
 def test_stop_strings_end_an_answer_and_are_left_out() -> None:
     model, examples = tiny_model(), some_examples(3)
-    whole = answer_examples(model, NumberTokenizer(), examples, max_new_tokens=10)
+    whole = answer(model, examples, 10)
     stop = whole[0].text.split()[3]
-    cut = answer_examples(model, NumberTokenizer(), examples, max_new_tokens=10, stop=[stop])
+    cut = answer(model, examples, 10, [stop])
     assert cut[0].text == whole[0].text[: whole[0].text.index(stop)]
     assert cut[0].tokens < 10
 
 
 def test_a_models_sampling_defaults_are_not_used() -> None:
     model, examples = tiny_model(), some_examples(4)
-    expected = answer_examples(model, NumberTokenizer(), examples, max_new_tokens=8)
+    expected = answer(model, examples, 8)
     model.generation_config.do_sample = True
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = 3.0
-    assert answer_examples(model, NumberTokenizer(), examples, max_new_tokens=8) == expected
+    assert answer(model, examples, 8) == expected
     assert model.generation_config.repetition_penalty == 5.0
 
 
@@ -82,19 +88,30 @@ def test_a_models_sampling_defaults_are_not_used() -> None:
     [({}, 6), ({"max_new_tokens": 3}, 3), ({"max_new_tokens": 30}, 6), ({"parity": True}, 512)],
 )
 def test_how_long_an_answer_may_be(settings: dict, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, tuple[str, ...]]] = []
+    asked: list[Question] = []
 
-    def record(model, tokenizer, examples, new_tokens, stop, *rest):
-        asked.append((new_tokens, tuple(stop)))
-        return [Answered("x", 1, 1.0) for _ in examples]
+    def record(model, tokenizer, questions, *rest):
+        asked.extend(questions)
+        return [Answered("x", 1, 1.0) for _ in questions]
 
-    monkeypatch.setattr(evaluate, "answer_examples", record)
+    monkeypatch.setattr(evaluate, "answer_questions", record)
     monkeypatch.setattr(evaluate, "gather", lambda value: [value])
     rows = [{"prompt": "p", "answer": "a"}]
-    task = Task("t", TaskSpec("accuracy", max_new_tokens=6, stop=(";",)), rows, rows, {})
-    world = World(0, 1, torch.device("cpu"))
-    evaluate.evaluate_task(None, None, task, some_examples(1), EvaluateConfig(**settings), world)
-    assert asked == [(longest, () if settings.get("parity") else (";",))]
+    task = Task("t", TaskSpec("accuracy", max_new_tokens=6, stop=(";",)), rows, rows)
+    world, (example,) = World(0, 1, torch.device("cpu")), some_examples(1)
+    evaluate.evaluate_tasks(None, None, [task], [[example]], EvaluateConfig(**settings), world)
+    assert asked == [Question(example, longest, () if settings.get("parity") else (";",))]
+
+
+def test_rows_of_one_batch_keep_their_own_limits_and_stops() -> None:
+    model, examples = tiny_model(), some_examples(4)
+    alone = [answer(model, [example], limit)[0] for example, limit in zip(examples, (2, 9, 5, 9), strict=True)]
+    stop = alone[3].text.split()[4]
+    questions = [Question(example, limit) for example, limit in zip(examples[:3], (2, 9, 5), strict=True)]
+    together = answer_questions(model, NumberTokenizer(), [*questions, Question(examples[3], 9, [stop])])
+    assert [row.text for row in together[:3]] == [row.text for row in alone[:3]]
+    assert together[3].text == alone[3].text[: alone[3].text.index(stop)]
+    assert [row.tokens for row in together[:3]] == [row.tokens for row in alone[:3]]
 
 
 @pytest.mark.parametrize(
