@@ -67,7 +67,7 @@ def data(tmp_path: Path) -> Path:
         (["--train.global_batch_size", "6", "--train.per_device_train_batch_size", "4"], "6 does not divide"),
         (
             ["--adapter.threshold_mode", "reference"],
-            "FOMC: the threshold can prune nothing in 7 steps: 3 sparse steps are too few in reference mode",
+            "FOMC: the threshold can prune nothing in 8 steps: 4 sparse steps are too few in reference mode",
         ),
         (
             ["--adapter.dense_fraction", "1"],
