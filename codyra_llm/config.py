@@ -150,6 +150,9 @@ class RunConfig:
                 raise ValueError(f"{name} is {value}; it must be {_RANGES[name].text}")
 
 
+DEFAULT_TASK_FILE = REPOSITORY / RunConfig.task_file
+
+
 def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
     """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from codyra_llm.adapter.injection import describe_targets
+from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import CumulativeUpdate, ModuleRank
 from codyra_llm.config import RunConfig, load_config
@@ -62,7 +62,7 @@ class _Run:
         self.stream, self.tokenizer = plan.stream, plan.tokenizer
         self.folder = self._on_main(lambda: RunFolder(config))
         self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
-        self._on_main(lambda: self.folder and self.folder.open())
+        self._on_main(lambda: self.folder.open())
         self.log = start_log(self.folder.path / "train.log" if self.folder else None)
         self.board = SummaryWriter(str(self.folder.path / "tensorboard")) if self.folder else None
         self.method = METHODS[config.method](config)
@@ -122,7 +122,7 @@ class _Run:
         if self.board:
             gates: dict[str, list[torch.Tensor]] = {}
             for name, layer in gated_layers(self.model):
-                gates.setdefault(name.rsplit(".", 1)[-1], []).append(layer.gate.detach().float())
+                gates.setdefault(kind_of(name), []).append(layer.gate.detach().float())
             for kind, values in gates.items():
                 self.board.add_histogram(f"gates/{kind}", torch.cat(values), number)
         for name, layer in gated_layers(self.model):
@@ -183,7 +183,7 @@ class _Run:
     def _report_ranks(self, task: Task, number: int, report: list[ModuleRank]) -> None:
         by_kind: dict[str, list[int]] = {}
         for module in report:
-            by_kind.setdefault(module.name.rsplit(".", 1)[-1], []).append(module.rank)
+            by_kind.setdefault(kind_of(module.name), []).append(module.rank)
         drift = self.updates.norms()
         entry = {
             "task": task.name,
@@ -227,8 +227,7 @@ class _Run:
 
     def _save_model(self) -> None:
         with gathered(self.model):
-            if self.folder:
-                save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results))
+            self._on_main(lambda: save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results)))
 
     def _on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` gives on rank 0, None on the others; a mistake there is a mistake everywhere."""

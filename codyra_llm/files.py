@@ -1,5 +1,6 @@
-"""Reading the files that a user names; whatever is wrong with one is a UserError that names it."""
+"""Reading the files that a user names; whatever is wrong with a text is a UserError that names it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def read_text(path: Path, hint: str = "") -> str:
     except ValueError as error:  # a null character in the path
         problem = str(error)
     raise UserError(_with_hint(f"{path}: {problem}", hint))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks: it may be a model."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path: Path, hint: str = "") -> Any:

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from codyra_llm.adapter.injection import check_rank, find_targets
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example, check_tokenizer, encode_rows
+from codyra_llm.data.encode import Example, check_tokenizer, encode_rows, padding_id
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World
@@ -83,7 +83,6 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
                 numbers=task.row_numbers.get("test"),
             )
         )
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         batches.append(
             GlobalBatches(
                 train_examples,
@@ -93,7 +92,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
                 config.seed,
                 task.name,
                 world.size,
-                pad,
+                padding_id(tokenizer),
             )
         )
         method.check(task.name, batches[-1].total_steps)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.command import Parser, main
+from codyra_llm.config import DEFAULT_TASK_FILE
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
 from codyra_llm.evaluation.scorers import score_rows
 from codyra_llm.files import read_text
 
-TRACE = Path(__file__).resolve().parents[1] / "tasks" / "trace" / "trace.yaml"
 ROW_KEYS = ("prompt", "prediction", "reference")
 
 
@@ -34,7 +34,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.jsonl", help="predictions to score")
     parser.add_argument("--task", help="the task they belong to; it decides the scorer")
-    parser.add_argument("--task_file", type=Path, default=TRACE, help="task file, like tasks/trace/trace.yaml")
+    parser.add_argument(
+        "--task_file",
+        type=Path,
+        default=DEFAULT_TASK_FILE,
+        help="task file, like tasks/trace/trace.yaml",
+    )
     parser.add_argument("--matrix", type=Path, metavar="FILE.csv", help="accuracy matrix to compute metrics of")
     options = parser.parse_args(arguments)
     if options.matrix and (options.task or options.file):

@@ -29,7 +29,7 @@ def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
     found = [name for name in projections if any(_matches(name, target) for target in config.target_modules)]
     for target in config.target_modules:
         if not any(_matches(name, target) for name in found):
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in projections})) or "none"
+            known = ", ".join(sorted(set(map(kind_of, projections)))) or "none"
             raise ValueError(f'target_modules: "{target}" matches no projection of this model; it has {known}')
     users = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name in found:
@@ -80,12 +80,15 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def kind_of(name: str) -> str:
+    """The kind of a projection, the last part of its name: q_proj of model.layers.0.self_attn.q_proj."""
+    return name.rsplit(".", 1)[-1]
+
+
 def describe_targets(names: Sequence[str]) -> str:
     """One line that says what was wrapped: "210 projections: 30 q_proj, 30 k_proj, ..."."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name.rsplit(".", 1)[-1]] = counts.get(name.rsplit(".", 1)[-1], 0) + 1
-    return f"{len(names)} projections: " + ", ".join(f"{count} {leaf}" for leaf, count in counts.items())
+    counts = Counter(map(kind_of, names))
+    return f"{len(names)} projections: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def _text_parts(model: Any) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 
@@ -60,19 +61,11 @@ class GlobalBatches:
                 f"task {task}: {len(examples)} rows x {epochs:g} epochs do not fill one global batch of "
                 f"{global_batch_size}; lower train.global_batch_size or raise the epochs"
             )
+        self._order = list(islice(self._passes(), self.total_steps * global_batch_size))
 
     def rows_of(self, step: int) -> list[int]:
         """Indices of the rows of optimizer step `step`, longest first."""
-        first, size = step * self.global_batch_size, len(self.examples)
-        passes = {
-            epoch: self._shuffled(epoch) for epoch in {first // size, (first + self.global_batch_size - 1) // size}
-        }
-        rows = []
-        for position in range(first, first + self.global_batch_size):
-            epoch, offset = divmod(position, size)
-            if epoch not in passes:  # a global batch of more than two passes
-                passes[epoch] = self._shuffled(epoch)
-            rows.append(passes[epoch][offset])
+        rows = self._order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return sorted(rows, key=lambda row: (-len(self.examples[row]), row))
 
     def answer_tokens(self, step: int) -> int:
@@ -91,10 +84,12 @@ class GlobalBatches:
                 [self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id
             )
 
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self.examples)))
-        random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
-        return order
+    def _passes(self) -> Iterator[int]:
+        """Rows pass after pass, without end."""
+        for epoch in count():
+            order = list(range(len(self.examples)))
+            random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
+            yield from order
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:

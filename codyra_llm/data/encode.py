@@ -34,6 +34,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills rows up: the tokenizer's own where it has one, else its end mark."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int, body: Body | None = None, where: str = "prompt"
 ) -> list[int]:

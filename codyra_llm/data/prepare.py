@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.command import Parser
+from codyra_llm.config import DEFAULT_TASK_FILE
 from codyra_llm.data.rows import read_rows
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
+from codyra_llm.text import align
 
 SPLITS = ("train", "eval", "test")
-TASK_FILE = Path(__file__).parents[2] / "tasks" / "trace" / "trace.yaml"
 WHERE = (
     "the TRACE benchmark is BeyonderXX/TRACE on GitHub (github.com/BeyonderXX/TRACE); its README links the archive "
     "TRACE-Benchmark.zip, which holds LLM-CL-Benchmark_500, _1000, _5000 and Reasoning variants. Unpack it and point "
@@ -203,11 +204,7 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
         of_train = [rows["train"], n["train_unique"], n["train_duplicates"], n["train_conflicts"]]
         cells = [task, *of_train, rows["eval"], rows["test"], overlap, leak, share, *lengths]
         lines.append(["-" if cell is None else str(cell) for cell in cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return align(lines)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -217,7 +214,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=f"Exit status: 0 ready, 1 a task cannot be used as it is, 2 wrong call. Where to get the data: {WHERE}",
     )
     parser.add_argument("--data_dir", type=Path, required=True, help="folder that contains C-STANCE/ FOMC/ ...")
-    parser.add_argument("--task_file", type=Path, default=TASK_FILE, help="which tasks to look for (default: TRACE's)")
+    parser.add_argument(
+        "--task_file",
+        type=Path,
+        default=DEFAULT_TASK_FILE,
+        help="which tasks to look for (default: TRACE's)",
+    )
     parser.add_argument("--tasks", help="only these tasks of the task file, as in FOMC,Py150")
     parser.add_argument("--validation_size", type=int, help="rows per task to carve out of train as the new eval split")
     parser.add_argument("--output_dir", type=Path, help="new or empty folder for the copy with that eval split")

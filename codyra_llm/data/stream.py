@@ -1,6 +1,5 @@
 """A stream of tasks: the task file (what a task is) joined with a data folder (its rows)."""
 
-import hashlib
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from codyra_llm.data.rows import check_rows, read_rows
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_yaml
+from codyra_llm.files import expand, read_yaml, sha256
 
 Row = dict[str, str]
 _Count = Annotated[int, Field(strict=True, ge=1)]
@@ -113,7 +112,7 @@ class TaskStream:
                 "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
             }
             train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
-            hashes = {split: _sha256(path) for split, path in paths.items()}
+            hashes = {split: sha256(path) for split, path in paths.items()}
             tasks.append(Task(name, specs[name], train, test, hashes, numbers))
         return cls(tuple(tasks), label, folder.resolve().name)
 
@@ -198,7 +197,3 @@ def _subset(rows: int, limit: int | None, label: str) -> list[int]:
     """Row numbers (from 1) of a fixed random choice of at most `limit`, in order."""
     numbers = range(1, rows + 1)
     return list(numbers) if limit is None or limit >= rows else sorted(random.Random(label).sample(numbers, limit))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from codyra_llm.data.encode import Example
+from codyra_llm.data.batches import IGNORED
+from codyra_llm.data.encode import Example, padding_id
 from codyra_llm.engine.loss import answer_logits
 
 
@@ -53,7 +54,7 @@ def answer_questions(
     Args:
         on_batch: called after each batch with the number of rows it had.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_id(tokenizer)
     greedy = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
     order = sorted(range(len(questions)), key=lambda i: _cost(questions[i]), reverse=True)
     answered: dict[int, Answered] = {}
@@ -124,7 +125,7 @@ def _answer_losses(
             use_cache=True,
         )
     length = max(len(example.answer) for example in examples)
-    targets = torch.full((len(examples), length), -100)
+    targets = torch.full((len(examples), length), IGNORED)
     for k, example in enumerate(examples):
         targets[k, : len(example.answer)] = torch.tensor(example.answer)
     targets = targets.to(prompts.device)
@@ -138,7 +139,7 @@ def _answer_losses(
         use_cache=True,
     ).last_hidden_state
     cache.crop(-length)
-    at_answer = targets != -100
+    at_answer = targets != IGNORED
     tokens = nn.functional.cross_entropy(answer_logits(model, hidden[at_answer]), targets[at_answer], reduction="none")
     parts = tokens.double().split([len(example.answer) for example in examples])
     return [float(part.sum()) for part in parts]

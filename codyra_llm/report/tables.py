@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from codyra_llm.text import align
+
 SHOWN_METRICS = (
     ("OP", "OP, mean of the last row"),
     ("BWT", "BWT, mean of last minus just learned (GEM, TRACE)"),
@@ -53,16 +55,6 @@ def rank_table(results: dict[str, Any]) -> str:
         numbers = [f"{entry['mean']:.1f}", f"{entry['update_norm']:.3f}", f"{entry['cumulative_norm']:.3f}"]
         rows.append([entry["task"], *by_kind, *numbers])
     return align(rows)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text: first column left, the others right, as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown(table: str) -> str:
