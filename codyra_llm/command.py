@@ -1,4 +1,4 @@
-"""What every command shares: bad input ends it with one line and status 2."""
+"""What every command shares: bad input ends it with one line and status 2, a stop that was asked for with status 75."""
 
 import argparse
 import os
@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from codyra_llm.errors import UserError
+from codyra_llm.errors import Stopped, UserError
+
+STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command goes on where it stopped
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,5 +34,7 @@ def main(command: Callable[[], None]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped:
+        sys.exit(STOPPED_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

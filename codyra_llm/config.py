@@ -34,7 +34,9 @@ class ModelConfig:
     name_or_path: str = option("smollm2-135m-instruct", "hub id, HF folder, .gguf file, or smollm2-135m-instruct")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; empty: transformers' choice")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time", neutral=True
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class TrainConfig:
     """The optimisation of one task; every task starts with a fresh optimizer."""
 
     global_batch_size: int = option(32, "rows of one optimizer step, over all ranks and accumulation steps")
-    per_device_train_batch_size: int = option(1, "rows of one forward pass on one rank (the micro batch)")
+    per_device_train_batch_size: int = option(1, "rows of one forward pass on one rank (the micro batch)", neutral=True)
     learning_rate: float = option(5e-4, "peak learning rate of the adapters")
     warmup_steps: int = option(0, "linear warm-up steps of each task, before the cosine")
     num_train_epochs: float | None = option(None, "passes over each task's rows; empty: the task file's own")
@@ -65,6 +67,9 @@ class TrainConfig:
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradient norm to clip to")
+    checkpoint_every: int = option(
+        25, "optimizer steps between checkpoints; each phase of a task ends with one as well", neutral=True
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class EvaluateConfig:
     tasks: Literal["all", "seen", "last"] = option(
         "all", "after each task score all tasks, those seen so far, or (last) all of them once, at the end"
     )
-    batch_size: int = option(16, "rows generated at once on one rank")
+    batch_size: int = option(16, "rows generated at once on one rank", neutral=True)
     max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap")
     parity: bool = option(False, "as the published runs: 512 new tokens for every task, no stop strings")
     scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
@@ -117,6 +122,7 @@ _RANGES = {
     "train.adam_epsilon": _ABOVE_ZERO,
     "train.weight_decay": _AT_LEAST_ZERO,
     "train.max_grad_norm": _ABOVE_ZERO,
+    "train.checkpoint_every": _AT_LEAST_ONE,
     "merge.scale": _SHARE,
     "evaluate.batch_size": _AT_LEAST_ONE,
     "evaluate.max_new_tokens": _AT_LEAST_ONE,
@@ -127,13 +133,18 @@ _RANGES = {
 class RunConfig:
     """One continual fine-tuning run."""
 
-    output_dir: str = option("runs/quickstart", "the run folder")
+    output_dir: str = option("runs/quickstart", "the run folder", neutral=True)
     data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
     task_file: str = option("tasks/trace/trace.yaml", "the stream's tasks as data: scorers, lengths, epochs, orders")
     order: str | tuple[str, ...] = option("order1", "an order of the task file by name, or a list of tasks")
     method: Literal["codyra", "lora"] = option("codyra", "codyra, or lora: fixed rank, gates frozen at one")
     seed: int = option(1234, "seed of the adapters' draws and of the order of rows")
-    deepspeed: str | None = option(None, "DeepSpeed JSON, for example ds_configs/zero2.json; empty: ZeRO stage 0")
+    deepspeed: str | None = option(
+        None, "DeepSpeed JSON, for example ds_configs/zero2.json; empty: ZeRO stage 0", neutral=True
+    )
+    resume: Literal["auto", "never"] = option(
+        "auto", "auto: go on with what the run folder holds of the same run; never: start over", neutral=True
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -221,6 +232,12 @@ def config_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str
             yield from config_fields(config_field.type, f"{prefix}{config_field.name}.")  # type: ignore[arg-type]
         else:
             yield prefix + config_field.name, config_field
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
+    names = (name for name, config_field in config_fields() if not config_field.metadata["neutral"])
+    return {name: operator.attrgetter(name)(config) for name in names}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,41 +1,48 @@
-"""The continual run: for each task prepare, train, finish (prune and merge), evaluate, report."""
+"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and goes on."""
 
 import dataclasses
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from safetensors import SafetensorError
+from torch import nn
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import CumulativeUpdate, ModuleRank
+from codyra_llm.adapter.merge import Deltas, ModuleRank, apply_deltas
 from codyra_llm.config import RunConfig, load_config
-from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.data.stream import TaskStream
+from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
 from codyra_llm.engine.launch import World, share, start
+from codyra_llm.engine.state import TaskState
+from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import add_delta, gathered
-from codyra_llm.errors import UserError
-from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
+from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.ledger.entry import WEIGHTS, drift, read_entry, write_entry
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
-from codyra_llm.report import tables
-from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
-from codyra_llm.report.plots import plot_matrix, plot_ranks
-from codyra_llm.results import new_results
+from codyra_llm.report.reporter import Reporter
+from codyra_llm.results import new_results, taken_up
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
     """Teaches a model the tasks of a stream, one after another, and writes the run folder.
+
+    A run folder that holds the same run is gone on with (`config.resume`); one that is finished is left as it is.
 
     Args:
         config: a configuration, or the path of its YAML file.
@@ -45,67 +52,140 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
         What stands in results.json.
 
     Raises:
-        UserError: the configuration, data, model or run folder is unfit; nothing was written then.
+        UserError: the configuration, data, model or run folder is unfit; or a file cannot be written.
+        Stopped: the run was asked to stop (SIGTERM, SIGUSR1, or a file `stop` in the run folder).
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     world = start()
-    return _Run(config, world, plan_run(config, world, stream)).run()
+    plan = plan_run(config, world, stream)
+    folder: RunFolder | None = on_main(world, lambda: RunFolder(config))
+    checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None
+    found: Checkpoint | None = None
+    problems: list[str] = []
+    if config.resume == "auto":
+        found, problems = share(on_main(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
+    if found and found.progress["phase"] == "done":
+        if folder:
+            print(f"this run is finished: {folder.path}; `--resume never` starts over")
+        return found.progress["results"]
+    with StopRequest(world, folder.trigger if folder else None) as stop:
+        return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
+
+
+def on_main(world: World, action: Callable[[], Any]) -> Any:
+    """What `action` gives on rank 0, None on the others; a mistake, or a full disk, there is one everywhere."""
+    result, problem = None, None
+    if world.is_main:
+        try:
+            result = action()
+        except UserError as error:
+            problem = str(error)
+        except (OSError, SafetensorError) as error:
+            problem = (
+                f"cannot be written: {error}; what was kept until now is whole, and the same command goes on from it"
+            )
+    problem = share(problem)
+    if problem:
+        raise UserError(problem)
+    return result
 
 
 class _Run:
-    """The state of one run: the model, the results so far, and where they are written (on rank 0)."""
+    """The state of one run: the model, the results so far, where it stands, and where it writes (on rank 0)."""
 
-    def __init__(self, config: RunConfig, world: World, plan: RunPlan) -> None:
-        self.config, self.world, self.plan = config, world, plan
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        plan: RunPlan,
+        folder: RunFolder | None,
+        checkpoints: Checkpoints | None,
+        found: Checkpoint | None,
+        problems: list[str],
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.world, self.plan, self.stop = config, world, plan, stop
         self.stream, self.tokenizer = plan.stream, plan.tokenizer
-        self.folder = self._on_main(lambda: RunFolder(config))
-        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
-        self._on_main(lambda: self.folder.open())
-        self.log = start_log(self.folder.path / "train.log" if self.folder else None)
-        self.board = SummaryWriter(str(self.folder.path / "tensorboard")) if self.folder else None
+        self.folder: Any = folder
+        self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
+        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
+        on_main(world, lambda: self.folder.open(resumed=found is not None))
         self.model.to(world.device)  # type: ignore[arg-type]
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.updates = CumulativeUpdate()
-        self.global_step = 0
+        self.phases = [*_phases(config, len(self.stream)), (len(self.stream), "done")]
         self.results = new_results(config, plan, self.model, world.size)
+        self.ledger: dict[str, str] = {}  # entries in order, each with the hash of its weights
+        self.position: tuple[int, str] = self.phases[0]
+        self.global_step = 0
+        self.marked = time.perf_counter()
+        self.resumed: TaskState | None = None
+        self.updates: Deltas | None = None  # of the task that is to be merged
+        if found:
+            self._take_up(found)
+        self.report = Reporter(folder, self.global_step)
+        for problem in problems:
+            self.report.log.warning(f"skipped checkpoint {problem}")
+        self._greet(found)
 
     def run(self) -> dict[str, Any]:
-        began = time.perf_counter()
-        self.log.info(self._greeting())
-        if self.config.model.dtype != "float32":
-            self.log.info(
-                f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again"
-            )
-        if self.config.evaluate.tasks != "last":
-            self._evaluate(0)
-        for number, task in enumerate(self.stream, 1):
-            self._learn(number, task)
-            if self.config.evaluate.tasks != "last" or number == len(self.stream):
-                self._evaluate(number)
-            self._write()
-        self.results["seconds"] = time.perf_counter() - began
-        self.results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self._write()
-        self._save_model()
-        self._farewell()
+        steps: dict[str, Callable[[int], None]] = {
+            "train": self._train,
+            "merge": self._merge,
+            "evaluate": self._evaluate,
+            "save": self._save,
+        }
+        try:
+            for (number, phase), following in pairwise(self.phases[self.phases.index(self.position) :]):
+                steps[phase](number)
+                self._checkpoint(*following)
+        except Stopped as stopped:
+            where = str(stopped)
+            on_main(self.world, lambda: self.folder.write_stopped(where))
+            self.report.log.info(f"\nstopped {where}, as asked; the same command goes on from there")
+            raise
+        self.report.farewell(self.results)
         return self.results
 
-    def _learn(self, number: int, task: Task) -> None:
-        batches = self.plan.batches[number - 1]
+    def _take_up(self, found: Checkpoint) -> None:
+        """Goes back to where a checkpoint stands: results, merged tasks, and the branches of a task half-learned."""
+        progress = found.progress
+        self.position = (progress["task"], progress["phase"])
+        self.global_step = progress["global_step"]
+        self.ledger = progress["ledger"]
+        self.results = taken_up(progress["results"], self.results, self.position, progress["step"])
+        if self.position[1] == "train" and progress["step"]:
+            self.resumed = TaskState(progress["step"], found.tensors)
+        merged = len(self.ledger) - (self.position[1] == "merge")
+        for name in list(self.ledger)[:merged]:
+            apply_deltas(self.model, self._read_entry(name), add_delta)
+
+    def _train(self, number: int) -> None:
+        task, batches = self.stream.tasks[number - 1], self.plan.batches[number - 1]
         prepared = self.method.prepare(self.model, task.name, batches.total_steps)
-        self.log.info(f"\ntask {number} of {len(self.stream)}: {task.name}, {describe_targets(prepared.wrapped)}")
-        progress = tqdm(total=batches.total_steps, desc=task.name, disable=not self.world.is_main, unit="step")
+        entry = self._begin(task.name, "train")
+        resumed, self.resumed = self.resumed, None
+        if not resumed:
+            self.results["losses"].append({"task": task.name, "loss": []})
+        targets = describe_targets(prepared.wrapped)
+        self.report.log.info(f"\ntask {number} of {len(self.stream)}: {task.name}, {targets}")
+        progress = self.report.progress(batches.total_steps, task.name, "step", done=resumed.step if resumed else 0)
 
-        began = time.perf_counter()
+        def on_step(report: StepReport, read: Callable[[], dict[str, torch.Tensor]]) -> None:
+            self.global_step += 1
+            self.report.step(report, self.global_step, progress)
+            self.results["losses"][-1]["loss"].append(report.loss)
+            entry["tokens"] += report.tokens
+            done, stop = report.step + 1, self.stop.agreed()
+            if stop or (done % self.config.train.checkpoint_every == 0 and done < batches.total_steps):
+                self._checkpoint(number, "train", done, read())
+            if stop:
+                raise Stopped(f"in task {number} ({task.name}), after step {done} of {batches.total_steps}")
 
-        def on_step(report: StepReport) -> None:
-            self._show_step(report, progress)
-
-        steps = train_task(
+        train_task(
             self.model,
             prepared.optimizer,
             prepared.schedule,
@@ -114,36 +194,45 @@ class _Run:
             self.plan.deepspeed_json,
             self.world,
             on_step,
+            resumed,
         )
         progress.close()
-        self._phase(task.name, "train", time.perf_counter() - began, sum(s.tokens for s in steps))
-        self.results["losses"].append({"task": task.name, "loss": [s.loss for s in steps]})
-        began = time.perf_counter()
-        if self.board:
-            gates: dict[str, list[torch.Tensor]] = {}
-            for name, layer in gated_layers(self.model):
-                gates.setdefault(kind_of(name), []).append(layer.gate.detach().float())
-            for kind, values in gates.items():
-                self.board.add_histogram(f"gates/{kind}", torch.cat(values), number)
-        for name, layer in gated_layers(self.model):
-            self.updates.add(name, *layer.factors(), self.config.merge.scale)
-        report = self.method.finish(self.model, add_delta)
-        self._report_ranks(task, number, report)
-        self._phase(task.name, "prune and merge", time.perf_counter() - began, 0)
+        self._begin(task.name, "prune and merge")
+        self.report.gates(gated_layers(self.model), number)
+        kept, self.updates = self.method.finish(self.model)
+        name = f"{number:02d}-{task.name}"
+        self.ledger[name] = share(on_main(self.world, lambda: self._write_entry(name)))
+        self._keep_ranks(task.name, number, kept)
+
+    def _merge(self, number: int) -> None:
+        task = self.stream.names[number - 1]
+        self._begin(task, "prune and merge")
+        if self.updates is None:
+            self.updates = self._read_entry(list(self.ledger)[-1])
+
+        def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
+            if self.stop.agreed():
+                raise Stopped(f"while merging task {number} ({task})")
+            add_delta(projection, B, A)
+
+        apply_deltas(self.model, self.updates, add)
+        self.updates = None
 
     def _evaluate(self, number: int) -> None:
         """Scores the model after `number` tasks (0: the base model) and adds a row to the matrix."""
-        which = range(len(self.stream))
-        if self.config.evaluate.tasks == "seen":
-            which = range(number)
+        which = range(number if self.config.evaluate.tasks == "seen" else len(self.stream))
         after = self.stream.names[number - 1] if number else "base"
         row_name = f"{number}-{after}"
-        began, tokens = time.perf_counter(), 0
+        entry = self._begin(after, "evaluate")
+        answered: dict[int, Answered] = share(on_main(self.world, lambda: self.folder.read_answers(row_name)))
         rows = sum(len(self.plan.test_examples[i]) for i in which)
-        progress = tqdm(total=rows, desc=f"scoring {row_name}", disable=not self.world.is_main, unit="row", leave=False)
+        progress = self.report.progress(rows, f"scoring {row_name}", "row", done=len(answered), leave=False)
 
-        def on_batch(rows_of_batch: int) -> None:
-            progress.update(rows_of_batch * self.world.size)
+        def on_round(fresh: dict[int, Answered]) -> None:
+            on_main(self.world, lambda: self.folder.append_answers(row_name, fresh))
+            progress.update(len(fresh))
+            if self.stop.agreed():
+                raise Stopped(f"while scoring {row_name}, after {progress.n} of {rows} answers")
 
         self.model.eval()
         with gathered(self.model):
@@ -154,111 +243,126 @@ class _Run:
                 [self.plan.test_examples[i] for i in which],
                 self.config.evaluate,
                 self.world,
-                on_batch,
+                answered,
+                on_round,
             )
-        for i, scores in zip(which, scored, strict=True):
-            name = self.stream.names[i]
-            tokens += scores.tokens
-            self._set_cell(number, i, scores.totals, scores.nll)
-            if self.folder:
-                self.folder.write_predictions(row_name, name, scores.rows)
-            if self.board:
-                variant = self.config.evaluate.scorer_variant
-                self.board.add_scalar(f"score/{name}", scores.totals[variant], number)
-                self.board.add_scalar(f"answer_nll/{name}", scores.nll, number)
         progress.close()
-        self._phase(after, "evaluate", time.perf_counter() - began, tokens)
-        shown = [score for score in self.results["matrix"][number] if score is not None]
-        if shown:
-            self.log.info(
-                f"{'base model' if not number else f'after {after}'}: mean score {sum(shown) / len(shown):.1f}"
+        entry["tokens"] = sum(scores.tokens for scores in scored)
+        for i, scores in zip(which, scored, strict=True):
+            self._set_cell(number, i, scores)
+        self.report.scores(self.results, number)
+        self.results["metrics"] = {variant: matrix_metrics(self.results["matrices"][variant]) for variant in VARIANTS}
+
+        def write() -> None:
+            for i, scores in zip(which, scored, strict=True):
+                self.folder.write_predictions(row_name, self.stream.names[i], scores.rows)
+            self.folder.drop_answers(row_name)
+
+        on_main(self.world, write)
+
+    def _save(self, number: int) -> None:
+        self._tick()
+        self.results["peak_memory_bytes"] = max(
+            self.results["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        with gathered(self.model):
+            on_main(
+                self.world,
+                lambda: save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results)),
             )
 
-    def _set_cell(self, number: int, i: int, totals: dict[str, float], nll: float) -> None:
-        for variant in VARIANTS:
-            self.results["matrices"][variant][number][i] = totals[variant]
-        self.results["matrix"][number][i] = totals[self.config.evaluate.scorer_variant]
-        self.results["answer_nll"][number][i] = nll
+    def _checkpoint(
+        self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Keeps all that is needed to go on with a phase, or from the middle of it."""
+        self._tick()
+        progress = {
+            "task": number,
+            "phase": phase,
+            "step": step,
+            "global_step": self.global_step,
+            "ledger": self.ledger,
+            "results": self.results,
+        }
+        rests_on = {f"ledger/{name}/{WEIGHTS}": digest for name, digest in self.ledger.items()}
 
-    def _report_ranks(self, task: Task, number: int, report: list[ModuleRank]) -> None:
+        def write() -> None:
+            if not step:
+                self.folder.write_results(self.results)
+                self.folder.write_matrix(self.stream.names, self.results["matrix"])
+            self.checkpoints.write(progress, tensors or {}, rests_on)
+
+        on_main(self.world, write)
+
+    def _write_entry(self, name: str) -> str:
+        return write_entry(self.folder.ledger / name, self.updates, self.config.model.name_or_path)  # type: ignore[arg-type]
+
+    def _read_entry(self, name: str) -> Deltas:
+        updates: Deltas = share(on_main(self.world, lambda: read_entry(self.folder.ledger / name)))
+        device = self.world.device
+        return {module: (B.to(device), A.to(device)) for module, (B, A) in updates.items()}
+
+    def _keep_ranks(self, task: str, number: int, kept: list[ModuleRank]) -> None:
+        norms = share(on_main(self.world, lambda: drift([self.folder.ledger / name for name in self.ledger])))
         by_kind: dict[str, list[int]] = {}
-        for module in report:
+        for module in kept:
             by_kind.setdefault(kind_of(module.name), []).append(module.rank)
-        drift = self.updates.norms()
         entry = {
-            "task": task.name,
-            "mean": sum(m.rank for m in report) / len(report),
-            "initial": report[0].initial_rank,
+            "task": task,
+            "mean": sum(m.rank for m in kept) / len(kept),
+            "initial": kept[0].initial_rank,
             "by_projection": {kind: sum(ranks) / len(ranks) for kind, ranks in by_kind.items()},
-            "update_norm": sum(m.norm**2 for m in report) ** 0.5,
-            "cumulative_norm": sum(norm**2 for norm in drift.values()) ** 0.5,
+            "update_norm": sum(m.norm**2 for m in kept) ** 0.5,
+            "cumulative_norm": sum(norm**2 for norm in norms.values()) ** 0.5,
         }
         self.results["ranks"].append(entry)
-        self.log.info(
-            f"{task.name}: kept {entry['mean']:.1f} of {entry['initial']} components, "
-            f"update norm {entry['update_norm']:.3f}, last loss {self.results['losses'][-1]['loss'][-1]:.3f}"
-        )
-        if self.folder:
-            self.folder.append_ranks(task.name, report, drift)
-        if self.board:
-            for kind, rank in entry["by_projection"].items():
-                self.board.add_scalar(f"rank/{kind}", rank, number)
+        self.report.ranks(entry, self.results["losses"][-1]["loss"][-1], number)
+        on_main(self.world, lambda: self.folder.append_ranks(task, kept, norms))
 
-    def _show_step(self, report: StepReport, progress: Any) -> None:
-        self.global_step += 1
-        speed = report.tokens / report.seconds
-        progress.update()
-        progress.set_postfix_str(
-            f"loss {report.loss:.3f}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, {speed:.0f} tokens/s"
-        )
-        if self.board:
-            for name in ("loss", "learning_rate", "threshold", "live_rank", "grad_norm"):
-                self.board.add_scalar(f"train/{name}", getattr(report, name), self.global_step)
-            self.board.add_scalar("train/tokens_per_second", speed, self.global_step)
+    def _set_cell(self, number: int, i: int, scores: TaskScores) -> None:
+        for variant in VARIANTS:
+            self.results["matrices"][variant][number][i] = scores.totals[variant]
+        self.results["matrix"][number][i] = scores.totals[self.config.evaluate.scorer_variant]
+        self.results["answer_nll"][number][i] = scores.nll
 
-    def _phase(self, task: str, phase: str, seconds: float, tokens: int) -> None:
-        self.results["phases"].append({"task": task, "phase": phase, "seconds": seconds, "tokens": tokens})
+    def _begin(self, task: str, phase: str) -> dict[str, Any]:
+        """The record of a phase's seconds and tokens; one that was begun before an interruption goes on."""
+        self._tick()
+        phases = self.results["phases"]
+        if not phases or (phases[-1]["task"], phases[-1]["phase"]) != (task, phase):
+            phases.append({"task": task, "phase": phase, "seconds": 0.0, "tokens": 0})
+        return phases[-1]
 
-    def _write(self) -> None:
-        self.results["metrics"] = {variant: matrix_metrics(self.results["matrices"][variant]) for variant in VARIANTS}
-        if self.folder:
-            self.folder.write_results(self.results)
-            self.folder.write_matrix(self.stream.names, self.results["matrix"])
+    def _tick(self) -> None:
+        """Adds the time since the last call to the phase that goes on, and to the run."""
+        now = time.perf_counter()
+        for record in (self.results, *self.results["phases"][-1:]):
+            record["seconds"] += now - self.marked
+        self.marked = now
 
-    def _save_model(self) -> None:
-        with gathered(self.model):
-            self._on_main(lambda: save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results)))
-
-    def _on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` gives on rank 0, None on the others; a mistake there is a mistake everywhere."""
-        result, problem = None, None
-        if self.world.is_main:
-            try:
-                result = action()
-            except UserError as error:
-                problem = str(error)
-        problem = share(problem)
-        if problem:
-            raise UserError(problem)
-        return result
-
-    def _greeting(self) -> str:
-        model = self.results["model"]
-        return (
+    def _greet(self, found: Checkpoint | None) -> None:
+        model, log = self.results["model"], self.report.log
+        log.info(
             f"{model['name']}: {model['architecture']}, {model['parameters']:,} parameters; "
             f"{self.stream.name}: {len(self.stream)} tasks; method {self.config.method}; "
             f"ZeRO stage {self.results['zero_stage']} on {self.world.size} x {self.world.device.type}"
         )
+        if self.config.model.dtype != "float32":
+            log.info(f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again")
+        if found:
+            number, phase = self.position
+            step = f", after step {found.progress['step']}" if found.progress["step"] else ""
+            task = f"task {number} ({self.stream.names[number - 1]})" if number else "the base model"
+            log.info(f"going on with: {phase} {task}{step}")
 
-    def _farewell(self) -> None:
-        if not self.folder or not self.board:
-            return
-        self.board.close()
-        plot_matrix(self.results, self.folder.path / "matrix.png")
-        plot_ranks(self.results, self.folder.path / "ranks.png")
-        variant = self.config.evaluate.scorer_variant
-        self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(self.results)}")
-        self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(self.results)}")
-        self.log.info(f"\n{tables.metrics_table(self.results)}")
-        self.log.info(f"\nSurviving rank\n{tables.rank_table(self.results)}")
-        self.log.info(f"\n{self.results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
+
+def _phases(config: RunConfig, tasks: int) -> Iterator[tuple[int, str]]:
+    """(task from 1, or 0 for the base model; phase) in the order of the run."""
+    if config.evaluate.tasks != "last":
+        yield 0, "evaluate"
+    for number in range(1, tasks + 1):
+        yield number, "train"
+        yield number, "merge"
+        if config.evaluate.tasks != "last" or number == tasks:
+            yield number, "evaluate"
+    yield tasks, "save"

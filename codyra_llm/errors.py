@@ -1,5 +1,12 @@
-"""What bad input raises: one line that names what is wrong, where, and what would be right."""
+"""What ends a command other than its work being done."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (config, data, paths). Commands print it and exit with status 2."""
+    """A mistake in what the user gave (config, data, paths): one line that names what is wrong, where, what is right.
+
+    Commands print it and exit with status 2.
+    """
+
+
+class Stopped(Exception):
+    """The run was asked to stop and kept all it had done; started again, it goes on. Commands exit with status 75."""

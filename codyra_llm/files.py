@@ -1,7 +1,14 @@
-"""Reading the files that a user names; whatever is wrong with a text is a UserError that names it."""
+"""Reading the files that a user names, and writing so that what is half-written is never taken for the whole.
+
+Whatever is wrong with a text that is read is a UserError that names it.
+"""
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +86,44 @@ def read_yaml(path: Path, hint: str = "") -> Any:
         raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file beside, flushes it to the disk and renames it."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    _sync(scratch)
+    scratch.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write files into; at the end they are flushed to the disk and it is renamed to `folder`.
+
+    What `folder` held before is gone then; where writing fails, it is untouched.
+    """
+    scratch = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for path in [*scratch.iterdir(), scratch]:
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, it would stand in the way
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,13 +1,16 @@
 """A run as far as it can be known without the weights: checked in full, data tokenised, steps counted."""
 
 import dataclasses
+import hashlib
+import json
+from array import array
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.injection import check_rank, find_targets
-from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.config import RunConfig, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example, check_tokenizer, encode_rows, padding_id
 from codyra_llm.data.stream import TaskStream
@@ -28,6 +31,15 @@ class RunPlan:
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
     test_examples: list[list[Example]]
+
+    def name(self, config: RunConfig) -> str:
+        """Names the run by all that its results depend on: the decisive settings and every token of the data."""
+        digest = hashlib.sha256(json.dumps(decisive(config)).encode())
+        for batches, test in zip(self.batches, self.test_examples, strict=True):
+            for example in [*batches.examples, *test]:
+                for ids in (example.prompt, example.answer):
+                    digest.update(array("q", [len(ids), *ids]).tobytes())
+        return digest.hexdigest()
 
 
 def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) -> RunPlan:

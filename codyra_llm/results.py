@@ -14,6 +14,8 @@ from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.plan import RunPlan
 
 SCHEMA_VERSION = 1
+OF_A_SESSION = ("command", "versions", "config", "world_size", "zero_stage")  # the last one's stand in the results
+SHOWN = ("command", "world_size", "zero_stage")  # what `sessions` says of each time that the run was gone on with
 PACKAGES = ("codyra_llm", "torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "rapidfuzz", "rouge-score")
 
 
@@ -53,10 +55,20 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
         "matrix": [list(row) for row in empty],
         "matrices": {variant: [list(row) for row in empty] for variant in VARIANTS},
         "answer_nll": [list(row) for row in empty],
+        "sessions": [],
+        "seconds": 0.0,
+        "peak_memory_bytes": 0,
         "losses": [],
         "ranks": [],
         "phases": [],
     }
+
+
+def taken_up(earlier: dict[str, Any], session: dict[str, Any], position: tuple[int, str], step: int) -> dict[str, Any]:
+    """The results of an interrupted run, gone on with in a session that may have other means (`session`: its own)."""
+    means = {key: session[key] for key in OF_A_SESSION}
+    continued = {"task": position[0], "phase": position[1], "step": step, **{key: means[key] for key in SHOWN}}
+    return {**earlier, **means, "sessions": [*earlier["sessions"], continued]}
 
 
 def _versions() -> dict[str, str]:

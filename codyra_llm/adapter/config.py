@@ -12,9 +12,9 @@ DEFAULT_STRENGTH = {"importance": 0.5, "budget": 0.65, "reference": 0.005}
 IMPORTANCE_CLIP = (0.1, 4.0)
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that carries its own help text."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, neutral: bool = False) -> Any:
+    """A dataclass field that carries its own help text; `neutral` says that results do not depend on it."""
+    return field(default=default, metadata={"help": help, "neutral": neutral})
 
 
 @dataclass(frozen=True)

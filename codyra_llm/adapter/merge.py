@@ -1,6 +1,6 @@
 """The end of a task: drop the components whose gate is zero, add the rest to the weights, restore plain layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from codyra_llm.adapter.injection import replace_module
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 
 AddDelta = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
+Deltas = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,63 @@ def prune(model: nn.Module) -> list[ModuleRank]:
     return report
 
 
-@torch.no_grad()
 def merge(model: nn.Module, scale: float = 1.0, add_delta: AddDelta | None = None) -> int:
-    """W <- W + scale * B diag(gate) A for every branch, then puts the plain projection back in its place.
+    """W <- W + scale * B diag(gate) A for every branch, and the plain projection back in its place.
 
     Args:
         model: a model with gated branches.
         scale: share of the update that is merged; 1 is the method, less is a control.
-        add_delta: adds the product of [out_features, rank] and [rank, in_features] to a projection's weight, in
-            place; the default does so in fp32 (float64 for float64) with one rounding to the weight's dtype.
+        add_delta: as `apply_deltas`.
 
     Returns:
         The number of merged branches.
 
     Raises:
-        ValueError: the model has no branch, or a branch holds a value that is not finite (nothing is merged then).
+        ValueError: as `deltas`; nothing is merged then.
     """
-    layers = list(gated_layers(model))
-    if not layers:
-        raise ValueError("the model has no gated branch to merge")
-    for name, layer in layers:
-        if not all(torch.isfinite(factor).all() for factor in layer.factors()):
+    updates = deltas(model, scale)
+    unwrap(model)
+    apply_deltas(model, updates, add_delta)
+    return len(updates)
+
+
+@torch.no_grad()
+def deltas(model: nn.Module, scale: float = 1.0) -> Deltas:
+    """The update of each projection: (scale * B diag(gate) [out_features, rank], A [rank, in_features]).
+
+    Raises:
+        ValueError: the model has no branch, or a branch holds a value that is not finite.
+    """
+    updates = {}
+    for name, layer in gated_layers(model):
+        B, A = layer.factors()
+        # contiguous, as they are after writing and reading: a product's last bit may depend on the layout
+        updates[name] = (B * scale).contiguous(), A.contiguous()
+        if not all(torch.isfinite(factor).all() for factor in updates[name]):
             raise ValueError(f"{name}: the branch holds values that are not finite; nothing was merged")
-    for name, layer in layers:
-        scaled_B, A = layer.factors()
-        if layer.rank:
-            (add_delta or add_delta_in_place)(layer.base, scaled_B * scale, A)
+    if not updates:
+        raise ValueError("the model has no gated branch to merge")
+    return updates
+
+
+def unwrap(model: nn.Module) -> None:
+    """Puts the plain projection back in the place of every gated layer; what the branches learned is dropped."""
+    for name, layer in list(gated_layers(model)):
         replace_module(model, name, layer.base)
-    return len(layers)
+
+
+@torch.no_grad()
+def apply_deltas(model: nn.Module, updates: Deltas, add_delta: AddDelta | None = None) -> None:
+    """Adds updates to the weights of a plain model.
+
+    Args:
+        updates: what `deltas` gave.
+        add_delta: adds the product of [out_features, rank] and [rank, in_features] to a projection's weight, in
+            place; the default does so in fp32 (float64 for float64) with one rounding to the weight's dtype.
+    """
+    for name, (B, A) in updates.items():
+        if len(A):
+            (add_delta or add_delta_in_place)(model.get_submodule(name), B, A)
 
 
 def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
@@ -81,23 +111,10 @@ def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) 
     weight.copy_(torch.addmm(weight.to(A.dtype), B, A))
 
 
-class CumulativeUpdate:
-    """The sum of all updates of each projection, kept as factors: its norm is the drift from the base model."""
-
-    def __init__(self) -> None:
-        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def add(self, name: str, B: torch.Tensor, A: torch.Tensor, scale: float = 1.0) -> None:
-        """Adds scale * B @ A, B [out_features, rank] with the gate folded in, A [rank, in_features]."""
-        B, A = (scale * B).cpu(), A.cpu()
-        if name in self._factors:
-            earlier_B, earlier_A = self._factors[name]
-            B, A = torch.cat([earlier_B, B], dim=1), torch.cat([earlier_A, A])
-        self._factors[name] = B, A
-
-    def norms(self) -> dict[str, float]:
-        """Frobenius norm of each projection's sum of updates."""
-        return {name: _product_norm(B.T @ B, A @ A.T) for name, (B, A) in self._factors.items()}
+def norm_of_sum(updates: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """|B_1 A_1 + B_2 A_2 + ...|_F of one projection's updates (B, A), without forming a product."""
+    B, A = torch.cat([B for B, _ in updates], dim=1), torch.cat([A for _, A in updates])
+    return _product_norm(B.T @ B, A @ A.T)
 
 
 def _product_norm(gram_B: torch.Tensor, gram_A: torch.Tensor) -> float:

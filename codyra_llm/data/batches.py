@@ -84,6 +84,10 @@ class GlobalBatches:
                 [self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id
             )
 
+    def draw_seed(self, step: int, rank: int = 0) -> int:
+        """Seed of what a model draws at random in a step."""
+        return random.Random(f"{self.seed}/{self.task}/{step}/{rank}").getrandbits(63)
+
     def _passes(self) -> Iterator[int]:
         """Rows pass after pass, without end."""
         for epoch in count():

@@ -20,6 +20,7 @@ from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
 from codyra_llm.engine.zero import own_branches
 from codyra_llm.errors import UserError
 
@@ -41,6 +42,9 @@ class StepReport:
     seconds: float
 
 
+OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
+
+
 @local_rank_in_environment()
 def train_task(
     model: PreTrainedModel,
@@ -50,7 +54,8 @@ def train_task(
     train: TrainConfig,
     deepspeed_json: dict[str, Any],
     world: World,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_step: OnStep = lambda report, read: None,
+    resumed: TaskState | None = None,
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
@@ -63,10 +68,12 @@ def train_task(
         schedule: threshold of each step; None leaves the gates alone.
         batches: which rows each step sees.
         train, deepspeed_json: what to compute, how to hold it.
-        on_step: called after each optimizer step, on every rank.
+        on_step: called after each optimizer step, on every rank, with its report and a function that gives the whole
+            trainable state on rank 0 (`read_state`; every rank must call it, or none).
+        resumed: a state to go on from; its branches replace those of the model.
 
     Returns:
-        A report for each optimizer step.
+        A report for each optimizer step that was taken.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -74,6 +81,8 @@ def train_task(
     peaks = [group["lr"] for group in optimizer.param_groups]
     ranks = [layer.rank for _, layer in gated_layers(model)]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    if resumed:
+        write_branches(model, resumed)
     engine, *_ = deepspeed.initialize(
         model=AnswerLoss(model),
         optimizer=optimizer,
@@ -81,12 +90,16 @@ def train_task(
         config=complete(deepspeed_json, train, world.size),
         dist_init_required=False,
     )
+    if resumed:
+        write_moments(model, engine, optimizer, resumed)
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
-    for step in range(batches.total_steps):
+    for step in range(resumed.step if resumed else 0, batches.total_steps):
         began = time.perf_counter()
+        # what a model draws (dropout) depends on the step alone, not on what ran before it
+        torch.manual_seed(batches.draw_seed(step, world.rank))
         factor = cosine_factor(step, batches.total_steps, train.warmup_steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
@@ -115,7 +128,7 @@ def train_task(
             seconds=time.perf_counter() - began,
         )
         reports.append(report)
-        on_step(report)
+        on_step(report, lambda: read_state(model, engine, optimizer, world))
     engine.destroy()
     own_branches(model)
     return reports

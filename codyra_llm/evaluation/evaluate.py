@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
-from codyra_llm.engine.launch import World, gather
+from codyra_llm.engine.launch import World
 from codyra_llm.evaluation.generate import Answered, Question, answer_questions
 from codyra_llm.evaluation.scorers import score_rows
 
@@ -40,21 +40,18 @@ def evaluate_tasks(
     examples: Sequence[Sequence[Example]],
     config: EvaluateConfig,
     world: World,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    answered: dict[int, Answered] | None = None,
+    on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
 ) -> list[TaskScores]:
     """Scores tasks; `examples` are their encoded test rows, dealt out to the ranks, none dropped.
 
-    Every rank returns the same. The weights must be whole on every rank.
+    Every rank returns the same. The weights must be whole on every rank. `answered` and `on_round` are
+    `answer_questions`' own: a question's number counts the rows of all tasks, one task after the other.
     """
     questions = [
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
     ]
-    # like by like, so that each rank gets its share of the long ones
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].max_new_tokens, len(questions[i].example)))
-    mine = order[world.rank :: world.size]
-    answered = answer_questions(model, tokenizer, [questions[i] for i in mine], config.batch_size, on_batch)
-    by_question = {i: answer for share in gather(list(zip(mine, answered, strict=True))) for i, answer in share}
-    answers = iter(by_question[i] for i in range(len(questions)))
+    answers = iter(answer_questions(model, tokenizer, questions, config.batch_size, world, answered, on_round))
     return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
 
 

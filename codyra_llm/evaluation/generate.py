@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from codyra_llm.data.batches import IGNORED
 from codyra_llm.data.encode import Example, padding_id
+from codyra_llm.engine.launch import World, gather
 from codyra_llm.engine.loss import answer_logits
 
 
@@ -44,27 +45,37 @@ def answer_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     batch_size: int = 16,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    world: World | None = None,
+    answered: dict[int, Answered] | None = None,
+    on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
 ) -> list[Answered]:
-    """Greedy answers to the questions and the loss of their true answers, in their order.
+    """Greedy answers to the questions and the loss of their true answers, in their order, the same on every rank.
 
     An answer ends at the end-of-sequence token, at a stop string (left out of it) or at its most tokens. The model's
-    own sampling defaults are not used.
+    own sampling defaults are not used. Which questions share a batch depends on the questions alone; the ranks take
+    the batches in turn, a round at a time.
 
     Args:
-        on_batch: called after each batch with the number of rows it had.
+        world: the ranks that share the work; None: this process alone.
+        answered: by number of the question, answers that are there already.
+        on_round: called on every rank after each round with what it gave.
     """
+    rank, size = (world.rank, world.size) if world else (0, 1)
     pad = padding_id(tokenizer)
     greedy = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
+    answered = dict(answered or {})
     order = sorted(range(len(questions)), key=lambda i: _cost(questions[i]), reverse=True)
-    answered: dict[int, Answered] = {}
+    order = [i for i in order if i not in answered]
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     defaults, model.generation_config = model.generation_config, greedy
     try:
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            batch = _answer_batch(model, tokenizer, [questions[i] for i in rows], pad)
-            answered.update(zip(rows, batch, strict=True))
-            on_batch(len(rows))
+        for first in range(0, len(batches), size):
+            mine = batches[first + rank] if first + rank < len(batches) else []
+            own = _answer_batch(model, tokenizer, [questions[i] for i in mine], pad) if mine else []
+            shares = [(mine, own)] if world is None else gather((mine, own))
+            fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
+            answered |= fresh
+            on_round(fresh)
     finally:
         model.generation_config = defaults
     return [answered[i] for i in range(len(questions))]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
-from codyra_llm.adapter.merge import AddDelta, ModuleRank
+from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
+from codyra_llm.adapter.merge import Deltas, ModuleRank, deltas, unwrap
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 
@@ -57,12 +57,14 @@ class CoDyRA:
         )
         return Prepared(wrapped, optimizer, self._schedule(total_steps))
 
-    def finish(self, model: nn.Module, add_delta: AddDelta) -> list[ModuleRank]:
-        """Prunes and merges; the model is plain again. Returns the rank and norms of what each module was given."""
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """Prunes, and takes the branches out of the model: what each module kept, and the updates to be merged."""
         scale = self.config.merge.scale
         report = prune(model)
-        merge(model, scale, add_delta)
-        return [dataclasses.replace(module, norm=scale * module.norm, bound=scale * module.bound) for module in report]
+        updates = deltas(model, scale)
+        unwrap(model)
+        scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
+        return scaled, updates
 
     def _schedule(self, total_steps: int) -> ThresholdSchedule | None:
         return ThresholdSchedule(self.adapter, total_steps) if self.adapter.train_gates else None

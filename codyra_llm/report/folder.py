@@ -1,18 +1,21 @@
 """The run folder: complete and self-explaining. Only rank 0 has one; files are written beside and renamed."""
 
 import csv
+import dataclasses
+import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from codyra_llm.adapter.merge import ModuleRank
-from codyra_llm.config import RunConfig, load_config, to_yaml
+from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.matrix import write_matrix_csv
+from codyra_llm.files import expand, write_text
 
 CONTENTS = (
     "results.json",
@@ -24,6 +27,10 @@ CONTENTS = (
     "tensorboard",
     "train.log",
     "model",
+    "checkpoints",
+    "ledger",
+    "stop",
+    "stopped",
 )
 
 
@@ -36,25 +43,22 @@ class RunFolder:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        try:
-            self.path = Path(config.output_dir).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"output_dir {config.output_dir}: {error}") from None
-        self._check(config)
+        self.path = expand(config.output_dir)
+        self._check()
 
-    def open(self) -> None:
-        """Makes the folder, clears what an earlier start of the same run left, and writes config.yaml.
+    def open(self, resumed: bool = False) -> None:
+        """Makes the folder and writes config.yaml; what an earlier start left is cleared, or kept if `resumed`.
 
         Raises:
             UserError: it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in CONTENTS:
+            for name in ("stop", "stopped") if resumed else CONTENTS:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            (self.path / "predictions").mkdir()
-            self._write("config.yaml", to_yaml(self.config))
+            (self.path / "predictions").mkdir(exist_ok=True)
+            write_text(self.path / "config.yaml", to_yaml(self.config))
         except OSError as error:
             raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror}") from None
 
@@ -63,9 +67,26 @@ class RunFolder:
         """Where the finished model goes."""
         return self.path / "model"
 
+    @property
+    def ledger(self) -> Path:
+        """Where the updates of finished tasks are kept."""
+        return self.path / "ledger"
+
+    @property
+    def trigger(self) -> Path:
+        """The file that asks the run to stop."""
+        return self.path / "stop"
+
+    def write_stopped(self, where: str) -> None:
+        """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
+        write_text(self.path / "stopped", where + "\n")
+        self.trigger.unlink(missing_ok=True)
+
     def write_results(self, results: dict[str, Any]) -> None:
         """results.json: everything a table needs."""
-        self._write("results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(
+            self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def write_matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
         """matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""
@@ -74,21 +95,50 @@ class RunFolder:
     def write_predictions(self, row_name: str, task: str, rows: Iterable[dict[str, Any]]) -> None:
         """predictions/<row>.<task>.jsonl: prompt, prediction, reference, nll and every score of each test row."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write(f"predictions/{row_name}.{task}.jsonl", lines)
+        write_text(self.path / "predictions" / f"{row_name}.{task}.jsonl", lines)
+
+    def read_answers(self, row_name: str) -> dict[int, Answered]:
+        """What was answered of a row of the matrix before the run was interrupted; forgets those of other rows."""
+        journal = self._journal(row_name)
+        for other in journal.parent.glob("*.partial"):
+            if other != journal:
+                other.unlink()
+        answered: dict[int, Answered] = {}
+        lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
+        for line in lines:
+            if line.endswith("\n"):  # the last may have been cut off
+                answered |= {int(question): Answered(*answer) for question, answer in json.loads(line).items()}
+        return answered
+
+    def append_answers(self, row_name: str, answered: dict[int, Answered]) -> None:
+        """Keeps answers (by the question's number) until all of the row's predictions are written."""
+        content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
+        with self._journal(row_name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(content) + "\n")
+
+    def drop_answers(self, row_name: str) -> None:
+        """Forgets what `append_answers` kept."""
+        self._journal(row_name).unlink(missing_ok=True)
+
+    def _journal(self, row_name: str) -> Path:
+        return self.path / "predictions" / f"{row_name}.partial"
 
     def append_ranks(self, task: str, report: Sequence[ModuleRank], drift: dict[str, float]) -> None:
         """ranks.csv: for each task and module its rank, update norm, bound, and the norm of all updates so far."""
         path = self.path / "ranks.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            if is_new:
-                writer.writerow(["task", "module", "rank", "initial_rank", "update_norm", "bound", "cumulative_norm"])
-            for module in report:
-                numbers = (module.rank, module.initial_rank, module.norm, module.bound, drift[module.name])
-                writer.writerow([task, module.name, *(f"{n:.6g}" for n in numbers)])
+        header = ["task", "module", "rank", "initial_rank", "update_norm", "bound", "cumulative_norm"]
+        rows: list[list[Any]] = [header]
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as stream:
+                rows = [row for row in csv.reader(stream) if row[0] != task]  # a task may be learned again on resuming
+        for module in report:
+            numbers = (module.rank, module.initial_rank, module.norm, module.bound, drift.get(module.name, 0.0))
+            rows.append([task, module.name, *(f"{n:.6g}" for n in numbers)])
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        write_text(path, text.getvalue())
 
-    def _check(self, config: RunConfig) -> None:
+    def _check(self) -> None:
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -96,7 +146,7 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if saved.exists():
             try:
-                same = load_config(saved) == config
+                same = decisive(load_config(saved)) == decisive(self.config)
             except UserError:
                 same = False
             if not same:
@@ -105,15 +155,6 @@ class RunFolder:
                 )
         elif any(self.path.iterdir()):
             raise UserError(f"output_dir {self.path}: holds files that are not a run; choose an empty or new folder")
-
-    def _write(self, name: str, text: str) -> None:
-        target = self.path / name
-        scratch = target.with_name(target.name + ".tmp")
-        with scratch.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(target)
 
 
 def start_log(path: Path | None) -> logging.Logger:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import load_config
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
@@ -60,7 +61,9 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
         result["losses"] += [step.loss for step in steps]
         result["live_rank"] += [step.live_rank for step in steps]
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
-        result["ranks"] += [dataclasses.astuple(module) for module in method.finish(model, add_delta)]
+        report, updates = method.finish(model)
+        apply_deltas(model, updates, add_delta)
+        result["ranks"] += [dataclasses.astuple(module) for module in report]
         assert parameter_count(model) == count
         with gathered(model):
             (scores,) = evaluate_tasks(model, plan.tokenizer, [task], [test], config.evaluate, world)

@@ -95,7 +95,6 @@ def test_how_long_an_answer_may_be(settings: dict, longest: int, monkeypatch: py
         return [Answered("x", 1, 1.0) for _ in questions]
 
     monkeypatch.setattr(evaluate, "answer_questions", record)
-    monkeypatch.setattr(evaluate, "gather", lambda value: [value])
     rows = [{"prompt": "p", "answer": "a"}]
     task = Task("t", TaskSpec("accuracy", max_new_tokens=6, stop=(";",)), rows, rows)
     world, (example,) = World(0, 1, torch.device("cpu")), some_examples(1)

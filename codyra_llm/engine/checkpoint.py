@@ -1,0 +1,105 @@
+"""Checkpoints: where a run stands, and what trains, small and whole, so that any number of ranks can go on from it.
+
+checkpoints/00000012/
+    progress.json       position and results so far
+    state.safetensors   A, B, gate and moving averages (`engine.state`); only in the middle of a task
+    checksums.json      the run that they belong to; SHA-256 of both, and of what else in the run folder they rest on
+
+Each is written beside, flushed and renamed; the last two are kept.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from codyra_llm.errors import UserError
+from codyra_llm.files import replace_folder, sha256
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole: `progress` as it was written, `tensors` empty between phases."""
+
+    progress: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of a run in a folder (on rank 0).
+
+    Args:
+        folder: where they lie, in the run folder.
+        run: names the run; a checkpoint with another name is not taken.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
+
+    def write(self, progress: dict[str, Any], tensors: dict[str, torch.Tensor], rests_on: dict[str, str]) -> None:
+        """Adds a checkpoint, then drops all but the last two.
+
+        Args:
+            progress: what JSON can hold.
+            tensors: what safetensors can hold; may be empty.
+            rests_on: SHA-256 of other files without which it is worth nothing, by path relative to the run folder.
+
+        Raises:
+            OSError: it cannot be written; the earlier ones are as they were.
+        """
+        present = self._present()
+        serial = int(present[-1].name) + 1 if present else 1
+        with replace_folder(self.folder / f"{serial:08d}") as scratch:
+            (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+            if tensors:
+                save_file(tensors, scratch / "state.safetensors")
+            sums = {path.name: sha256(path) for path in scratch.iterdir()}
+            (scratch / "checksums.json").write_text(
+                json.dumps({"run": self.run, "sha256": sums, "rests_on": rests_on}), encoding="utf-8"
+            )
+        for old in present[: len(present) + 1 - KEPT]:
+            shutil.rmtree(old)
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole and of this run, and what is wrong with those that are newer.
+
+        Raises:
+            UserError: there are checkpoints, and none can be used.
+        """
+        problems: list[str] = []
+        for folder in reversed(self._present()):
+            problem = self._problem(folder)
+            if problem is None:
+                state = folder / "state.safetensors"
+                progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+                return Checkpoint(progress, load_file(state) if state.exists() else {}), problems
+            problems.append(f"{folder}: {problem}")
+        if problems:
+            raise UserError(f"no checkpoint can be used: {'; '.join(problems)}; `--resume never` starts over")
+        return None, []
+
+    def _present(self) -> list[Path]:
+        """Oldest first; what was never finished has another kind of name."""
+        return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+
+    def _problem(self, folder: Path) -> str | None:
+        try:
+            sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+            if sums["run"] != self.run:
+                return "belongs to another run (its configuration or its data differ)"
+            files = {folder / name: expected for name, expected in sums["sha256"].items()}
+            files |= {self.folder.parent / name: expected for name, expected in sums["rests_on"].items()}
+            for path, expected in files.items():
+                if sha256(path) != expected:
+                    return f"{path.relative_to(self.folder.parent)} is damaged"
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).relative_to(self.folder.parent)} is missing"
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            return "checksums.json is damaged"
+        return None

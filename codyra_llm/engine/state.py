@@ -1,0 +1,108 @@
+"""The trainable state of a task in training, whole and by name, however ZeRO has cut it up.
+
+For each branch: A, B and gate, and of each the optimizer's moving averages ("<layer>.A.exp_avg" and so on). DeepSpeed
+keeps them in flat partitions that depend on stage and world size; whole, they can be taken up by any other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.engine.launch import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A task in training: optimizer steps done, and what `read_state` gave after them, whole on every rank."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+
+
+def read_state(
+    model: nn.Module, engine: Any, optimizer: torch.optim.Optimizer, world: World
+) -> dict[str, torch.Tensor]:
+    """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
+    state = {}
+    for name, parameter, keys in _trainable(model):
+        size, shape = getattr(parameter, "ds_numel", parameter.numel()), getattr(parameter, "ds_shape", parameter.shape)
+        whole = torch.zeros(1 + len(keys), size, device=world.device)
+        piece = _own_piece(engine, parameter)
+        if piece:
+            moments = optimizer.state[piece.flat]
+            for row, source in zip(whole, [piece.flat, *(moments.get(key) for key in keys)], strict=True):
+                if source is not None:  # only importance mode has an importance
+                    row[piece.offset : piece.offset + piece.length] = piece.of(source)
+        if engine.zero_optimization_stage() > 0:  # at stage 0 every rank has all of it
+            dist.reduce(whole, 0)
+        if world.is_main:
+            for suffix, row in zip(("", *(f".{key}" for key in keys)), whole.cpu(), strict=True):
+                state[name + suffix] = row.view(shape).clone()
+    return state
+
+
+def write_branches(model: nn.Module, state: TaskState) -> None:
+    """Puts A, B and gate into a model whose branches are still whole, before an engine takes them over."""
+    with torch.no_grad():
+        for name, parameter, _ in _trainable(model):
+            parameter.copy_(state.tensors[name])
+
+
+def write_moments(model: nn.Module, engine: Any, optimizer: torch.optim.Optimizer, state: TaskState) -> None:
+    """Puts the moving averages into a fresh engine's optimizer."""
+    for name, parameter, keys in _trainable(model):
+        piece = _own_piece(engine, parameter)
+        if not piece:
+            continue
+        moments = optimizer.state[piece.flat]
+        moments["step"] = torch.tensor(float(state.step))
+        for key in keys:
+            value = state.tensors[f"{name}.{key}"].flatten()[piece.offset : piece.offset + piece.length]
+            piece.of(moments.setdefault(key, torch.zeros_like(piece.flat))).copy_(value)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """This rank's part of a parameter: its flat [offset : offset + length] is [start : start + length] of `flat`."""
+
+    flat: torch.Tensor
+    start: int
+    offset: int
+    length: int
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """The part of a tensor that is laid out as `flat` is."""
+        return values.detach().view(-1)[self.start : self.start + self.length]
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
+    """(name, parameter, the keys of its moving averages) of all that trains."""
+    for name, layer in gated_layers(model):
+        for part, keys in (("A", MOMENTS), ("B", MOMENTS), ("gate", (*MOMENTS, "importance"))):
+            if getattr(layer, part).requires_grad:
+                yield f"{name}.{part}", getattr(layer, part), keys
+
+
+def _own_piece(engine: Any, parameter: Any) -> _Piece | None:
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        return _Piece(parameter, 0, 0, parameter.numel())
+    if stage == 3:
+        group, start, length = zero.grad_position[zero.get_param_id(parameter)]
+        offset = dist.get_rank(zero.dp_process_group) * length
+        length = min(length, parameter.ds_numel - offset)  # the last part may end in padding
+        return _Piece(zero.fp32_partitioned_groups_flat[group], start, offset, length) if length > 0 else None
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return _Piece(
+        zero.single_partition_of_fp32_groups[mapping.param_group_index], flat.start, inside.start, inside.numel
+    )

@@ -1,0 +1,47 @@
+"""Asking a run to stop: SIGTERM, SIGUSR1 or a trigger file, agreed on by all ranks before anything is done about it."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from codyra_llm.engine.launch import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Notes, within its `with` block, that this process was asked to stop; `agreed` tells every rank alike.
+
+    Args:
+        world: the ranks that must agree.
+        trigger: a file whose appearance asks as well; None on ranks that do not look for it.
+    """
+
+    def __init__(self, world: World, trigger: Path | None) -> None:
+        self.world, self.trigger = world, trigger
+        self._signalled = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handler
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
+        asked = self._signalled or (self.trigger is not None and self.trigger.exists())
+        flag = torch.tensor(int(asked), device=self.world.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True

@@ -1,0 +1,96 @@
+"""What a run tells while it goes on and at its end: log, progress, TensorBoard curves, plots, tables."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from codyra_llm.adapter.injection import kind_of
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.engine.train import StepReport
+from codyra_llm.report import tables
+from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.plots import plot_matrix, plot_ranks
+
+CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm")
+
+
+class Reporter:
+    """Speaks on rank 0 alone; on the other ranks, where `folder` is None, every call does nothing.
+
+    Args:
+        folder: where the log and the curves go.
+        first_step: optimizer steps that the run took before this start; curves beyond it are taken back.
+    """
+
+    def __init__(self, folder: RunFolder | None, first_step: int) -> None:
+        self.folder = folder
+        self.log = start_log(folder.path / "train.log" if folder else None)
+        self.board = (
+            SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            if folder
+            else None
+        )
+
+    def progress(self, total: int, description: str, unit: str, done: int = 0, leave: bool = True) -> Any:
+        """A progress bar."""
+        return tqdm(total=total, initial=done, desc=description, unit=unit, leave=leave, disable=self.folder is None)
+
+    def step(self, report: StepReport, global_step: int, progress: Any) -> None:
+        """One optimizer step."""
+        speed = report.tokens / report.seconds
+        progress.update()
+        progress.set_postfix_str(
+            f"loss {report.loss:.3f}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, {speed:.0f} tokens/s"
+        )
+        self._curves(global_step, {f"train/{name}": getattr(report, name) for name in CURVES})
+        self._curves(global_step, {"train/tokens_per_second": speed})
+
+    def gates(self, layers: Iterable[tuple[str, CoDyRALinear]], number: int) -> None:
+        """The gates of a trained task, as one histogram for each kind of projection."""
+        if not self.board:
+            return
+        gates: dict[str, list[torch.Tensor]] = {}
+        for name, layer in layers:
+            gates.setdefault(kind_of(name), []).append(layer.gate.detach().float())
+        for kind, values in gates.items():
+            self.board.add_histogram(f"gates/{kind}", torch.cat(values), number)
+
+    def ranks(self, entry: dict[str, Any], last_loss: float, number: int) -> None:
+        """What a task kept."""
+        self.log.info(
+            f"{entry['task']}: kept {entry['mean']:.1f} of {entry['initial']} components, "
+            f"update norm {entry['update_norm']:.3f}, last loss {last_loss:.3f}"
+        )
+        self._curves(number, {f"rank/{kind}": rank for kind, rank in entry["by_projection"].items()})
+
+    def scores(self, results: dict[str, Any], number: int) -> None:
+        """A row of the matrix."""
+        of_tasks = zip(results["tasks"], results["matrix"][number], results["answer_nll"][number], strict=True)
+        shown = {task: (score, nll) for task, score, nll in of_tasks if score is not None}
+        for task, (score, nll) in shown.items():
+            self._curves(number, {f"score/{task}": score, f"answer_nll/{task}": nll})
+        if shown:
+            after = f"after {results['tasks'][number - 1]}" if number else "base model"
+            self.log.info(f"{after}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
+
+    def farewell(self, results: dict[str, Any]) -> None:
+        """Plots and tables of a finished run."""
+        if not self.folder or not self.board:
+            return
+        self.board.close()
+        plot_matrix(results, self.folder.path / "matrix.png")
+        plot_ranks(results, self.folder.path / "ranks.png")
+        variant = results["config"]["evaluate"]["scorer_variant"]
+        self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
+        self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
+        self.log.info(f"\n{tables.metrics_table(results)}")
+        self.log.info(f"\nSurviving rank\n{tables.rank_table(results)}")
+        self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
+
+    def _curves(self, step: int, values: dict[str, float]) -> None:
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)

@@ -1,0 +1,166 @@
+"""A run that is killed anywhere and started again ends as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+
+MOMENTS = 20
+# places that must be among them, whatever chance says
+PLACES = ["add_delta", "save_model", "write", "replace_folder", "write_entry", "_answer_batch", "append_answers"]
+
+
+def run_sessions(*sessions: dict) -> list[list[int]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.preempted"],
+        input=json.dumps(sessions),
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with dropout: what it draws must not depend on the interruption either."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-with-dropout"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    return folder
+
+
+def config_of(model: Path, output: Path, **overrides: object) -> dict:
+    return {
+        "model.name_or_path": str(model),
+        "output_dir": str(output),
+        "order": ["FOMC", "NumGLUE-cm"],
+        "adapter.rank": 4,
+        "train.global_batch_size": 8,
+        "train.per_device_train_batch_size": 4,
+        "train.num_train_epochs": 1,
+        "train.learning_rate": 0.01,
+        "train.checkpoint_every": 3,
+        "data.max_train_examples": 64,
+        "data.max_test_examples": 6,
+        "evaluate.max_new_tokens": 4,
+        "evaluate.batch_size": 4,
+        **overrides,
+    }
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (folder, expected))
+    for key in ("losses", "matrices", "answer_nll", "ranks", "metrics"):
+        assert ours[key] == theirs[key], key
+    assert [p["phase"] for p in ours["phases"]] == [p["phase"] for p in theirs["phases"]]
+    assert [p["tokens"] for p in ours["phases"]] == [p["tokens"] for p in theirs["phases"]]
+    names = ["model/model.safetensors", "ranks.csv", "matrix.csv"]
+    names += [f"predictions/{path.name}" for path in (expected / "predictions").iterdir()]
+    for name in names:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    assert not list(folder.rglob("*.tmp")) + list(folder.rglob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The run folder of an uninterrupted run, and the functions that it called, in order."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_sessions({"config": config_of(model, folder / "run"), "watch": str(folder / "called")}) == [[0]]
+    return folder / "run", (folder / "called").read_text().splitlines()
+
+
+def test_killed_at_random_moments(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
+    expected, called = whole
+    draw = random.Random(20)
+    moments: list = [1 + draw.choice([i for i, name in enumerate(called) if name == place]) for place in PLACES]
+    moments += [draw.uniform(0.2, 2.0) for _ in range(4)]
+    moments += [draw.randrange(called.index("_evaluate"), len(called)) for _ in range(MOMENTS - len(moments))]
+    sessions = []
+    for number, moment in enumerate(moments):
+        config = config_of(model, tmp_path / str(number))
+        sessions += [{"config": config, "kill": [0, moment]}, {"config": config}]
+    statuses = run_sessions(*sessions)
+    for number, moment in enumerate(moments):
+        place = called[moment - 1] if isinstance(moment, int) else "clock"
+        print(f"moment {number}: {moment} ({place}): {statuses[2 * number]} then {statuses[2 * number + 1]}")
+        assert statuses[2 * number] in ([-9], [0]) if isinstance(moment, float) else statuses[2 * number] == [-9]
+        assert statuses[2 * number + 1] == [0]
+        assert_same_run(tmp_path / str(number), expected)
+
+
+def test_killed_again_and_again(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
+    expected, called = whole
+    config = config_of(model, tmp_path / "run")
+    begin = called.index("_evaluate")
+    kills = [{"config": config, "kill": [0, begin + (len(called) - begin) * part // 10]} for part in (3, 4, 3, 2, 3)]
+    statuses = run_sessions(*kills, {"config": config})
+    assert statuses[0] == [-9]
+    assert statuses[-1] == [0]
+    assert_same_run(tmp_path / "run", expected)
+
+
+WAYS = {
+    "zero2-2ranks": {"ranks": 2, "deepspeed": "ds_configs/zero2.json"},
+    "zero3-2ranks": {"ranks": 2, "deepspeed": "ds_configs/zero3.json"},
+    "zero0-1rank": {"ranks": 1, "deepspeed": None},
+    "zero1-1rank": {"ranks": 1, "deepspeed": "ds_configs/zero1.json", "train.per_device_train_batch_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """An uninterrupted run of one rank whose result does not depend on the number of ranks."""
+    folder = tmp_path_factory.mktemp("without-dropout")
+    config = config_of(tiny_folder, folder / "run")
+    assert run_sessions({"config": config, "watch": str(folder / "called")}) == [[0]]
+    return folder / "run", (folder / "called").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("zero2-2ranks", "zero0-1rank"),
+        ("zero0-1rank", "zero2-2ranks"),
+        ("zero1-1rank", "zero3-2ranks"),
+        ("zero3-2ranks", "zero1-1rank"),
+        ("zero3-2ranks", "zero2-2ranks"),
+        ("zero2-2ranks", "zero2-2ranks"),
+        ("zero3-2ranks", "zero3-2ranks"),
+    ],
+)
+def test_gone_on_with_by_other_means(
+    without_dropout: tuple[Path, list[str]], tiny_folder: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    expected, called = without_dropout
+    steps = [i for i, name in enumerate(called) if name == "on_step"]
+    sessions = []
+    for way, kill in ((before, [0, steps[len(steps) * 3 // 4]]), (after, None)):
+        settings = dict(WAYS[way])
+        ranks = settings.pop("ranks")
+        sessions.append({"config": config_of(tiny_folder, tmp_path / "run", **settings), "ranks": ranks, "kill": kill})
+    killed, finished = run_sessions(*sessions)
+    assert killed[0] == -9
+    assert not any(finished)
+    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (tmp_path / "run", expected))
+    assert len(ours["sessions"]) == 1, "the second session went on with what the first had done"
+    for mine, other in zip(ours["losses"], theirs["losses"], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    weights, others = (load_file(path / "model" / "model.safetensors") for path in (tmp_path / "run", expected))
+    for name, weight in others.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=0)
+    assert ours["matrix"] == theirs["matrix"]
