@@ -126,9 +126,11 @@ class _Run:
         self.updates: Deltas | None = None  # of the task that is to be merged
         if found:
             self._take_up(found)
+        else:
+            self._checkpoint(*self.position)
         self.report = Reporter(folder, self.global_step)
         for problem in problems:
-            self.report.log.warning(f"skipped checkpoint {problem}")
+            self.report.log.warning(f"skipped a checkpoint: {problem}")
         self._greet(found)
 
     def run(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Checkpoints:
                 state = folder / "state.safetensors"
                 progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
                 return Checkpoint(progress, load_file(state) if state.exists() else {}), problems
-            problems.append(f"{folder}: {problem}")
+            problems.append(problem)
         if problems:
             raise UserError(f"no checkpoint can be used: {'; '.join(problems)}; `--resume never` starts over")
         return None, []
@@ -92,14 +92,16 @@ class Checkpoints:
         try:
             sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
             if sums["run"] != self.run:
-                return "belongs to another run (its configuration or its data differ)"
+                return f"{folder} belongs to another run (its configuration or its data differ)"
             files = {folder / name: expected for name, expected in sums["sha256"].items()}
             files |= {self.folder.parent / name: expected for name, expected in sums["rests_on"].items()}
             for path, expected in files.items():
                 if sha256(path) != expected:
-                    return f"{path.relative_to(self.folder.parent)} is damaged"
+                    return f"{path} is damaged"
         except FileNotFoundError as error:
-            return f"{Path(error.filename).relative_to(self.folder.parent)} is missing"
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
-            return "checksums.json is damaged"
+            return f"{error.filename} is missing"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{folder / 'checksums.json'} is damaged"
+        except OSError as error:
+            return f"{folder} cannot be read: {error}"
         return None

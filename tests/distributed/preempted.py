@@ -2,10 +2,10 @@
 
 python tests/distributed/preempted.py < JSON list of sessions > JSON list of what became of them
 
-A session: {"config": {dotted name: value}, "ranks": 1, "kill": moment or null, "watch": file or null}. The moment is
-[rank, n]: SIGKILL at the n-th call of a function of codyra_llm on that rank; or [rank, seconds] with a fraction. With
-"watch", rank 0 writes the names of all functions it calls, in order, to that file. The answer for each session is
-the list of its ranks' exit statuses, a negative one being the signal.
+A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
+[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank, or (with a fraction) seconds;
+how is the name of a signal, or "stop file". With "watch", rank 0 writes the names of all functions it calls, in order,
+to that file. The answer for each session is the list of its ranks' exit statuses, a negative one being the signal.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from codyra_llm.config import REPOSITORY, load_config
 PACKAGE = str(REPOSITORY / "codyra_llm") + os.sep
 
 
-def session(config: dict, ranks: int = 1, kill: list | None = None, watch: str | None = None) -> list[int]:
+def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str | None = None) -> list[int]:
     """Forks the ranks, waits for them, and kills those that are left when one was killed, as a launcher would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def session(config: dict, ranks: int = 1, kill: list | None = None, watch: str |
     for rank in range(ranks):
         child = os.fork()
         if not child:
-            _rank(config, rank, ranks, port, kill, watch)
+            _rank(config, rank, ranks, port, strike, watch)
         children[child] = rank
     statuses = [0] * ranks
     while children:
@@ -51,7 +51,7 @@ def session(config: dict, ranks: int = 1, kill: list | None = None, watch: str |
     return statuses
 
 
-def _rank(config: dict, rank: int, ranks: int, port: int, kill: list | None, watch: str | None) -> None:
+def _rank(config: dict, rank: int, ranks: int, port: int, strike: list | None, watch: str | None) -> None:
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
@@ -59,12 +59,14 @@ def _rank(config: dict, rank: int, ranks: int, port: int, kill: list | None, wat
     os.dup2(log, 1)
     os.dup2(log, 2)
     called: list[str] = []
-    if kill and kill[0] == rank and isinstance(kill[1], float):
-        threading.Timer(kill[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
-    elif kill and kill[0] == rank:
-        sys.setprofile(_counter(called, kill[1]))
+    if strike and strike[0] == rank:
+        act = _act(strike[2], config["output_dir"])
+        if isinstance(strike[1], float):
+            threading.Timer(strike[1], act).start()
+        else:
+            sys.setprofile(_counter(called, strike[1], act))
     elif watch and rank == 0:
-        sys.setprofile(_counter(called, None))
+        sys.setprofile(_counter(called))
     status = 1
     try:
         main(lambda: continual.run(load_config(None, config)) and None)
@@ -79,12 +81,18 @@ def _rank(config: dict, rank: int, ranks: int, port: int, kill: list | None, wat
     os._exit(status)
 
 
-def _counter(called: list[str], last: int | None) -> Callable[[Any, str, Any], None]:
+def _act(how: str, output: str) -> Callable[[], None]:
+    if how == "stop file":
+        return (Path(output) / "stop").touch
+    return lambda: os.kill(os.getpid(), signal.Signals[how])
+
+
+def _counter(called: list[str], last: int = 0, act: Callable[[], None] | None = None) -> Callable:
     def count(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
             called.append(frame.f_code.co_name)
-            if len(called) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if act and len(called) == last:
+                act()
 
     return count
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
@@ -93,7 +92,7 @@ def test_killed_at_random_moments(whole: tuple[Path, list[str]], model: Path, tm
     sessions = []
     for number, moment in enumerate(moments):
         config = config_of(model, tmp_path / str(number))
-        sessions += [{"config": config, "kill": [0, moment]}, {"config": config}]
+        sessions += [{"config": config, "strike": [0, moment, "SIGKILL"]}, {"config": config}]
     statuses = run_sessions(*sessions)
     for number, moment in enumerate(moments):
         place = called[moment - 1] if isinstance(moment, int) else "clock"
@@ -107,11 +106,67 @@ def test_killed_again_and_again(whole: tuple[Path, list[str]], model: Path, tmp_
     expected, called = whole
     config = config_of(model, tmp_path / "run")
     begin = called.index("_evaluate")
-    kills = [{"config": config, "kill": [0, begin + (len(called) - begin) * part // 10]} for part in (3, 4, 3, 2, 3)]
+    kills = [
+        {"config": config, "strike": [0, begin + (len(called) - begin) * part // 10, "SIGKILL"]}
+        for part in (3, 4, 3, 2, 3)
+    ]
     statuses = run_sessions(*kills, {"config": config})
     assert statuses[0] == [-9]
     assert statuses[-1] == [0]
     assert_same_run(tmp_path / "run", expected)
+
+
+def test_answers_that_were_given_are_not_asked_for_again(
+    whole: tuple[Path, list[str]], model: Path, tmp_path: Path
+) -> None:
+    expected, called = whole
+    config = config_of(model, tmp_path / "run")
+    kept = [i for i, name in enumerate(called) if name == "append_answers"]
+    first = called[: kept[1]].count("_answer_batch")  # given before the second round was to be kept
+    struck = {"config": config, "strike": [0, 1 + kept[1], "SIGKILL"]}
+    assert run_sessions(struck, {"config": config, "watch": str(tmp_path / "called")}) == [[-9], [0]]
+    again = (tmp_path / "called").read_text().split().count("_answer_batch")
+    assert first == 2
+    assert again == called.count("_answer_batch") - 1
+    assert_same_run(tmp_path / "run", expected)
+
+
+STOPS = [
+    # called when asked; what `stopped` says; called at most once more
+    ("train_task", "in task 1 (FOMC), after step ", "on_step"),
+    ("_answer_batch", "while scoring 0-base, after ", "on_round"),
+    ("apply_deltas", "while merging task 1 (FOMC)", "add"),
+]
+
+
+def test_stopped_when_asked(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
+    expected, called = whole
+    cases = [(stop, how) for stop in STOPS for how in ("SIGTERM", "SIGUSR1", "stop file")]
+    configs = [config_of(model, tmp_path / f"{place}-{how}") for (place, _, _), how in cases]
+    struck = [
+        {"config": config, "strike": [0, 1 + called.index(place), how], "watch": config["output_dir"] + ".called"}
+        for config, ((place, _, _), how) in zip(configs, cases, strict=True)
+    ]
+    assert run_sessions(*struck) == [[75]] * len(cases)
+    for config, ((place, where, step), _) in zip(configs, cases, strict=True):
+        folder = Path(config["output_dir"])
+        after = Path(f"{folder}.called").read_text().splitlines()[called.index(place) :]
+        assert after.count(step) <= 1
+        assert (folder / "stopped").read_text().startswith(where)
+        assert not (folder / "stop").exists()
+    assert run_sessions(*({"config": config} for config in configs)) == [[0]] * len(cases)
+    for config in configs:
+        assert_same_run(Path(config["output_dir"]), expected)
+
+
+def test_one_rank_is_asked_and_all_stop(tiny_folder: Path, tmp_path: Path) -> None:
+    configs = [config_of(tiny_folder, tmp_path / str(at), deepspeed="ds_configs/zero2.json") for at in range(3)]
+    struck = [
+        {"config": config, "ranks": 2, "strike": [1, calls, "SIGTERM"]}
+        for config, calls in zip(configs, (2600, 4500, 7000), strict=True)
+    ]
+    assert run_sessions(*struck) == [[75, 75]] * 3
+    assert len({(Path(config["output_dir"]) / "stopped").read_text() for config in configs}) == 3
 
 
 WAYS = {
@@ -131,36 +186,57 @@ def without_dropout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder / "run", (folder / "called").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("zero2-2ranks", "zero0-1rank"),
-        ("zero0-1rank", "zero2-2ranks"),
-        ("zero1-1rank", "zero3-2ranks"),
-        ("zero3-2ranks", "zero1-1rank"),
-        ("zero3-2ranks", "zero2-2ranks"),
-        ("zero2-2ranks", "zero2-2ranks"),
-        ("zero3-2ranks", "zero3-2ranks"),
-    ],
-)
+CHANGES = [
+    ("zero2-2ranks", "zero0-1rank"),
+    ("zero0-1rank", "zero2-2ranks"),
+    ("zero1-1rank", "zero3-2ranks"),
+    ("zero3-2ranks", "zero1-1rank"),
+    ("zero3-2ranks", "zero2-2ranks"),
+]
+
+
 def test_gone_on_with_by_other_means(
-    without_dropout: tuple[Path, list[str]], tiny_folder: Path, tmp_path: Path, before: str, after: str
+    without_dropout: tuple[Path, list[str]], tiny_folder: Path, tmp_path: Path
 ) -> None:
     expected, called = without_dropout
     steps = [i for i, name in enumerate(called) if name == "on_step"]
     sessions = []
-    for way, kill in ((before, [0, steps[len(steps) * 3 // 4]]), (after, None)):
-        settings = dict(WAYS[way])
-        ranks = settings.pop("ranks")
-        sessions.append({"config": config_of(tiny_folder, tmp_path / "run", **settings), "ranks": ranks, "kill": kill})
-    killed, finished = run_sessions(*sessions)
-    assert killed[0] == -9
-    assert not any(finished)
-    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (tmp_path / "run", expected))
-    assert len(ours["sessions"]) == 1, "the second session went on with what the first had done"
-    for mine, other in zip(ours["losses"], theirs["losses"], strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
-    weights, others = (load_file(path / "model" / "model.safetensors") for path in (tmp_path / "run", expected))
-    for name, weight in others.items():
-        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=0)
-    assert ours["matrix"] == theirs["matrix"]
+    for before, after in CHANGES:
+        for way, strike in ((before, [0, steps[len(steps) * 3 // 4], "SIGKILL"]), (after, None)):
+            settings = dict(WAYS[way])
+            ranks = settings.pop("ranks")
+            config = config_of(tiny_folder, tmp_path / f"{before}-{after}", **settings)
+            sessions.append({"config": config, "ranks": ranks, "strike": strike})
+    statuses = run_sessions(*sessions)
+    theirs = json.loads((expected / "results.json").read_text())
+    others = load_file(expected / "model" / "model.safetensors")
+    for number, (before, after) in enumerate(CHANGES):
+        folder = tmp_path / f"{before}-{after}"
+        assert statuses[2 * number][0] == -9
+        assert not any(statuses[2 * number + 1])
+        ours = json.loads((folder / "results.json").read_text())
+        assert len(ours["sessions"]) == 1, "the second session went on with what the first had done"
+        assert ours["world_size"] == WAYS[after]["ranks"]
+        losses = [[x for task in run["losses"] for x in task["loss"]] for run in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        weights = load_file(folder / "model" / "model.safetensors")
+        difference = max(float((weights[name] - weight).abs().max()) for name, weight in others.items())
+        print(f"{before} -> {after}: losses {max(abs(x - y) for x, y in zip(*losses, strict=True)):.1e}, "
+              f"weights {difference:.1e}")  # fmt: skip
+        assert difference < 1e-5
+        assert ours["matrix"] == theirs["matrix"]
+
+
+@pytest.mark.parametrize("way", ["zero2-2ranks", "zero3-2ranks"])
+def test_two_ranks_killed_and_gone_on_with_to_the_bit(tiny_folder: Path, tmp_path: Path, way: str) -> None:
+    settings = dict(WAYS[way])
+    ranks = settings.pop("ranks")
+    expected, killed = (config_of(tiny_folder, tmp_path / name, **settings) for name in ("whole", "killed"))
+    sessions = [
+        {"config": expected, "ranks": ranks, "strike": None},
+        {"config": killed, "ranks": ranks, "strike": [1, 6000, "SIGKILL"]},
+        {"config": killed, "ranks": ranks, "strike": [0, 6000, "SIGKILL"]},
+        {"config": killed, "ranks": ranks, "strike": None},
+    ]
+    assert run_sessions(*sessions) == [[0, 0], [-9, -9], [-9, -9], [0, 0]]
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
