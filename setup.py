@@ -22,6 +22,7 @@ setup(
         "gguf>=0.10",
         "filelock>=3.12",
         "numpy>=1.26",
+        "psutil>=5.9",
         "pydantic>=2.7",
         "pyyaml>=6.0",
         "tensorboard>=2.15",

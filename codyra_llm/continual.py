@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -277,7 +278,9 @@ class _Run:
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
     ) -> None:
         """Keeps all that is needed to go on with a phase, or from the middle of it."""
-        self._tick()
+        began = self._tick()
+        if self.results["phases"]:
+            self.results["phases"][-1]["resident_bytes"] = psutil.Process().memory_info().rss
         progress = {
             "task": number,
             "phase": phase,
@@ -295,6 +298,7 @@ class _Run:
             self.checkpoints.write(progress, tensors or {}, rests_on)
 
         on_main(self.world, write)
+        self.results["checkpoint_seconds"] += time.perf_counter() - began
 
     def _write_entry(self, name: str) -> str:
         return write_entry(self.folder.ledger / name, self.updates, self.config.model.name_or_path)  # type: ignore[arg-type]
@@ -335,12 +339,13 @@ class _Run:
             phases.append({"task": task, "phase": phase, "seconds": 0.0, "tokens": 0})
         return phases[-1]
 
-    def _tick(self) -> None:
-        """Adds the time since the last call to the phase that goes on, and to the run."""
+    def _tick(self) -> float:
+        """Adds the time since the last call to the phase that goes on, and to the run; returns the time."""
         now = time.perf_counter()
         for record in (self.results, *self.results["phases"][-1:]):
             record["seconds"] += now - self.marked
         self.marked = now
+        return now
 
     def _greet(self, found: Checkpoint | None) -> None:
         model, log = self.results["model"], self.report.log

@@ -57,6 +57,7 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
         "answer_nll": [list(row) for row in empty],
         "sessions": [],
         "seconds": 0.0,
+        "checkpoint_seconds": 0.0,
         "peak_memory_bytes": 0,
         "losses": [],
         "ranks": [],

@@ -1,17 +1,14 @@
 """A run that is killed anywhere and started again ends as if nothing had happened."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.distributed.forked import run_forked
 
 MOMENTS = 20
 # places that must be among them, whatever chance says
@@ -19,17 +16,7 @@ PLACES = ["add_delta", "save_model", "write", "replace_folder", "write_entry", "
 
 
 def run_sessions(*sessions: dict) -> list[list[int]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.distributed.preempted"],
-        input=json.dumps(sessions),
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_forked("tests.distributed.preempted", list(sessions))
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,27 @@
-"""Trains two tasks in each threshold mode under one ZeRO stage; rank 0 saves losses, gates and merged weights.
+"""Trains two tasks in given ways; rank 0 saves losses, gates and merged weights of each.
 
-torchrun --nproc_per_node 2 tests/distributed/worker.py MODEL_FOLDER STAGE OUTPUT
+python -m tests.distributed.worker < JSON list of {"way": {...}, "model": folder, "output": file}
 """
 
 import dataclasses
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas
-from codyra_llm.config import load_config
+from codyra_llm.config import REPOSITORY, load_config
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
-from codyra_llm.engine.zero import add_delta, gathered, parameter_count
+from codyra_llm.engine.zero import add_delta, parameter_count, placement, readable, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.plan import plan_run
+from tests.distributed.forked import fork_ranks
 
 MODES = {
     "importance": {},
@@ -29,29 +30,33 @@ MODES = {
 }
 
 
-def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
+def train(way: dict, model_folder: str, output: str) -> None:
     """One run of two tasks."""
     config = load_config(
         None,
         {
             "model.name_or_path": model_folder,
+            "model.dtype": way["dtype"],
             "order": ["FOMC", "NumGLUE-cm"],
             "adapter.rank": 4,
-            "adapter.threshold_mode": mode,
-            "deepspeed": ds_config,
+            "adapter.threshold_mode": way["mode"],
+            "deepspeed": deepspeed_json(way["zero"], Path(output).with_suffix(".json")),
             "train.global_batch_size": 8,
-            "train.per_device_train_batch_size": 2,
+            "train.per_device_train_batch_size": way["micro"],
             "train.num_train_epochs": 2,
             "train.learning_rate": 0.02,
             "data.max_test_examples": 5,
             "evaluate.max_new_tokens": 4,
             "evaluate.batch_size": 2,
-            **MODES[mode],
+            **MODES[way["mode"]],
         },
     )
     world = start()
     plan = plan_run(config, world)
-    model = load_model(model_folder)
+    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+    model = load_model(model_folder, way["dtype"], place=place)
+    if way["checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = parameter_count(model)
     method = METHODS[config.method](config)
     result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": []}
@@ -65,24 +70,35 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
         apply_deltas(model, updates, add_delta)
         result["ranks"] += [dataclasses.astuple(module) for module in report]
         assert parameter_count(model) == count
-        with gathered(model):
+        model.eval()
+        with readable(model, "always", world):
             (scores,) = evaluate_tasks(model, plan.tokenizer, [task], [test], config.evaluate, world)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
-    with gathered(model):
-        result["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return result
+    result["weights"] = {name: weight.clone() for name, weight in whole_weights(model)}
+    if world.is_main:
+        torch.save(result, output)
 
 
-def main(model_folder: str, stage: int, output: str) -> None:
-    """All modes; a persistence threshold of 0 makes stage 3 partition even the smallest weight."""
-    zero = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
-    with tempfile.TemporaryDirectory() as folder:
-        ds_config = Path(folder) / "ds.json"
-        ds_config.write_text(json.dumps({"zero_optimization": zero}))
-        results = {mode: train(model_folder, stage, mode, str(ds_config)) for mode in MODES}
-    if start().is_main:
-        torch.save(results, output)
+def deepspeed_json(zero: str, file: Path) -> str | None:
+    """The shipped configuration; at stage 3 it partitions even the smallest weight."""
+    if zero == "zero0":
+        return None
+    content = json.loads((REPOSITORY / "ds_configs" / f"{zero}.json").read_text())
+    if content["zero_optimization"]["stage"] == 3:
+        content["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def run_way(way: dict, model: str, output: str) -> list[int]:
+    """Forks the ranks of one way."""
+
+    def work(rank: int) -> int:
+        train(way, model, output)
+        return 0
+
+    return fork_ranks(way["ranks"], work, output + ".log")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    print(json.dumps([run_way(**job) for job in json.load(sys.stdin)]))
