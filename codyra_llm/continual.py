@@ -3,6 +3,7 @@
 import dataclasses
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import CumulativeUpdate, ModuleRank
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import World, share, start
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import add_delta, gathered
+from codyra_llm.engine.zero import add_delta, placement, readable, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.matrix import matrix_metrics
@@ -61,12 +63,17 @@ class _Run:
         self.config, self.world, self.plan = config, world, plan
         self.stream, self.tokenizer = plan.stream, plan.tokenizer
         self.folder = self._on_main(lambda: RunFolder(config))
-        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
+        place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+        held, notes = config.model, list[str]()
+        self.model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, notes.append)
         self._on_main(lambda: self.folder.open())
         self.log = start_log(self.folder.path / "train.log" if self.folder else None)
+        for note in notes:
+            self.log.info(note)
         self.board = SummaryWriter(str(self.folder.path / "tensorboard")) if self.folder else None
         self.method = METHODS[config.method](config)
-        self.model.to(world.device)  # type: ignore[arg-type]
+        if place is None:
+            self.model.to(world.device)  # type: ignore[arg-type]
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.updates = CumulativeUpdate()
@@ -146,7 +153,7 @@ class _Run:
             progress.update(rows_of_batch * self.world.size)
 
         self.model.eval()
-        with gathered(self.model):
+        with readable(self.model, self.config.evaluate.gather, self.world) as synced:
             scored = evaluate_tasks(
                 self.model,
                 self.tokenizer,
@@ -155,6 +162,7 @@ class _Run:
                 self.config.evaluate,
                 self.world,
                 on_batch,
+                synced,
             )
         for i, scores in zip(which, scored, strict=True):
             name = self.stream.names[i]
@@ -226,8 +234,17 @@ class _Run:
             self.folder.write_matrix(self.stream.names, self.results["matrix"])
 
     def _save_model(self) -> None:
-        with gathered(self.model):
-            self._on_main(lambda: save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results)))
+        layout, weights = weight_layout(self.model), whole_weights(self.model)
+
+        def save() -> None:
+            try:
+                save_model(self.model, layout, weights, self.tokenizer, self.folder.model, model_card(self.results))
+            finally:
+                deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
+
+        if not self.world.is_main:
+            deque(weights, maxlen=0)
+        self._on_main(save)
 
     def _on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` gives on rank 0, None on the others; a mistake there is a mistake everywhere."""

@@ -41,10 +41,11 @@ def evaluate_tasks(
     config: EvaluateConfig,
     world: World,
     on_batch: Callable[[int], None] = lambda rows: None,
+    synced: bool = False,
 ) -> list[TaskScores]:
     """Scores tasks; `examples` are their encoded test rows, dealt out to the ranks, none dropped.
 
-    Every rank returns the same. The weights must be whole on every rank.
+    Every rank returns the same. The weights must be readable; `synced` says that this takes all ranks in step.
     """
     questions = [
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
@@ -52,7 +53,9 @@ def evaluate_tasks(
     # like by like, so that each rank gets its share of the long ones
     order = sorted(range(len(questions)), key=lambda i: (questions[i].max_new_tokens, len(questions[i].example)))
     mine = order[world.rank :: world.size]
-    answered = answer_questions(model, tokenizer, [questions[i] for i in mine], config.batch_size, on_batch)
+    if synced and len(mine) < len(order[:: world.size]):
+        mine = [*mine, order[0]]  # answered twice, so that all ranks run as many batches
+    answered = answer_questions(model, tokenizer, [questions[i] for i in mine], config.batch_size, on_batch, synced)
     by_question = {i: answer for share in gather(list(zip(mine, answered, strict=True))) for i, answer in share}
     answers = iter(by_question[i] for i in range(len(questions)))
     return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]

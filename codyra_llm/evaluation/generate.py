@@ -45,6 +45,7 @@ def answer_questions(
     questions: Sequence[Question],
     batch_size: int = 16,
     on_batch: Callable[[int], None] = lambda rows: None,
+    synced: bool = False,
 ) -> list[Answered]:
     """Greedy answers to the questions and the loss of their true answers, in their order.
 
@@ -53,6 +54,7 @@ def answer_questions(
 
     Args:
         on_batch: called after each batch with the number of rows it had.
+        synced: whether other ranks answer as many batches, and each forward pass takes all of them.
     """
     pad = padding_id(tokenizer)
     greedy = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
@@ -62,7 +64,7 @@ def answer_questions(
     try:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            batch = _answer_batch(model, tokenizer, [questions[i] for i in rows], pad)
+            batch = _answer_batch(model, tokenizer, [questions[i] for i in rows], pad, synced)
             answered.update(zip(rows, batch, strict=True))
             on_batch(len(rows))
     finally:
@@ -84,7 +86,11 @@ def _cost(question: Question) -> tuple[int, int]:
 
 
 def _answer_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], pad: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    pad: int,
+    synced: bool = False,
 ) -> list[Answered]:
     examples = [question.example for question in questions]
     width = max(len(example.prompt) for example in examples)
@@ -92,13 +98,14 @@ def _answer_batch(
     prompts, mask = prompts.to(model.device), mask.to(model.device)
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()  # sliding-window layers keep what a cut back would need
-    losses = _answer_losses(model, examples, prompts, mask, cache)
+    losses = _answer_losses(model, examples, prompts, mask, cache, synced)
     output = model.generate(  # type: ignore[operator]  # its type is lost on a mixin
         prompts,
         attention_mask=mask,
         past_key_values=cache,
         max_new_tokens=max(question.max_new_tokens for question in questions),
         stopping_criteria=[_Ends(tokenizer, questions, width)],
+        synced_gpus=synced,
     )
     answered = []
     for question, ids, loss in zip(questions, output[:, width:].tolist(), losses, strict=True):
@@ -111,7 +118,12 @@ def _answer_batch(
 
 
 def _answer_losses(
-    model: PreTrainedModel, examples: Sequence[Example], prompts: torch.Tensor, mask: torch.Tensor, cache: DynamicCache
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    prompts: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    synced: bool,
 ) -> list[float]:
     """Losses of the true answers; leaves the cache with all of each prompt but its last token."""
     decoder = model.get_decoder()
@@ -124,6 +136,8 @@ def _answer_losses(
             past_key_values=cache,
             use_cache=True,
         )
+    elif synced:  # other ranks may have longer prompts
+        decoder(input_ids=prompts, use_cache=False)
     length = max(len(example.answer) for example in examples)
     targets = torch.full((len(examples), length), IGNORED)
     for k, example in enumerate(examples):

@@ -1,17 +1,33 @@
 """Saving a finished model as an ordinary HF folder that needs nothing of ours to load."""
 
+import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.errors import UserError
+from codyra_llm.models.shards import write_shards
+
+LARGEST_FILE = 5_000_000_000  # bytes
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+def save_model(
+    model: PreTrainedModel,
+    layout: Mapping[str, torch.Tensor],
+    weights: Iterable[tuple[str, torch.Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    largest_file: int = LARGEST_FILE,
+) -> None:
     """Config, safetensors, tokenizer, generation config and model card; written beside and renamed.
 
-    The weights must be whole on this rank.
+    Args:
+        model: asked for its configuration only.
+        layout, weights, largest_file: as for `write_shards`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -19,10 +35,27 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        model.save_pretrained(scratch)
+        scratch.mkdir()
+        write_shards(scratch, layout, weights, largest_file)
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(scratch)
+        if model.can_generate():
+            model.generation_config.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(card, encoding="utf-8")
+        for path in [*scratch.rglob("*"), scratch]:
+            _bring_to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+        _bring_to_disk(folder.parent)
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be saved: {error.strerror or error}") from None
+
+
+def _bring_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

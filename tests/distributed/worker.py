@@ -13,9 +13,10 @@ import torch
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import load_config
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
-from codyra_llm.engine.zero import add_delta, gathered, parameter_count
+from codyra_llm.engine.zero import add_delta, parameter_count, placement, readable
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
@@ -50,7 +51,8 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
     )
     world = start()
     plan = plan_run(config, world)
-    model = load_model(model_folder)
+    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+    model = load_model(model_folder, place=place)
     count = parameter_count(model)
     method = METHODS[config.method](config)
     result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": []}
@@ -62,10 +64,10 @@ def train(model_folder: str, stage: int, mode: str, ds_config: str) -> dict:
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
         result["ranks"] += [dataclasses.astuple(module) for module in method.finish(model, add_delta)]
         assert parameter_count(model) == count
-        with gathered(model):
+        with readable(model, "always", world):
             (scores,) = evaluate_tasks(model, plan.tokenizer, [task], [test], config.evaluate, world)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
-    with gathered(model):
+    with readable(model, "always", world):
         result["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}
     return result
 
