@@ -4,6 +4,7 @@ At stage 3 a parameter is a flat slice on each rank (`ds_tensor`) and its `data`
 other stage, parameters are whole.
 """
 
+import ctypes
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from codyra_llm.models.load import Fill, Place
 LOG = logging.getLogger(__name__)
 # Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
 EVALUATION_MARGIN = 1.25
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BLOCK = 256 * 1024  # bytes
 
 
 def placement(ds_config: dict[str, Any], world: World) -> Place | None:
@@ -34,6 +37,8 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
     """
     if ds_config.get("zero_optimization", {}).get("stage") != 3:
         return None
+
+    _return_freed_memory()
 
     @local_rank_in_environment()
     def place(shape: torch.Size, dtype: torch.dtype, fill: Fill) -> nn.Parameter:
@@ -120,6 +125,16 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
 def parameter_count(model: nn.Module) -> int:
     """Number of values in the model's parameters, each counted once, whole or partitioned."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def _return_freed_memory() -> None:
+    """Makes glibc give large freed blocks back at once.
+
+    It would keep those of up to 32 MB for later, and weights that are whole for a moment, between slices that stay,
+    leave holes of all sizes: more than the partition saves.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:

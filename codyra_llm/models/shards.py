@@ -99,7 +99,8 @@ def write_shards(
             stream.seek(begin)
             stream.write(_bytes_of(tensor))
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        total = {"total_parameters": sum(tensor.numel() for tensor in layout.values()), **split.metadata}
+        index = {"metadata": total, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
 
