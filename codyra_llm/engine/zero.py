@@ -16,11 +16,13 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import add_delta_in_place
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment, local_size
 from codyra_llm.models.load import Fill, Place
+from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
 # Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
@@ -74,20 +76,20 @@ def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
             handle.remove()
 
 
-def weight_layout(model: nn.Module) -> dict[str, torch.Tensor]:
+def weight_layout(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Name, whole shape and dtype of each weight of a checkpoint, on the meta device; tied weights once."""
     return {
         name: torch.empty(getattr(weight, "ds_shape", weight.shape), dtype=weight.dtype, device="meta")
-        for name, weight in _weights_of_checkpoint(model)
+        for name, weight in checkpoint_tensors(model).items()
     }
 
 
-def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a checkpoint, one after another, whole and on the CPU of rank 0; on the others what they hold.
 
     Every rank must go through all of them.
     """
-    for name, weight in _weights_of_checkpoint(model):
+    for name, weight in checkpoint_tensors(model).items():
         yield name, (_gather_on_main(weight) if is_zero_param(weight) else weight.detach()).cpu()
 
 
@@ -154,14 +156,6 @@ def _gather_on_main(weight: Any) -> torch.Tensor:
         parts = list(whole.chunk(world_size))
     dist.gather(own, parts if dist.get_rank() == 0 else None)
     return whole.view(weight.dtype)[: weight.ds_numel].view(weight.ds_shape) if dist.get_rank() == 0 else whole
-
-
-def _weights_of_checkpoint(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    seen: set[int] = set()
-    for name, weight in model.state_dict(keep_vars=True).items():
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            yield name, weight
 
 
 def _fits(weights: list[Any], world: World) -> bool:

@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
-from codyra_llm.models.shards import ShardReader
+from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
 # fill(part, start) copies a weight's flattened values from `start` on into `part`
 Fill = Callable[[torch.Tensor, int], None]
@@ -114,7 +114,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
     try:
         reader = ShardReader(_weight_files(source))
-        _check_same_weights(model, reader)
+        names = _names_of_weights(model, reader)
     except (OSError, ValueError) as error:
         say(f"weights cannot be read in parts, so each process loads all of them first: {_reason(error)}")
         model = _load_whole(source, options)
@@ -122,9 +122,10 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
         return model
     with contextlib.suppress(OSError):  # a model without one has what its configuration says
         model.generation_config = GenerationConfig.from_pretrained(source)
-    for name, buffer in _stored_buffers(model).items():
-        reader.read(name, buffer.view(-1), 0)
-    _place_weights(model, place, lambda name, weight: functools.partial(reader.read, name))
+    for name, tensor in checkpoint_tensors(model).items():
+        if not isinstance(tensor, nn.Parameter):
+            reader.read(names[name], tensor.view(-1), 0)
+    _place_weights(model, place, lambda name, weight: functools.partial(reader.read, names[name]))
     return model
 
 
@@ -179,21 +180,23 @@ def _weight_files(source: str) -> list[Path]:
         return [find(name) for name in sorted(set(index["weight_map"].values()))]
 
 
-def _stored_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The buffers that a checkpoint holds."""
-    state = model.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in state.items() if not isinstance(tensor, nn.Parameter)}
+def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
+    """What the files call each weight of the model.
 
-
-def _check_same_weights(model: PreTrainedModel, reader: ShardReader) -> None:
+    Raises:
+        ValueError: files and model do not hold the same weights.
+    """
     if getattr(model.config, "quantization_config", None):
         raise ValueError("they are quantised")
-    expected = {name: weight.shape for name, weight in model.named_parameters()}  # tied weights once
-    expected |= {name: buffer.shape for name, buffer in _stored_buffers(model).items()}
-    found = reader.shapes
+    tensors, found = checkpoint_tensors(model), reader.shapes
+    names = {name: name for name in tensors}
+    if found.keys() != tensors.keys():
+        names = names_in_files(model, tensors)
+    expected = {names[name]: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         first = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(f"{first} is not the same in the files and in the model")
+    return names
 
 
 def _reason(error: Exception) -> str:

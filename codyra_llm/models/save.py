@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.errors import UserError
-from codyra_llm.models.shards import write_shards
+from codyra_llm.models.shards import names_in_files, write_shards
 
 LARGEST_FILE = 5_000_000_000  # bytes
 
@@ -26,7 +26,7 @@ def save_model(
     """Config, safetensors, tokenizer, generation config and model card; written beside and renamed.
 
     Args:
-        model: asked for its configuration only.
+        model: asked for its configuration and names only.
         layout, weights, largest_file: as for `write_shards`.
 
     Raises:
@@ -36,7 +36,9 @@ def save_model(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
-        write_shards(scratch, layout, weights, largest_file)
+        names = names_in_files(model, layout)
+        renamed = ((names[name], weight) for name, weight in weights)
+        write_shards(scratch, {names[name]: layout[name] for name in layout}, renamed, largest_file)
         model.config.dtype = str(model.dtype).removeprefix("torch.")
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(scratch)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 DTYPES = {
@@ -65,6 +67,25 @@ class ShardReader:
                 if stream.readinto(_bytes_of(values)) != values.nbytes:
                     raise ValueError(f"{stored.file} ends within {name}")
                 piece.copy_(values)
+
+
+def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that a checkpoint of the model holds, themselves, in its order; tied ones once."""
+    first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if first[id(tensor)] == name}
+
+
+def names_in_files(model: PreTrainedModel, layout: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """How the files of such a model name its tensors, by their names in the model.
+
+    transformers renames some on loading. Where it also splits or joins them, files have the model's own names, which it
+    reads as well.
+    """
+    own = {id(tensor): name for name, tensor in layout.items()}
+    stored = revert_weight_conversion(model, dict(layout))
+    if {id(tensor) for tensor in stored.values()} != own.keys():
+        return {name: name for name in layout}
+    return {own[id(tensor)]: name for name, tensor in stored.items()}
 
 
 def write_shards(

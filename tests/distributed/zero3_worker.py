@@ -21,12 +21,14 @@ from transformers import AutoModelForCausalLM
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.continual import run
+from codyra_llm.data.encode import Example
 from codyra_llm.engine import train
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import World, gather, start
 from codyra_llm.engine.zero import add_delta, own_branches, placement, readable, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.evaluation.generate import Question, answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model
@@ -100,7 +102,7 @@ def loading(folder: Path, world: World) -> dict:
         "growth whole": gather(peak_growth(lambda: kept.append([w.clone() for w in load_model(big).parameters()]))),
     }
     kept.clear()
-    for name in ("llama", "llama-shards", "gemma", "gemma-shards", "llama-renamed"):
+    for name in ("llama", "llama-shards", "gemma", "gemma-shards", "gemma3-renamed", "llama-decoder"):
         for dtype in ("float32", "bfloat16"):
             notes: list[str] = []
             model = load_model(str(folder / name), dtype, place=place, say=notes.append)
@@ -119,7 +121,7 @@ def loading(folder: Path, world: World) -> dict:
                 "empty": all(weight.numel() == 0 for weight in model.parameters()),
                 "notes": notes,
             }
-            if name in ("llama", "gemma"):
+            if name in ("llama", "gemma", "gemma3-renamed"):
                 for largest in LARGEST_FILES:
                     save(model, tokenizer, folder / saved_folder(name, dtype, largest), largest, world)
     try:
@@ -159,7 +161,7 @@ def learning(folder: Path, world: World) -> dict:
 
     def evaluate() -> None:
         scores = {}
-        for how in ("always", "never", "auto"):
+        for how in ("always", "auto", "never"):
             with readable(model, how, world) as synced:
                 scored = evaluate_tasks(
                     model, plan.tokenizer, plan.stream.tasks, plan.test_examples, config.evaluate, world, synced=synced
@@ -168,6 +170,12 @@ def learning(folder: Path, world: World) -> dict:
             scores[how] = [(task.nll, [row["prediction"] for row in task.rows]) for task in scored]
         seen["scores"].append(scores)
 
+    # rank 0 has a prompt of one token, which takes no pass of its own before its last token
+    questions = [Question(Example([5] * (1 + 4 * world.rank), [7, 8]), max_new_tokens=3 + 2 * world.rank)]
+    for how in ("always", "never"):
+        with readable(model, how, world) as synced:
+            (answered,) = answer_questions(model, plan.tokenizer, questions, synced=synced)
+        seen["unequal", how] = gather((answered.loss, answered.text))
     evaluate()
     for task, batches in zip(plan.stream, plan.batches, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
