@@ -88,6 +88,12 @@ class EvaluateConfig:
     )
     batch_size: int = option(16, "rows generated at once on one rank", neutral=True)
     max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap")
+    gather: Literal["auto", "always", "never"] = option(
+        "auto",
+        "ZeRO stage 3: hold all weights on every rank while scoring (always), or each module's only while it runs "
+        "(never: slow); auto: always where they fit",
+        neutral=True,
+    )
     parity: bool = option(False, "as the published runs: 512 new tokens for every task, no stop strings")
     scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
         "lenient", "the variant that fills the matrix; all are computed and kept"

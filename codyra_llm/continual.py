@@ -3,6 +3,7 @@
 import dataclasses
 import resource
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +20,12 @@ from codyra_llm.adapter.merge import Deltas, ModuleRank, apply_deltas
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import World, share, start
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import add_delta, gathered
+from codyra_llm.engine.zero import add_delta, placement, readable, weight_layout, whole_weights
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.generate import Answered
@@ -112,9 +114,12 @@ class _Run:
         self.folder: Any = folder
         self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
-        self.model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
+        place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+        held, notes = config.model, list[str]()
+        self.model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, notes.append)
         on_main(world, lambda: self.folder.open(resumed=found is not None))
-        self.model.to(world.device)  # type: ignore[arg-type]
+        if place is None:
+            self.model.to(world.device)  # type: ignore[arg-type]
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.phases = [*_phases(config, len(self.stream)), (len(self.stream), "done")]
@@ -130,8 +135,8 @@ class _Run:
         else:
             self._checkpoint(*self.position)
         self.report = Reporter(folder, self.global_step)
-        for problem in problems:
-            self.report.log.warning(f"skipped a checkpoint: {problem}")
+        for note in [*(f"skipped a checkpoint: {problem}" for problem in problems), *notes]:
+            self.report.log.warning(note)
         self._greet(found)
 
     def run(self) -> dict[str, Any]:
@@ -238,7 +243,7 @@ class _Run:
                 raise Stopped(f"while scoring {row_name}, after {progress.n} of {rows} answers")
 
         self.model.eval()
-        with gathered(self.model):
+        with readable(self.model, self.config.evaluate.gather, self.world) as synced:
             scored = evaluate_tasks(
                 self.model,
                 self.tokenizer,
@@ -248,6 +253,7 @@ class _Run:
                 self.world,
                 answered,
                 on_round,
+                synced,
             )
         progress.close()
         entry["tokens"] = sum(scores.tokens for scores in scored)
@@ -268,11 +274,17 @@ class _Run:
         self.results["peak_memory_bytes"] = max(
             self.results["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
-        with gathered(self.model):
-            on_main(
-                self.world,
-                lambda: save_model(self.model, self.tokenizer, self.folder.model, model_card(self.results)),
-            )
+        layout, weights = weight_layout(self.model), whole_weights(self.model)
+
+        def save() -> None:
+            try:
+                save_model(self.model, layout, weights, self.tokenizer, self.folder.model, model_card(self.results))
+            finally:
+                deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
+
+        if not self.world.is_main:
+            deque(weights, maxlen=0)
+        on_main(self.world, save)
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None

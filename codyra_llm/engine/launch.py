@@ -77,6 +77,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def local_size() -> int:
+    """Number of the run's processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
 def _is_alone() -> bool:
     """Whether no launcher started this process."""
     present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
@@ -91,6 +96,5 @@ def _is_alone() -> bool:
 def _settle_on_cpu() -> None:
     # DeepSpeed would compile its shared-memory collectives at first use: over a minute, for what gloo does as well.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    if local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size()))

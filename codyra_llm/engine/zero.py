@@ -4,24 +4,93 @@ At stage 3 a parameter is a flat slice on each rank (`ds_tensor`) and its `data`
 other stage, parameters are whole.
 """
 
+import ctypes
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import add_delta_in_place
+from codyra_llm.engine.launch import World, gather, local_rank_in_environment, local_size
+from codyra_llm.models.load import Fill, Place
+from codyra_llm.models.shards import checkpoint_tensors
+
+LOG = logging.getLogger(__name__)
+# Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
+EVALUATION_MARGIN = 1.25
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BLOCK = 256 * 1024  # bytes
+
+
+def placement(ds_config: dict[str, Any], world: World) -> Place | None:
+    """How to lay down a base weight: at stage 3 as this rank's slice of it; None where weights are whole.
+
+    Args:
+        ds_config: complete, with batch sizes.
+    """
+    if ds_config.get("zero_optimization", {}).get("stage") != 3:
+        return None
+
+    _return_freed_memory()
+
+    @local_rank_in_environment()
+    def place(shape: torch.Size, dtype: torch.dtype, fill: Fill) -> nn.Parameter:
+        weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=world.device), requires_grad=False)
+        deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=ds_config)
+        fill(*_own_slice(weight))
+        return weight
+
+    return place
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within, every parameter of the model is whole on every rank (to be read, not written)."""
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        yield
+def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
+    """Within, the model can be run by itself; yields whether the ranks must do so in step, forward by forward.
+
+    Args:
+        how: "always": all weights are whole on every rank; "never": those of a module are while it runs, which takes
+            all ranks; "auto": always where that fits the memory of every rank, else never.
+    """
+    weights = [weight for weight in model.parameters() if is_zero_param(weight)]
+    if weights and how == "auto":
+        how = "always" if _fits(weights, world) else "never"
+        LOG.info(f"evaluation: weights are gathered {'once' if how == 'always' else 'module by module'}")
+    if how == "always" or not weights:
+        with deepspeed.zero.GatheredParameters(weights, enabled=bool(weights)):
+            yield False
+        return
+    handles = _gather_module_by_module(model)
+    try:
+        yield world.size > 1
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def weight_layout(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Name, whole shape and dtype of each weight of a checkpoint, on the meta device; tied weights once."""
+    return {
+        name: torch.empty(getattr(weight, "ds_shape", weight.shape), dtype=weight.dtype, device="meta")
+        for name, weight in checkpoint_tensors(model).items()
+    }
+
+
+def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a checkpoint, one after another, whole and on the CPU of rank 0; on the others what they hold.
+
+    Every rank must go through all of them.
+    """
+    for name, weight in checkpoint_tensors(model).items():
+        yield name, (_gather_on_main(weight) if is_zero_param(weight) else weight.detach()).cpu()
 
 
 def own_branches(model: nn.Module) -> None:
@@ -45,19 +114,78 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
         add_delta_in_place(projection, B, A)
         return
     weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
-    own: torch.Tensor = weight.ds_tensor  # type: ignore[attr-defined]
-    columns = A.shape[1]
-    start = dist.get_rank(weight.ds_process_group) * own.numel()  # type: ignore[attr-defined]
-    stop = min(start + own.numel(), B.shape[0] * columns)  # the last slice may end in padding
-    if start >= stop:
+    own, start = _own_slice(weight)
+    if not own.numel():
         return
+    columns, stop = A.shape[1], start + own.numel()
     first_row, last_row = start // columns, (stop - 1) // columns
     delta = (B[first_row : last_row + 1] @ A).flatten()[start - first_row * columns : stop - first_row * columns]
-    part = own.data[: stop - start]
     delta = delta.to(own.device)  # offloaded slices are on the CPU
-    part.copy_(part.to(delta.dtype) + delta)
+    own.copy_(own.to(delta.dtype) + delta)
 
 
 def parameter_count(model: nn.Module) -> int:
     """Number of values in the model's parameters, each counted once, whole or partitioned."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def _return_freed_memory() -> None:
+    """Makes glibc give large freed blocks back at once.
+
+    It would keep those of up to 32 MB for later, and weights that are whole for a moment, between slices that stay,
+    leave holes of all sizes: more than the partition saves.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:
+    """(this rank's values of a partitioned weight, flat and without the padding, where they start)."""
+    own = weight.ds_tensor.data
+    start = dist.get_rank(weight.ds_process_group) * own.numel()
+    return own[: max(0, weight.ds_numel - start)], start
+
+
+def _gather_on_main(weight: Any) -> torch.Tensor:
+    """The whole of a partitioned weight on rank 0, nothing on the others."""
+    world_size, device = dist.get_world_size(), get_accelerator().current_device_name()
+    own = weight.ds_tensor.data.to(device).view(torch.uint8)  # backends know bytes, if not every dtype
+    parts = [torch.empty(0, dtype=torch.uint8)] * world_size
+    whole = torch.empty(own.numel() * world_size if dist.get_rank() == 0 else 0, dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0:
+        parts = list(whole.chunk(world_size))
+    dist.gather(own, parts if dist.get_rank() == 0 else None)
+    return whole.view(weight.dtype)[: weight.ds_numel].view(weight.ds_shape) if dist.get_rank() == 0 else whole
+
+
+def _fits(weights: list[Any], world: World) -> bool:
+    """Whether every rank has the memory to hold all weights whole, beside the slices that it holds already."""
+    needed = sum(w.ds_numel * w.element_size() for w in weights if world.size > 1 or w.ds_tensor.device != w.device)
+    if world.device.type == "cuda":
+        cached = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
+        free = torch.cuda.mem_get_info(world.device)[0] + cached
+    else:
+        free = get_accelerator().available_memory() // local_size()
+    return all(gather(needed * EVALUATION_MARGIN <= free))
+
+
+def _gather_module_by_module(model: nn.Module) -> list[Any]:
+    """Hooks that gather the weights of a module before it runs and partition them after; to be removed."""
+    running: dict[nn.Module, Any] = {}
+
+    def before(module: nn.Module, args: Any) -> None:
+        # what is made in inference mode could not be trained through later
+        with torch.inference_mode(False):
+            running[module] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
+            running[module].__enter__()
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        with torch.inference_mode(False):
+            running.pop(module).__exit__(None, None, None)
+
+    handles: list[Any] = []
+    for module in model.modules():
+        if any(is_zero_param(weight) for weight in module.parameters(recurse=False)):
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after, always_call=True))
+    return handles

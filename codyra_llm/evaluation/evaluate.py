@@ -42,16 +42,17 @@ def evaluate_tasks(
     world: World,
     answered: dict[int, Answered] | None = None,
     on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
+    synced: bool = False,
 ) -> list[TaskScores]:
     """Scores tasks; `examples` are their encoded test rows, dealt out to the ranks, none dropped.
 
-    Every rank returns the same. The weights must be whole on every rank. `answered` and `on_round` are
+    Every rank returns the same. The weights must be readable. `answered`, `on_round` and `synced` are
     `answer_questions`' own: a question's number counts the rows of all tasks, one task after the other.
     """
     questions = [
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
     ]
-    answers = iter(answer_questions(model, tokenizer, questions, config.batch_size, world, answered, on_round))
+    answers = iter(answer_questions(model, tokenizer, questions, config.batch_size, world, answered, on_round, synced))
     return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
 
 

@@ -48,6 +48,7 @@ def answer_questions(
     world: World | None = None,
     answered: dict[int, Answered] | None = None,
     on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
+    synced: bool = False,
 ) -> list[Answered]:
     """Greedy answers to the questions and the loss of their true answers, in their order, the same on every rank.
 
@@ -59,6 +60,7 @@ def answer_questions(
         world: the ranks that share the work; None: this process alone.
         answered: by number of the question, answers that are there already.
         on_round: called on every rank after each round with what it gave.
+        synced: each forward pass takes all ranks; one without a batch of its own then repeats another's.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
     pad = padding_id(tokenizer)
@@ -70,8 +72,8 @@ def answer_questions(
     defaults, model.generation_config = model.generation_config, greedy
     try:
         for first in range(0, len(batches), size):
-            mine = batches[first + rank] if first + rank < len(batches) else []
-            own = _answer_batch(model, tokenizer, [questions[i] for i in mine], pad) if mine else []
+            mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
+            own = _answer_batch(model, tokenizer, [questions[i] for i in mine], pad, synced) if mine else []
             shares = [(mine, own)] if world is None else gather((mine, own))
             fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
             answered |= fresh
@@ -95,7 +97,11 @@ def _cost(question: Question) -> tuple[int, int]:
 
 
 def _answer_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], pad: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    pad: int,
+    synced: bool = False,
 ) -> list[Answered]:
     examples = [question.example for question in questions]
     width = max(len(example.prompt) for example in examples)
@@ -103,13 +109,14 @@ def _answer_batch(
     prompts, mask = prompts.to(model.device), mask.to(model.device)
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()  # sliding-window layers keep what a cut back would need
-    losses = _answer_losses(model, examples, prompts, mask, cache)
+    losses = _answer_losses(model, examples, prompts, mask, cache, synced)
     output = model.generate(  # type: ignore[operator]  # its type is lost on a mixin
         prompts,
         attention_mask=mask,
         past_key_values=cache,
         max_new_tokens=max(question.max_new_tokens for question in questions),
         stopping_criteria=[_Ends(tokenizer, questions, width)],
+        synced_gpus=synced,
     )
     answered = []
     for question, ids, loss in zip(questions, output[:, width:].tolist(), losses, strict=True):
@@ -122,7 +129,12 @@ def _answer_batch(
 
 
 def _answer_losses(
-    model: PreTrainedModel, examples: Sequence[Example], prompts: torch.Tensor, mask: torch.Tensor, cache: DynamicCache
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    prompts: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    synced: bool,
 ) -> list[float]:
     """Losses of the true answers; leaves the cache with all of each prompt but its last token."""
     decoder = model.get_decoder()
@@ -135,6 +147,8 @@ def _answer_losses(
             past_key_values=cache,
             use_cache=True,
         )
+    elif synced:  # other ranks may have longer prompts
+        decoder(input_ids=prompts, use_cache=False)
     length = max(len(example.answer) for example in examples)
     targets = torch.full((len(examples), length), IGNORED)
     for k, example in enumerate(examples):

@@ -1,22 +1,36 @@
 """Loading LLaMA, Gemma and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
 
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
+from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
+
+# fill(part, start) copies a weight's flattened values from `start` on into `part`
+Fill = Callable[[torch.Tensor, int], None]
+# place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
+Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
 
 
 def resolve_model(name_or_path: str) -> str:
@@ -52,27 +66,137 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def load_model(name_or_path: str, dtype: str = "float32", attn_implementation: str | None = None) -> PreTrainedModel:
-    """The weights, on CPU, in evaluation mode and in `dtype`.
+def load_model(
+    name_or_path: str,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    place: Place | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> PreTrainedModel:
+    """The model in evaluation mode, its weights in `dtype`.
+
+    Args:
+        place: lays down each weight, of which it reads as much as it keeps; without it, weights are whole, on CPU.
+        say: told in one line where weights could not be read in parts.
 
     Raises:
         UserError: the weights are missing or damaged, or `attn_implementation` is not to be had.
     """
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    options |= {"dtype": getattr(torch, dtype), "low_cpu_mem_usage": True, "output_loading_info": True}
+    options["dtype"] = getattr(torch, dtype)
     source = resolve_model(name_or_path)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        model = _load_whole(source, options) if place is None else _load_placed(source, options, place, say)
+    except _MissingWeights as error:
+        raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
         raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_reason(error)}") from None
+    return model.eval()
+
+
+class _MissingWeights(Exception):
+    pass
+
+
+def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, **options, low_cpu_mem_usage=True, output_loading_info=True
+    )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
-        raise UserError(
-            f"model.name_or_path {name_or_path}: {len(missing)} weights are missing, {missing[0]} the first; "
-            "give a complete model"
-        )
-    return model.eval()
+        raise _MissingWeights(f"{len(missing)} weights are missing, {missing[0]} the first")
+    return model
+
+
+def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callable[[str], None]) -> PreTrainedModel:
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
+    try:
+        reader = ShardReader(_weight_files(source))
+        names = _names_of_weights(model, reader)
+    except (OSError, ValueError) as error:
+        say(f"weights cannot be read in parts, so each process loads all of them first: {_reason(error)}")
+        model = _load_whole(source, options)
+        _place_weights(model, place, lambda name, weight: functools.partial(_copy_part, weight))
+        return model
+    with contextlib.suppress(OSError):  # a model without one has what its configuration says
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    for name, tensor in checkpoint_tensors(model).items():
+        if not isinstance(tensor, nn.Parameter):
+            reader.read(names[name], tensor.view(-1), 0)
+    _place_weights(model, place, lambda name, weight: functools.partial(reader.read, names[name]))
+    return model
+
+
+def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, nn.Parameter], Fill]) -> None:
+    """Puts what `place` makes of each weight in its stead; tied weights stay tied."""
+    placed: dict[nn.Parameter, nn.Parameter] = {}
+    for module_name, module in model.named_modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight not in placed:
+                fill = source(f"{module_name}.{name}" if module_name else name, weight)
+                placed[weight] = place(weight.shape, weight.dtype, fill)
+                if not weight.is_meta:
+                    weight.data = weight.data.new_empty(0)  # the memory is needed for the next
+            module.register_parameter(name, placed[weight])
+
+
+def _copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
+    part.copy_(weight.detach().reshape(-1)[start : start + part.numel()])
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Within, modules are built with parameters on the meta device, which takes no memory, and with real buffers."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _weight_files(source: str) -> list[Path]:
+    """The safetensors files of a folder or hub id, fetched where they are not there.
+
+    Raises:
+        OSError: it has none.
+    """
+
+    def find(name: str) -> Path:
+        return Path(str(cached_file(source, name)))
+
+    try:
+        return [find(SAFE_WEIGHTS_NAME)]
+    except OSError:
+        index = json.loads(find(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        return [find(name) for name in sorted(set(index["weight_map"].values()))]
+
+
+def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
+    """What the files call each weight of the model.
+
+    Raises:
+        ValueError: files and model do not hold the same weights.
+    """
+    if getattr(model.config, "quantization_config", None):
+        raise ValueError("they are quantised")
+    tensors, found = checkpoint_tensors(model), reader.shapes
+    names = {name: name for name in tensors}
+    if found.keys() != tensors.keys():
+        names = names_in_files(model, tensors)
+    expected = {names[name]: tensor.shape for name, tensor in tensors.items()}
+    if expected != found:
+        first = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"{first} is not the same in the files and in the model")
+    return names
 
 
 def _reason(error: Exception) -> str:

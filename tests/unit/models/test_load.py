@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
+from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.gguf import BUILTIN
 from codyra_llm.models.load import load_config_and_tokenizer, load_model, resolve_model, skeleton
 from codyra_llm.models.save import save_model
@@ -34,7 +35,7 @@ def test_the_builtin_model_knows_english() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_is_what_was_loaded(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
     model, tokenizer = load_model(str(tiny_folder), dtype), load_config_and_tokenizer(str(tiny_folder))[1]
-    save_model(model, tokenizer, tmp_path / "saved", "# card")
+    save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.dtype == getattr(torch, dtype)
     for name, parameter in model.state_dict().items():

@@ -1,0 +1,165 @@
+"""Safetensors files, read by flat slice and written tensor by tensor: never more than one tensor is in memory.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor)
+and the values, row by row, so a flat slice of a tensor is one run of bytes. Files are read, not mapped: the pages that
+a mapping touches would count as memory of the process.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+READ_AT_ONCE = 4_000_000  # values
+
+
+@dataclass(frozen=True)
+class _Stored:
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+class ShardReader:
+    """The tensors of some safetensors files.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is not whole, or holds a dtype that is not known here.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._stored = {name: stored for file in files for name, stored in _read_header(file)}
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each tensor, by name."""
+        return {name: stored.shape for name, stored in self._stored.items()}
+
+    def read(self, name: str, part: torch.Tensor, start: int) -> None:
+        """Fills `part` [values], of any dtype and device, with the flattened tensor's values from `start` on."""
+        stored = self._stored[name]
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.offset + start * stored.dtype.itemsize)
+            for piece in part.split(READ_AT_ONCE):
+                values = torch.empty(piece.shape, dtype=stored.dtype)
+                if stream.readinto(_bytes_of(values)) != values.nbytes:
+                    raise ValueError(f"{stored.file} ends within {name}")
+                piece.copy_(values)
+
+
+def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that a checkpoint of the model holds, themselves, in its order; tied ones once."""
+    first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if first[id(tensor)] == name}
+
+
+def names_in_files(model: PreTrainedModel, layout: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """How the files of such a model name its tensors, by their names in the model.
+
+    transformers renames some on loading. Where it also splits or joins them, files have the model's own names, which it
+    reads as well.
+    """
+    own = {id(tensor): name for name, tensor in layout.items()}
+    stored = revert_weight_conversion(model, dict(layout))
+    if {id(tensor) for tensor in stored.values()} != own.keys():
+        return {name: name for name in layout}
+    return {own[id(tensor)]: name for name, tensor in stored.items()}
+
+
+def write_shards(
+    folder: Path,
+    layout: Mapping[str, torch.Tensor],
+    weights: Iterable[tuple[str, torch.Tensor]],
+    largest_file: int,
+) -> None:
+    """Writes model.safetensors, or several such files and their index.
+
+    Args:
+        layout: name, dtype and shape of each tensor, on the meta device.
+        weights: the same names with their values, in any order, each taken and written before the next is asked for.
+        largest_file: bytes of values in a file; a larger model gets several files, a larger tensor its own.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(layout),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=largest_file,
+    )
+    places: dict[str, tuple[Path, int]] = {}
+    for file_name, names in split.filename_to_tensors.items():
+        begins = _write_header(folder / file_name, {name: layout[name] for name in names})
+        places |= {name: (folder / file_name, begin) for name, begin in begins.items()}
+    for name, tensor in weights:
+        file, begin = places[name]
+        with file.open("r+b") as stream:
+            stream.seek(begin)
+            stream.write(_bytes_of(tensor))
+    if split.is_sharded:
+        total = {"total_parameters": sum(tensor.numel() for tensor in layout.values()), **split.metadata}
+        index = {"metadata": total, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def _read_header(file: Path) -> Iterable[tuple[str, _Stored]]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if 8 + length > size:
+            raise ValueError(f"{file} is not a safetensors file, or is cut off")
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file}: {name} is {entry['dtype']}")
+        dtype, shape = DTYPES[entry["dtype"]], torch.Size(entry["shape"])
+        start, stop = entry["data_offsets"]
+        if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
+            raise ValueError(f"{file}: {name} is cut off")
+        yield name, _Stored(file, 8 + length + start, dtype, shape)
+
+
+def _write_header(file: Path, layout: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Writes all of a file but the values; returns where those of each tensor begin."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins, end = {}, 0
+    for name in sorted(layout, key=lambda name: (-layout[name].itemsize, name)):  # widest first keeps all aligned
+        tensor = layout[name]
+        begins[name], end = end, end + tensor.nbytes
+        place = [begins[name], end]
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + begin for name, begin in begins.items()}
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

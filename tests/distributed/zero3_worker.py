@@ -1,0 +1,223 @@
+"""What two ranks see at ZeRO stage 3, where even the smallest weight is partitioned; rank 0 saves it.
+
+torchrun --nproc_per_node 2 tests/distributed/zero3_worker.py FOLDER
+
+FOLDER holds the models that test_zero3.py made; results go to FOLDER/seen.pt.
+"""
+
+import json
+import resource
+import signal
+import sys
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.config import RunConfig, load_config
+from codyra_llm.continual import run
+from codyra_llm.data.encode import Example
+from codyra_llm.engine import train
+from codyra_llm.engine.ds_config import complete
+from codyra_llm.engine.launch import World, gather, start
+from codyra_llm.engine.zero import add_delta, own_branches, placement, readable, weight_layout, whole_weights
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.evaluation.generate import Question, answer_questions
+from codyra_llm.methods import METHODS
+from codyra_llm.models.load import load_model
+from codyra_llm.models.save import save_model
+from codyra_llm.plan import plan_run
+
+LARGEST_FILES = (50_000, 10**9)
+
+
+def saved_folder(name: str, dtype: str, largest_file: int) -> str:
+    """Where a model goes."""
+    return f"saved-{name}-{dtype}-{largest_file}"
+
+
+class MovedBytes(TorchDispatchMode):
+    """Counts the bytes that collectives move, by what they write on each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            written = args[0] if isinstance(args[0], list | tuple) else [args[0]]
+            self.total += sum(tensor.nbytes for tensor in written)
+        return func(*args, **(kwargs or {}))
+
+
+def peak_growth(action) -> int:
+    """Bytes by which the peak of resident memory rises above what is resident now."""
+
+    def status(key: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    action()
+    return status("VmHWM") - before
+
+
+def config_for(folder: Path, name: str, **fields) -> RunConfig:
+    """A run of two short tasks."""
+    ds_config = folder / "zero3.json"
+    ds_config.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    values = {
+        "model.name_or_path": str(folder / name),
+        "order": ["FOMC", "NumGLUE-cm"],
+        "adapter.rank": 4,
+        "deepspeed": str(ds_config),
+        "output_dir": str(folder / "run"),
+        "train.global_batch_size": 8,
+        "train.per_device_train_batch_size": 2,
+        "train.num_train_epochs": 1,
+        "train.learning_rate": 0.02,
+        "data.max_train_examples": 32,
+        "data.max_test_examples": 5,
+        "evaluate.max_new_tokens": 6,
+        "evaluate.batch_size": 2,
+    }
+    return load_config(None, values | fields)
+
+
+def loading(folder: Path, world: World) -> dict:
+    """Loads every model in parts; compares it with what transformers loads."""
+    config = config_for(folder, "llama")
+    place = placement(complete(json.loads(Path(config.deepspeed).read_text()), config.train, world.size), world)
+    big, tokenizer = str(folder / "big"), plan_run(config, world).tokenizer
+    kept: list = []
+    seen: dict = {
+        "growth in parts": gather(peak_growth(lambda: kept.append(load_model(big, place=place)))),
+        "growth whole": gather(peak_growth(lambda: kept.append([w.clone() for w in load_model(big).parameters()]))),
+    }
+    kept.clear()
+    for name in ("llama", "llama-shards", "gemma", "gemma-shards", "gemma3-renamed", "llama-decoder"):
+        for dtype in ("float32", "bfloat16"):
+            notes: list[str] = []
+            model = load_model(str(folder / name), dtype, place=place, say=notes.append)
+            expected = AutoModelForCausalLM.from_pretrained(folder / name, dtype=getattr(torch, dtype))
+            held = sum(weight.ds_tensor.numel() for weight in model.parameters())
+            whole = dict(whole_weights(model))
+            of_expected = dict(whole_weights(expected))
+            seen[name, dtype] = {
+                "equal": whole.keys() == of_expected.keys()
+                and all(torch.equal(whole[key], of_expected[key]) for key in whole if world.is_main),
+                "buffers": all(
+                    torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), expected.buffers(), strict=True)
+                ),
+                "tied": model.get_input_embeddings().weight is model.get_output_embeddings().weight,
+                "share": gather(held / sum(weight.numel() for weight in expected.parameters())),
+                "empty": all(weight.numel() == 0 for weight in model.parameters()),
+                "notes": notes,
+            }
+            if name in ("llama", "gemma", "gemma3-renamed"):
+                for largest in LARGEST_FILES:
+                    save(model, tokenizer, folder / saved_folder(name, dtype, largest), largest, world)
+    try:
+        load_model(str(folder / "llama-incomplete"), place=place)
+    except UserError as error:
+        seen["incomplete"] = str(error)
+    return seen
+
+
+def save(model, tokenizer, folder: Path, largest_file: int, world: World) -> None:
+    """Saves the model as a run does."""
+    weights = whole_weights(model)
+    if world.is_main:
+        save_model(model, weight_layout(model), weights, tokenizer, folder, "# card", largest_file)
+    deque(weights, maxlen=0)
+
+
+@contextmanager
+def branches_left_partitioned():
+    """Within, train_task leaves A, B and gate as DeepSpeed holds them."""
+    train.own_branches = lambda model: None
+    try:
+        yield
+    finally:
+        train.own_branches = own_branches
+
+
+def learning(folder: Path, world: World) -> dict:
+    """Evaluates in every way, trains, counts the bytes moved until the branches are merged, evaluates, trains again."""
+    config = config_for(folder, "llama")
+    plan = plan_run(config, world)
+    model = load_model(
+        str(folder / "llama"), place=placement(complete(plan.deepspeed_json, config.train, world.size), world)
+    )
+    method = METHODS[config.method](config)
+    seen: dict = {"scores": [], "in step": {}}
+
+    def evaluate() -> None:
+        scores = {}
+        for how in ("always", "auto", "never"):
+            with readable(model, how, world) as synced:
+                scored = evaluate_tasks(
+                    model, plan.tokenizer, plan.stream.tasks, plan.test_examples, config.evaluate, world, synced=synced
+                )
+            seen["in step"][how] = synced
+            scores[how] = [(task.nll, [row["prediction"] for row in task.rows]) for task in scored]
+        seen["scores"].append(scores)
+
+    # rank 0 has a prompt of one token, which takes no pass of its own before its last token
+    questions = [Question(Example([5] * (1 + 4 * world.rank), [7, 8]), max_new_tokens=3 + 2 * world.rank)]
+    for how in ("always", "never"):
+        with readable(model, how, world) as synced:
+            (answered,) = answer_questions(model, plan.tokenizer, questions, synced=synced)
+        seen["unequal", how] = gather((answered.loss, answered.text))
+    evaluate()
+    for task, batches in zip(plan.stream, plan.batches, strict=True):
+        ready = method.prepare(model, task.name, batches.total_steps)
+        with branches_left_partitioned():
+            train.train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
+        branches = [(layer.A, layer.B, layer.gate) for _, layer in gated_layers(model)]
+        seen["branch bytes"] = sum(4 * factor.ds_numel for branch in branches for factor in branch)
+        base = next(gated_layers(model))[1].base.weight
+        with MovedBytes() as moved:
+            own_branches(model)
+            apply_deltas(model, method.finish(model)[1], add_delta)
+        with MovedBytes() as control, deepspeed.zero.GatheredParameters([base]):
+            pass
+        seen |= {"moved": moved.total, "control": control.total, "base bytes": 4 * base.ds_numel}
+        evaluate()
+    return seen
+
+
+def full_disk(folder: Path, world: World) -> list[str]:
+    """What each rank is told when rank 0 cannot write the whole model."""
+    if world.is_main:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit is then an OSError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    told = ""
+    try:
+        run(config_for(folder, "llama", **{"evaluate.tasks": "last", "evaluate.gather": "never"}))
+    except UserError as error:
+        told = str(error)
+    if world.is_main:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return gather(told)
+
+
+def main(folder: Path) -> None:
+    """All of it, in one start of two processes."""
+    world = start()
+    seen = {"loading": loading(folder, world), "learning": learning(folder, world)}
+    seen["full disk"] = full_disk(folder, world)
+    if world.is_main:
+        torch.save(seen, folder / "seen.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
