@@ -137,6 +137,7 @@ def test_prune_and_merge_move_branches_only(seen: dict) -> None:
 
 def test_every_way_of_gathering_scores_the_same(seen: dict) -> None:
     assert seen["learning"]["in step"] == {"always": False, "never": True, "auto": False}
+    assert all(seen["learning"]["trainable through", how] for how in ("always", "never", "auto"))
     assert len(seen["learning"]["scores"]) == 3
     for scores in seen["learning"]["scores"]:
         for how in ("never", "auto"):

@@ -168,6 +168,7 @@ def learning(folder: Path, world: World) -> dict:
                     model, plan.tokenizer, plan.stream.tasks, plan.test_examples, config.evaluate, world, synced=synced
                 )
             seen["in step"][how] = synced
+            seen["trainable through", how] = not any(weight.is_inference() for weight in model.parameters())
             scores[how] = [(task.nll, [row["prediction"] for row in task.rows]) for task in scored]
         seen["scores"].append(scores)
 
