@@ -1,0 +1,141 @@
+"""Jobs on a SLURM cluster of two nodes: interrupted or not, they come to what one process comes to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from codyra_llm import run
+from codyra_llm.config import parse_command_line
+from tests.comparison import assert_same_result
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import down, obstacle, up
+
+PATIENCE = 240
+"""Seconds after which a job that does not do what it should fails its test."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch job; `output` is what it printed."""
+
+    number: str
+    output: Path
+    environment: dict[str, str]
+
+    def field(self, name: str) -> str:
+        """A field of `scontrol show job`."""
+        return dict(pair.split("=", 1) for pair in self.slurm("scontrol", "show", "job").split() if "=" in pair)[name]
+
+    def slurm(self, *command: str) -> str:
+        """Runs a SLURM command on this job."""
+        return subprocess.run(
+            [*command, self.number], env=self.environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    def wait(self) -> str:
+        """Waits until it has ended for good, and returns its state; starts it at once if it is queued again."""
+        for _ in range(PATIENCE * 2):
+            state = self.field("JobState")
+            if state == "PENDING" and self.field("Restarts") != "0":
+                self.slurm("scontrol", "update", "StartTime=now", "JobId")
+            elif state not in ("PENDING", "RUNNING", "COMPLETING"):
+                return state
+            time.sleep(0.5)
+        raise TimeoutError(f"job {self.number} is {state}:\n{self.output.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a running cluster."""
+    problem = obstacle()
+    if problem:
+        pytest.skip(f"no SLURM cluster: {problem}")
+    folder = tmp_path_factory.mktemp("cluster")
+    try:
+        yield {**up(folder), "OMP_NUM_THREADS": "1", "VENV": sys.prefix, "PYTHONPATH": str(REPOSITORY)}
+    finally:
+        down(folder)
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_folder: Path) -> list[str]:
+    """The command line of a run of two tasks that checkpoints at each step."""
+    settings = {
+        "config": "configs/smoke.yaml",
+        "model.name_or_path": tiny_folder,
+        "adapter.rank": 4,
+        "data.max_train_examples": 64,
+        "data.max_prompt_length": 64,
+        "train.num_train_epochs": 2,
+    }
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(parse_command_line([*arguments, "--output_dir", str(folder)], ""))
+    return folder
+
+
+@pytest.fixture
+def submit(cluster: dict[str, str], arguments: list[str], tmp_path: Path) -> Callable[..., Job]:
+    """Submits train_trace.sbatch on two nodes; the run folder is tmp_path / "run"."""
+
+    def sbatch(*more: str) -> Job:
+        output = tmp_path / "job.out"
+        command = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", "scripts/slurm/train_trace.sbatch"]
+        submitted = subprocess.run(
+            [*command, *arguments, "--output_dir", str(tmp_path / "run"), *more],
+            cwd=REPOSITORY,
+            env=cluster,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return Job(submitted.stdout.strip(), output, cluster)
+
+    return sbatch
+
+
+def test_a_job_on_two_nodes_gives_what_one_process_gives(
+    submit: Callable[..., Job], expected: Path, tmp_path: Path
+) -> None:
+    job = submit("--deepspeed", "ds_configs/zero2.json")
+    assert job.wait() == "COMPLETED", job.output.read_text()[-4000:]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["world_size"] == 2
+    assert_same_result(tmp_path / "run", expected)
+
+
+def test_bare_srun_gives_what_one_process_gives(
+    cluster: dict[str, str], arguments: list[str], expected: Path, tmp_path: Path
+) -> None:
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "scripts/train_trace.py"]
+    done = subprocess.run(
+        [*command, *arguments, "--output_dir", str(tmp_path / "run")],
+        cwd=REPOSITORY,
+        env=cluster,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["world_size"] == 2
+    assert_same_result(tmp_path / "run", expected)
+
+
+def test_bad_input_fails_at_once_with_its_one_line(submit: Callable[..., Job]) -> None:
+    job = submit("--data_dir", "nowhere")
+    assert job.wait() == "FAILED"
+    assert job.field("Restarts") == "0"
+    lines = [line for line in job.output.read_text().splitlines() if line.startswith("error: ")]
+    assert lines == ["error: nowhere: no such data folder; data_dir holds <task>/train.json and <task>/test.json"]
