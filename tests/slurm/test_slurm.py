@@ -1,8 +1,6 @@
 """Jobs on a SLURM cluster of two nodes: interrupted or not, they come to what one process comes to."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
