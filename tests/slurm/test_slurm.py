@@ -1,6 +1,9 @@
 """Jobs on a SLURM cluster of two nodes: interrupted or not, they come to what one process comes to."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +51,18 @@ class Job:
                 return state
             time.sleep(0.5)
         raise TimeoutError(f"job {self.number} is {state}:\n{self.output.read_text()[-4000:]}")
+
+
+def wait_for_step(job: Job, run_folder: Path, task: int, step: int) -> None:
+    """Waits until a run has kept so many steps of a task, in the middle of it."""
+    for _ in range(PATIENCE * 20):
+        for progress in run_folder.glob("checkpoints/[0-9]*/progress.json"):
+            with contextlib.suppress(FileNotFoundError):  # another is there by now
+                position = json.loads(progress.read_text())
+                if (position["task"], position["phase"]) == (task, "train") and position["step"] >= step:
+                    return
+        time.sleep(0.05)
+    raise TimeoutError(f"task {task} has not come to step {step}:\n{job.output.read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +127,51 @@ def test_a_job_on_two_nodes_gives_what_one_process_gives(
     assert job.wait() == "COMPLETED", job.output.read_text()[-4000:]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["world_size"] == 2
     assert_same_result(tmp_path / "run", expected)
+
+
+def requeue(job: Job, run_folder: Path) -> None:
+    job.slurm("scontrol", "requeue")
+
+
+def signal_batch_script(job: Job, run_folder: Path) -> None:
+    job.slurm("scancel", "--signal=USR1", "--batch")
+
+
+def signal_every_process(job: Job, run_folder: Path) -> None:
+    job.slurm("scancel", "--signal=USR1", "--full")
+
+
+def kill_rank_1(job: Job, run_folder: Path) -> None:
+    (worker,) = (
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if str(run_folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
+        and b"RANK=1" in (process / "environ").read_bytes().split(b"\0")
+    )
+    os.kill(int(worker.name), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "task"), [(requeue, 1), (signal_batch_script, 2), (signal_every_process, 1), (kill_rank_1, 2)]
+)
+def test_a_job_interrupted_in_the_middle_of_a_task_ends_with_the_same_result(
+    submit: Callable[..., Job], expected: Path, tmp_path: Path, interrupt: Callable[[Job, Path], None], task: int
+) -> None:
+    job = submit("--train.checkpoint_every", "1")
+    wait_for_step(job, tmp_path / "run", task, 3)
+    interrupt(job, tmp_path / "run")
+    assert job.wait() == "COMPLETED", job.output.read_text()[-4000:]
+    assert job.field("Restarts") == "1"
+    assert f"going on with: train task {task} " in (tmp_path / "run" / "train.log").read_text()
+    assert_same_result(tmp_path / "run", expected)
+
+
+def test_a_cancelled_job_stays_cancelled(submit: Callable[..., Job], tmp_path: Path) -> None:
+    job = submit("--train.checkpoint_every", "1")
+    wait_for_step(job, tmp_path / "run", 1, 1)
+    job.slurm("scancel")
+    assert job.wait() == "CANCELLED"
+    assert job.field("Restarts") == "0"
 
 
 def test_bare_srun_gives_what_one_process_gives(
