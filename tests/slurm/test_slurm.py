@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.comparison import assert_same_result
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import down, obstacle, up
 
-PATIENCE = 240
+PATIENCE = 600
 """Seconds after which a job that does not do what it should fails its test."""
 
 
@@ -197,3 +198,23 @@ def test_bad_input_fails_at_once_with_its_one_line(submit: Callable[..., Job]) -
     assert job.field("Restarts") == "0"
     lines = [line for line in job.output.read_text().splitlines() if line.startswith("error: ")]
     assert lines == ["error: nowhere: no such data folder; data_dir holds <task>/train.json and <task>/test.json"]
+
+
+def test_an_index_of_the_array_is_a_method_and_a_seed(tmp_path: Path) -> None:
+    scripts = tmp_path / "scripts" / "slurm"
+    scripts.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "scripts" / "slurm" / "compare_array.sbatch", scripts)
+    (scripts / "train_trace.sbatch").write_text('echo "$@"')
+
+    def task(index: int) -> subprocess.CompletedProcess:
+        array = {"METHODS": "codyra lora", "SEEDS": "1 2 3", "RUNS": "runs/x", "SLURM_ARRAY_TASK_ID": str(index)}
+        command = ["bash", "scripts/slurm/compare_array.sbatch", "--config", "a b.yaml"]
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, **array}, capture_output=True, text=True)
+
+    pairs = [(method, seed) for method in ("codyra", "lora") for seed in (1, 2, 3)]
+    assert [task(index).stdout for index in range(6)] == [
+        f"--config a b.yaml --method {method} --seed {seed} --output_dir runs/x/{method}-{seed}\n"
+        for method, seed in pairs
+    ]
+    assert task(6).returncode == 2
+    assert task(6).stderr == "error: index 6; 2 methods and 3 seeds are --array=0-5\n"
