@@ -143,13 +143,13 @@ def signal_every_process(job: Job, run_folder: Path) -> None:
 
 
 def kill_rank_1(job: Job, run_folder: Path) -> None:
-    (worker,) = (
-        process
-        for process in Path("/proc").glob("[0-9]*")
-        if str(run_folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
-        and b"RANK=1" in (process / "environ").read_bytes().split(b"\0")
-    )
-    os.kill(int(worker.name), signal.SIGKILL)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended by now
+            arguments, environment = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            if str(run_folder).encode() in arguments and b"RANK=1" in environment:
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("no process of rank 1")
 
 
 @pytest.mark.parametrize(
