@@ -6,7 +6,9 @@ from tqdm import tqdm
 
 from codyra_llm.config import RunConfig
 from codyra_llm.continual import on_main
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import start
+from codyra_llm.engine.zero import placement, readable
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.generate import Answered
@@ -35,24 +37,28 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world)
     folder: RunFolder = on_main(world, lambda: _folder(config))
-    model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation)
+    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+    model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation, place)
     on_main(world, lambda: folder.open())
-    model.to(world.device)  # type: ignore[arg-type]
+    if place is None:
+        model.to(world.device)  # type: ignore[arg-type]
     rows = sum(len(examples) for examples in plan.test_examples)
     with tqdm(total=rows, desc="scoring", unit="row", disable=not world.is_main) as progress:
 
         def on_round(fresh: dict[int, Answered]) -> None:
             progress.update(len(fresh))
 
-        scored = evaluate_tasks(
-            model,
-            plan.tokenizer,
-            plan.stream.tasks,
-            plan.test_examples,
-            config.evaluate,
-            world,
-            on_round=on_round,
-        )
+        with readable(model, config.evaluate.gather, world) as synced:
+            scored = evaluate_tasks(
+                model,
+                plan.tokenizer,
+                plan.stream.tasks,
+                plan.test_examples,
+                config.evaluate,
+                world,
+                on_round=on_round,
+                synced=synced,
+            )
     by_task = dict(zip(plan.stream.names, scored, strict=True))
     scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
     results = {key: value for key, value in new_results(config, plan, model, world.size).items() if key in OF_A_RUN}

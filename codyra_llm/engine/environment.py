@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from codyra_llm.errors import RendezvousError, UserError
 
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_PROCESS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 _LAUNCHERS = "start with deepspeed, torchrun, srun or plain python"
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """This process among those of the run: its rank of `size`, and its number on its own host."""
 
     rank: int
@@ -32,7 +32,7 @@ class Place:
             )
 
 
-def find_place() -> Place | None:
+def this_process() -> Process | None:
     """What torchrun's or the deepspeed launcher's variables say, else srun's; None for a process on its own.
 
     A batch script and an interactive shell of one task are processes on their own.
@@ -40,13 +40,13 @@ def find_place() -> Place | None:
     Raises:
         UserError: the variables are there in part, or make no sense.
     """
-    if any(name in os.environ for name in _PLACE):
-        _require((*_PLACE, *_MEETING_POINT))
-        return Place(*(_integer(name) for name in _PLACE))
+    if any(name in os.environ for name in _PROCESS):
+        _require((*_PROCESS, *_MEETING_POINT))
+        return Process(*(_integer(name) for name in _PROCESS))
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
     _require((*_SRUN, "SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID"))
-    return Place(*(_integer(name) for name in _SRUN))
+    return Process(*(_integer(name) for name in _SRUN))
 
 
 def find_meeting_point() -> tuple[str, int]:
@@ -79,12 +79,12 @@ def local_size() -> int:
 def prints(error: UserError | None = None) -> bool:
     """Whether this process is the one to print: rank 0, or one on each host for what rank 0 may not live to say."""
     try:
-        place = find_place()
+        process = this_process()
     except UserError:  # then no process knows which one it is
         return True
-    if place is None:
+    if process is None:
         return True
-    return place.rank == 0 or (isinstance(error, RendezvousError) and place.local_rank == 0)
+    return process.rank == 0 or (isinstance(error, RendezvousError) and process.local_rank == 0)
 
 
 def _require(names: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
 
-from codyra_llm.engine.environment import Place, find_place, local_size
+from codyra_llm.engine.environment import Process, local_size, this_process
 from codyra_llm.engine.rendezvous import meet
 from codyra_llm.errors import UserError
 
@@ -41,15 +41,15 @@ def start(rendezvous_seconds: float = 300) -> World:
         UserError: the launcher's variables are there only in part or make no sense, or a process did not come.
     """
     if not dist.is_initialized():
-        place = find_place()
-        _take_device(place)
+        process = this_process()
+        _take_device(process)
         # DeepSpeed's limit for one collective; the accelerator's backend is gloo on CPU, nccl on CUDA
         options = {"backend": get_accelerator().communication_backend_name(), "timeout": default_pg_timeout}
-        if place is None:
+        if process is None:
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
         else:
-            store = meet(place, rendezvous_seconds)
-            dist.init_process_group(store=store, rank=place.rank, world_size=place.size, **options)
+            store = meet(process, rendezvous_seconds)
+            dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
     device = torch.device(get_accelerator().current_device_name())
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -82,11 +82,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def _take_device(place: Place | None) -> None:
+def _take_device(process: Process | None) -> None:
     if get_accelerator().device_name() == "cpu":
         _settle_on_cpu()
         return
-    device, devices = place.local_rank if place else 0, get_accelerator().device_count()
+    device, devices = process.local_rank if process else 0, get_accelerator().device_count()
     if devices == 1 and "LOCAL_RANK" not in os.environ:
         device = 0  # srun --gpus-per-task shows each task its own GPU alone
     if device >= devices:

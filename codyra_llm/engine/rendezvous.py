@@ -9,11 +9,11 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from codyra_llm.engine.environment import Place, find_meeting_point
+from codyra_llm.engine.environment import Process, find_meeting_point
 from codyra_llm.errors import RendezvousError, UserError
 
 
-def meet(place: Place, seconds: float) -> Store:
+def meet(process: Process, seconds: float) -> Store:
     """Waits until every rank has come.
 
     The store is the torchrun agent's where there is one, else rank 0's.
@@ -28,36 +28,37 @@ def meet(place: Place, seconds: float) -> Store:
     host, port = find_meeting_point()
     where = f"rendezvous at {host}:{port}"
     # the others wait a little longer than rank 0, which then is the one to say who is missing
-    deadline = time.monotonic() + seconds * (1.1 if place.rank else 1.0)
+    deadline = time.monotonic() + seconds * (1.1 if process.rank else 1.0)
     # torchrun may start its workers again, on the same store
     attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    store = PrefixStore(attempt, _open(place, host, port, where, seconds, deadline))
-    keys = [f"came/{rank}" for rank in range(place.size)]
+    store = PrefixStore(attempt, _open(process, host, port, where, seconds, deadline))
+    keys = [f"came/{rank}" for rank in range(process.size)]
     try:
-        if store.add(keys[place.rank], 1) > 1:
+        if store.add(keys[process.rank], 1) > 1:
             raise RendezvousError(
-                f"{where}: rank {place.rank} came twice; does another run use this port, or is RANK set by hand?"
+                f"{where}: rank {process.rank} came twice; does another run use this port, or is RANK set by hand?"
             )
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+                ranks = f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {process.size}"
                 raise RendezvousError(
-                    f"{where}: {'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {place.size} did not "
-                    f"come within {seconds:g} s; look for what their hosts say, or raise rendezvous_seconds"
+                    f"{where}: {ranks} did not come within {seconds:g} s; "
+                    "look for what their hosts say, or raise rendezvous_seconds"
                 )
             time.sleep(0.1)
     except RuntimeError as error:  # rank 0 has given up, and said why
-        raise UserError(f"{where}: rank {place.rank} lost the connection: {_first_line(error)}") from None
+        raise UserError(f"{where}: rank {process.rank} lost the connection: {_first_line(error)}") from None
     return store
 
 
-def _open(place: Place, host: str, port: int, where: str, seconds: float, deadline: float) -> Store:
-    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def _open(process: Process, host: str, port: int, where: str, seconds: float, deadline: float) -> Store:
+    serves = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:
         reason = _wait_for_port(host, port, deadline)
         if reason:
             raise RendezvousError(
-                f"{where}: rank {place.rank} of {place.size} could not reach it within {seconds:g} s ({reason}); "
+                f"{where}: rank {process.rank} of {process.size} could not reach it within {seconds:g} s ({reason}); "
                 f"rank 0 has to run on {host}, and its port {port} be open to the other hosts"
             )
     outcome: list[Any] = []
@@ -65,7 +66,7 @@ def _open(place: Place, host: str, port: int, where: str, seconds: float, deadli
     def connect() -> None:
         try:
             left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
-            outcome.append(TCPStore(host, port, place.size, serves, left, wait_for_workers=False, multi_tenant=True))
+            outcome.append(TCPStore(host, port, process.size, serves, left, wait_for_workers=False, multi_tenant=True))
         except RuntimeError as error:
             outcome.append(error)
 
@@ -78,7 +79,7 @@ def _open(place: Place, host: str, port: int, where: str, seconds: float, deadli
     reason = _first_line(outcome[0]) if outcome else "something else listens there"
     problem = "cannot serve there" if serves else "cannot speak with what listens there"
     raise RendezvousError(
-        f"{where}: rank {place.rank} {problem} ({reason}); "
+        f"{where}: rank {process.rank} {problem} ({reason}); "
         "MASTER_ADDR has to be the host of rank 0, and MASTER_PORT a port that is free there"
     )
 

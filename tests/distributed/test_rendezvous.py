@@ -18,16 +18,16 @@ Meet = Callable[..., list[tuple[int, str, str]]]
 PROGRAM = """
 import json, os, sys
 from codyra_llm.command import main
-from codyra_llm.engine.environment import find_place
+from codyra_llm.engine.environment import this_process
 from codyra_llm.engine.rendezvous import meet
 
 def announce():
-    place = find_place()
-    store = meet(place, float(sys.argv[2]))
-    store.set(f"value/{place.rank}", str(place.rank))
-    print([int(store.get(f"value/{rank}")) for rank in range(place.size)], flush=True)
+    process = this_process()
+    store = meet(process, float(sys.argv[2]))
+    store.set(f"value/{process.rank}", str(process.rank))
+    print([int(store.get(f"value/{rank}")) for rank in range(process.size)], flush=True)
     store.add("read", 1)
-    while place.rank == 0 and store.add("read", 0) < place.size:
+    while process.rank == 0 and store.add("read", 0) < process.size:
         pass
 
 children = []

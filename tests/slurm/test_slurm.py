@@ -22,6 +22,7 @@ from tests.slurm.cluster import down, obstacle, up
 
 PATIENCE = 600
 """Seconds after which a job that does not do what it should fails its test."""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Job:
         """Waits until it has ended for good, and returns its state; starts it at once if it is queued again."""
         for _ in range(PATIENCE * 2):
             state = self.field("JobState")
-            if state == "PENDING" and self.field("Restarts") != "0":
-                self.slurm("scontrol", "update", "StartTime=now", "JobId")
-            elif state not in ("PENDING", "RUNNING", "COMPLETING"):
+            if state in ENDED:
                 return state
+            if state == "PENDING" and self.field("Restarts") != "0":
+                with contextlib.suppress(subprocess.CalledProcessError):  # it is not quite queued yet
+                    self.slurm("scontrol", "update", "StartTime=now", "JobId")
             time.sleep(0.5)
         raise TimeoutError(f"job {self.number} is {state}:\n{self.output.read_text()[-4000:]}")
 
@@ -64,6 +66,16 @@ def wait_for_step(job: Job, run_folder: Path, task: int, step: int) -> None:
                     return
         time.sleep(0.05)
     raise TimeoutError(f"task {task} has not come to step {step}:\n{job.output.read_text()[-4000:]}")
+
+
+def sbatch(script: str, folder: Path, arguments: list[str], environment: dict[str, str]) -> Job:
+    """Submits a script of scripts/slurm on two nodes; its output goes to `folder`."""
+    output = folder / "job.out"
+    command = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", f"scripts/slurm/{script}.sbatch"]
+    submitted = subprocess.run(
+        [*command, *arguments], cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
+    )
+    return Job(submitted.stdout.strip(), output, environment)
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +117,10 @@ def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 def submit(cluster: dict[str, str], arguments: list[str], tmp_path: Path) -> Callable[..., Job]:
     """Submits train_trace.sbatch on two nodes; the run folder is tmp_path / "run"."""
 
-    def sbatch(*more: str) -> Job:
-        output = tmp_path / "job.out"
-        command = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", "scripts/slurm/train_trace.sbatch"]
-        submitted = subprocess.run(
-            [*command, *arguments, "--output_dir", str(tmp_path / "run"), *more],
-            cwd=REPOSITORY,
-            env=cluster,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return Job(submitted.stdout.strip(), output, cluster)
+    def of_run(*more: str) -> Job:
+        return sbatch("train_trace", tmp_path, [*arguments, "--output_dir", str(tmp_path / "run"), *more], cluster)
 
-    return sbatch
+    return of_run
 
 
 def test_a_job_on_two_nodes_gives_what_one_process_gives(
@@ -145,8 +147,8 @@ def signal_every_process(job: Job, run_folder: Path) -> None:
 def kill_rank_1(job: Job, run_folder: Path) -> None:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended by now
-            arguments, environment = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
-            if str(run_folder).encode() in arguments and b"RANK=1" in environment:
+            of_this_run = str(run_folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
+            if of_this_run and b"RANK=1" in (process / "environ").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
                 return
     raise AssertionError("no process of rank 1")
@@ -165,6 +167,15 @@ def test_a_job_interrupted_in_the_middle_of_a_task_ends_with_the_same_result(
     assert job.field("Restarts") == "1"
     assert f"going on with: train task {task} " in (tmp_path / "run" / "train.log").read_text()
     assert_same_result(tmp_path / "run", expected)
+
+
+def test_scores_of_a_saved_model(cluster: dict[str, str], arguments: list[str], expected: Path, tmp_path: Path) -> None:
+    saved = ["--model.name_or_path", str(expected / "model"), "--output_dir", str(tmp_path / "scores")]
+    job = sbatch("evaluate", tmp_path, [*arguments, *saved], cluster)
+    assert job.wait() == "COMPLETED", job.output.read_text()[-4000:]
+    scores, run_results = (json.loads((path / "results.json").read_text()) for path in (tmp_path / "scores", expected))
+    assert scores["world_size"] == 2
+    assert list(scores["scores"]["lenient"].values()) == run_results["matrix"][-1]
 
 
 def test_a_cancelled_job_stays_cancelled(submit: Callable[..., Job], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from codyra_llm.engine.environment import Place, find_meeting_point, find_place, local_size, prints
+from codyra_llm.engine.environment import Process, find_meeting_point, local_size, prints, this_process
 from codyra_llm.errors import RendezvousError, UserError
 
 LAUNCHER = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu7", "MASTER_PORT": "29500"}
@@ -41,23 +41,23 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Setter:
 
 def test_each_launcher(environment: Setter) -> None:
     environment(LAUNCHER)
-    assert find_place() == Place(rank=3, size=4, local_rank=1)
+    assert this_process() == Process(rank=3, size=4, local_rank=1)
     assert find_meeting_point() == ("gpu7", 29500)
     environment(SRUN, MASTER_ADDR="gpu7")
-    assert find_place() == Place(rank=2, size=8, local_rank=0)
+    assert this_process() == Process(rank=2, size=8, local_rank=0)
     environment(SRUN, LAUNCHER)  # srun torchrun
-    assert find_place() == Place(rank=3, size=4, local_rank=1)
+    assert this_process() == Process(rank=3, size=4, local_rank=1)
 
 
 def test_a_process_on_its_own(environment: Setter) -> None:
     environment()
-    assert find_place() is None
+    assert this_process() is None
     environment(SLURM_JOB_ID="120", SLURM_PROCID="0", SLURM_LOCALID="0")  # a batch script
-    assert find_place() is None
+    assert this_process() is None
     environment(SRUN, SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")  # srun --pty
-    assert find_place() is None
+    assert this_process() is None
     environment(MASTER_ADDR="gpu7", MASTER_PORT="29500")  # set for steps to come
-    assert find_place() is None
+    assert this_process() is None
 
 
 def test_processes_of_this_host(environment: Setter) -> None:
@@ -104,7 +104,7 @@ def test_an_environment_that_makes_no_sense_is_named(
 ) -> None:
     environment(*groups, **single)
     with pytest.raises(UserError, match="environment: ") as error:
-        find_place()
+        this_process()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert prints(), "no process knows its rank, so none may be silent"
