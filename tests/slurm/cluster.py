@@ -79,7 +79,7 @@ def up(folder: Path) -> dict[str, str]:
     configuration = folder / "slurm.conf"
     configuration.write_text(
         CONFIGURATION.format(
-            host=socket.gethostname(),
+            host=socket.gethostname().split(".")[0],
             folder=folder,
             controller_port=controller_port,
             n1_port=n1_port,
@@ -89,11 +89,9 @@ def up(folder: Path) -> dict[str, str]:
     if HOSTS_LINE not in HOSTS.read_text():
         with HOSTS.open("a") as stream:
             stream.write(HOSTS_LINE)
-    _run(
-        ["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
-        + [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
-    )
-    environment = {**os.environ, "PATH": SEARCH_PATH, "SLURM_CONF": str(configuration)}
+    environment = _environment(folder)
+    files = [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
+    _run(["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *files], environment)
     _run(["slurmctld"], environment)
     for node in NODES:
         _run(["slurmd", "-N", node], environment)
@@ -103,25 +101,27 @@ def up(folder: Path) -> dict[str, str]:
 
 def down(folder: Path) -> None:
     """Ends all jobs and daemons of the cluster in a folder, and takes the nodes' names out of /etc/hosts."""
-    environment = {**os.environ, "PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-    subprocess.run(["scancel", "--signal=KILL", "--full", "--state=RUNNING"], env=environment, check=False, timeout=30)
-    subprocess.run(["scancel", "--user=root"], env=environment, check=False, timeout=30)
-    for name in (*(f"slurmd-{node}" for node in reversed(NODES)), "slurmctld", "munged"):
+    for options in (["--signal=KILL", "--full", "--state=RUNNING"], ["--user=root"]):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(["scancel", *options], env=_environment(folder), check=False, timeout=30)
+    for program, pid_file in [*(("slurmd", f"slurmd-{node}") for node in NODES), ("slurmctld",) * 2, ("munged",) * 2]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-            process = int((folder / f"{name}.pid").read_text())
-            os.kill(process, signal.SIGTERM)
-            _wait_until_gone(process)
+            process = int((folder / f"{pid_file}.pid").read_text())
+            if Path(f"/proc/{process}/comm").read_text().strip() == program:  # not another by now
+                os.kill(process, signal.SIGTERM)
+                _wait_until_gone(process)
     HOSTS.write_text(HOSTS.read_text().replace(HOSTS_LINE, ""))
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
-    environment = environment or {**os.environ, "PATH": SEARCH_PATH}
-    # not capture_output: a daemon would hold the pipe open for as long as it lives
-    log = Path(environment.get("SLURM_CONF", "/dev/null"))
-    done = subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, text=True, timeout=60)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}; its log is beside {log}")
-    return done.stdout
+def _environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    # its output is not captured: a daemon could hold the pipe open for as long as it lives
+    status = subprocess.run(command, env=environment, check=False, timeout=60).returncode
+    if status:
+        raise RuntimeError(f"{' '.join(command)} ended with status {status}")
 
 
 def _wait_until_idle(folder: Path, environment: dict[str, str], seconds: int = 60) -> None:

@@ -228,4 +228,4 @@ def test_an_index_of_the_array_is_a_method_and_a_seed(tmp_path: Path) -> None:
         for method, seed in pairs
     ]
     assert task(6).returncode == 2
-    assert task(6).stderr == "error: index 6; 2 methods and 3 seeds are --array=0-5\n"
+    assert task(6).stderr == "error: index 6 of 6 pairs of a method and a seed; submit with --array=0-5\n"
