@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from codyra_llm.engine.environment import prints
 from codyra_llm.errors import Stopped, UserError
 
 STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command goes on where it stopped
@@ -24,15 +26,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(command: Callable[[], None]) -> None:
-    """Runs a command; a UserError is printed as one line (by the first process alone) and ends it with status 2."""
+    """Runs a command; a UserError is printed as one line (by one process alone) and ends it with status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         command()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        if prints(error):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2)  # launchers end all processes once one has ended: the one that prints comes first
         sys.exit(2)
     except Stopped:
         sys.exit(STOPPED_STATUS)

@@ -113,6 +113,7 @@ _DECAY = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 _SHARE = _Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 _RANGES = {
+    "rendezvous_seconds": _ABOVE_ZERO,
     "adapter.gate_learning_rate": _ABOVE_ZERO,
     "data.max_prompt_length": _AT_LEAST_ONE,
     "data.max_answer_length": _AT_LEAST_ONE,
@@ -150,6 +151,9 @@ class RunConfig:
     )
     resume: Literal["auto", "never"] = option(
         "auto", "auto: go on with what the run folder holds of the same run; never: start over", neutral=True
+    )
+    rendezvous_seconds: float = option(
+        300.0, "how long a process waits at the start for the others of the run", neutral=True
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """The run was asked to stop and kept all it had done; started again, it goes on. Commands exit with status 75."""
+
+
+class RendezvousError(UserError):
+    """The processes of a run did not find each other; one on each host says so, since rank 0 may not be there."""

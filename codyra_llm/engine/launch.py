@@ -1,4 +1,4 @@
-"""Start-up under `deepspeed`, `torchrun` or plain `python`: one process group, the same code everywhere."""
+"""Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`: one process group, the same code everywhere."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
 
+from codyra_llm.engine.environment import Process, local_size, this_process
+from codyra_llm.engine.rendezvous import meet
 from codyra_llm.errors import UserError
-
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -30,33 +31,37 @@ class World:
         return self.rank == 0
 
 
-def start() -> World:
+def start(rendezvous_seconds: float = 300) -> World:
     """Joins the process group that the launcher describes; without a launcher, makes one of a single process.
 
+    Args:
+        rendezvous_seconds: how long to wait for the other processes.
+
     Raises:
-        UserError: the launcher's variables are there only in part.
+        UserError: the launcher's variables are there only in part or make no sense, or a process did not come.
     """
     if not dist.is_initialized():
-        alone = _is_alone()
-        get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", 0)))  # else every rank would take the first GPU
-        if get_accelerator().device_name() == "cpu":
-            _settle_on_cpu()
-        if alone:
-            backend = get_accelerator().communication_backend_name()
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        # the accelerator's backend: gloo on CPU, nccl on CUDA
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        process = this_process()
+        _take_device(process)
+        # DeepSpeed's limit for one collective; the accelerator's backend is gloo on CPU, nccl on CUDA
+        options = {"backend": get_accelerator().communication_backend_name(), "timeout": default_pg_timeout}
+        if process is None:
+            dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
+        else:
+            store = meet(process, rendezvous_seconds)
+            dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
     device = torch.device(get_accelerator().current_device_name())
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
 @contextmanager
 def local_rank_in_environment() -> Iterator[None]:
-    """Within, LOCAL_RANK is set, which DeepSpeed insists on even in a process that no launcher started."""
+    """Within, LOCAL_RANK is set: DeepSpeed insists on it, which neither srun nor plain python sets."""
     if "LOCAL_RANK" in os.environ:
         yield
         return
-    os.environ["LOCAL_RANK"] = "0"
+    os.environ["LOCAL_RANK"] = str(get_accelerator().current_device())
     try:
         yield
     finally:
@@ -77,20 +82,16 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def local_size() -> int:
-    """Number of the run's processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-
-
-def _is_alone() -> bool:
-    """Whether no launcher started this process."""
-    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
-    if present and len(present) < len(LAUNCHER_VARIABLES):
-        missing = ", ".join(name for name in LAUNCHER_VARIABLES if name not in os.environ)
-        raise UserError(
-            f"environment: {', '.join(present)} set but not {missing}; start with deepspeed, torchrun or plain python"
-        )
-    return not present
+def _take_device(process: Process | None) -> None:
+    if get_accelerator().device_name() == "cpu":
+        _settle_on_cpu()
+        return
+    device, devices = process.local_rank if process else 0, get_accelerator().device_count()
+    if devices == 1 and "LOCAL_RANK" not in os.environ:
+        device = 0  # srun --gpus-per-task shows each task its own GPU alone
+    if device >= devices:
+        raise UserError(f"environment: local rank {device} needs a device of its own, this process sees {devices}")
+    get_accelerator().set_device(device)  # else every rank would take the first
 
 
 def _settle_on_cpu() -> None:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import add_delta_in_place
-from codyra_llm.engine.launch import World, gather, local_rank_in_environment, local_size
+from codyra_llm.engine.environment import local_size
+from codyra_llm.engine.launch import World, gather, local_rank_in_environment
 from codyra_llm.models.load import Fill, Place
 from codyra_llm.models.shards import checkpoint_tensors
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from tests.comparison import assert_same_result
 from tests.conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent
@@ -55,16 +54,7 @@ def test_two_ranks_give_what_one_gives(
 ) -> None:
     two = results(tiny_folder, tmp_path / "run", launcher, *arguments)
     assert (alone["world_size"], two["world_size"]) == (1, 2)
-    for ours, theirs in zip(two["losses"], alone["losses"], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-    assert two["matrix"] == alone["matrix"]
-    assert [row["by_projection"] for row in two["ranks"]] == [row["by_projection"] for row in alone["ranks"]]
-    saved, expected = (
-        load_file(Path(run["config"]["output_dir"]) / "model" / "model.safetensors") for run in (two, alone)
-    )
-    assert saved.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(saved[name], weight, atol=1e-5, rtol=0)
+    assert_same_result(tmp_path / "run", Path(alone["config"]["output_dir"]))
 
 
 def test_plain_python_runs_zero_3_as_well(alone: dict, tiny_folder: Path, tmp_path: Path) -> None:

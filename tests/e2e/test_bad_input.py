@@ -235,7 +235,5 @@ def test_part_of_a_launchers_environment(fails: Command, monkeypatch: pytest.Mon
     from codyra_llm.engine import launch
 
     monkeypatch.setattr(launch.dist, "is_initialized", lambda: False)
-    for name in launch.LAUNCHER_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "WORLD_SIZE set but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in fails()

@@ -1,0 +1,100 @@
+"""How the processes of a run find each other: all announce themselves in a store, or it is said who did not come."""
+
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from codyra_llm.engine.environment import Process, find_meeting_point
+from codyra_llm.errors import RendezvousError, UserError
+
+
+def meet(process: Process, seconds: float) -> Store:
+    """Waits until every rank has come.
+
+    The store is the torchrun agent's where there is one, else rank 0's.
+
+    Returns:
+        A store that all ranks share, ready for a process group.
+
+    Raises:
+        RendezvousError: a rank did not come within `seconds`, or its meeting point cannot be reached.
+        UserError: the environment names no meeting point.
+    """
+    host, port = find_meeting_point()
+    where = f"rendezvous at {host}:{port}"
+    # the others wait a little longer than rank 0, which then is the one to say who is missing
+    deadline = time.monotonic() + seconds * (1.1 if process.rank else 1.0)
+    # torchrun may start its workers again, on the same store
+    attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store = PrefixStore(attempt, _open(process, host, port, where, seconds, deadline))
+    keys = [f"came/{rank}" for rank in range(process.size)]
+    try:
+        if store.add(keys[process.rank], 1) > 1:
+            raise RendezvousError(
+                f"{where}: rank {process.rank} came twice; does another run use this port, or is RANK set by hand?"
+            )
+        while not store.check(keys):
+            if time.monotonic() > deadline:
+                missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+                ranks = f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {process.size}"
+                raise RendezvousError(
+                    f"{where}: {ranks} did not come within {seconds:g} s; "
+                    "look for what their hosts say, or raise rendezvous_seconds"
+                )
+            time.sleep(0.1)
+    except RuntimeError as error:  # rank 0 has given up, and said why
+        raise UserError(f"{where}: rank {process.rank} lost the connection: {_first_line(error)}") from None
+    return store
+
+
+def _open(process: Process, host: str, port: int, where: str, seconds: float, deadline: float) -> Store:
+    serves = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not serves:
+        reason = _wait_for_port(host, port, deadline)
+        if reason:
+            raise RendezvousError(
+                f"{where}: rank {process.rank} of {process.size} could not reach it within {seconds:g} s ({reason}); "
+                f"rank 0 has to run on {host}, and its port {port} be open to the other hosts"
+            )
+    outcome: list[Any] = []
+
+    def connect() -> None:
+        try:
+            left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+            outcome.append(TCPStore(host, port, process.size, serves, left, wait_for_workers=False, multi_tenant=True))
+        except RuntimeError as error:
+            outcome.append(error)
+
+    # its own time limit does not hold where something else listens at the port and says nothing
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(max(deadline - time.monotonic(), 1.0))
+    if outcome and isinstance(outcome[0], Store):
+        return outcome[0]
+    reason = _first_line(outcome[0]) if outcome else "something else listens there"
+    problem = "cannot serve there" if serves else "cannot speak with what listens there"
+    raise RendezvousError(
+        f"{where}: rank {process.rank} {problem} ({reason}); "
+        "MASTER_ADDR has to be the host of rank 0, and MASTER_PORT a port that is free there"
+    )
+
+
+def _wait_for_port(host: str, port: int, deadline: float) -> str | None:
+    """Waits until something listens there; says why not once it is too late."""
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 1.0)).close()
+            return None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                return error.strerror or str(error)
+        time.sleep(0.5)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

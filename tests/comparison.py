@@ -1,0 +1,22 @@
+"""Whether two runs came to the same result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+def assert_same_result(folder: Path, expected_folder: Path) -> None:
+    """Losses and weights to 1e-5; scores, and the surviving rank of each kind of projection, exactly."""
+    results, expected = (json.loads((path / "results.json").read_text()) for path in (folder, expected_folder))
+    assert [entry["task"] for entry in results["losses"]] == [entry["task"] for entry in expected["losses"]]
+    for ours, theirs in zip(results["losses"], expected["losses"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    assert results["matrix"] == expected["matrix"]
+    assert [row["by_projection"] for row in results["ranks"]] == [row["by_projection"] for row in expected["ranks"]]
+    saved, weights = (load_file(path / "model" / "model.safetensors") for path in (folder, expected_folder))
+    assert saved.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(saved[name], weight, atol=1e-5, rtol=0)

@@ -1,0 +1,59 @@
+"""Scoring a saved model: what its run measured last."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codyra_llm import run
+from codyra_llm.config import RunConfig, load_config
+from codyra_llm.errors import UserError
+from codyra_llm.scoring import score_model
+
+
+def config_of(model: Path, output: Path) -> RunConfig:
+    return load_config(
+        None,
+        {
+            "model.name_or_path": str(model),
+            "output_dir": str(output),
+            "order": ["FOMC", "NumGLUE-cm"],
+            "adapter.rank": 4,
+            "train.global_batch_size": 8,
+            "train.num_train_epochs": 1,
+            "data.max_train_examples": 16,
+            "data.max_test_examples": 5,
+            "evaluate.max_new_tokens": 4,
+        },
+    )
+
+
+def all_files(folder: Path) -> dict[Path, int]:
+    """When each was written last."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_saved_model_scores_as_its_run_measured(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = run(config_of(tiny_folder, tmp_path / "run"))
+    left = all_files(tmp_path / "run")
+    with pytest.raises(UserError, match="holds a training run; name another folder for the scores"):
+        score_model(config_of(tiny_folder, tmp_path / "run"))
+    assert all_files(tmp_path / "run") == left
+    results = score_model(config_of(tmp_path / "run" / "model", tmp_path / "scores"))
+    for variant, matrix in trained["matrices"].items():
+        assert list(results["scores"][variant].values()) == matrix[-1]
+        assert results["mean"][variant] == pytest.approx(sum(matrix[-1]) / 2)
+    assert list(results["answer_nll"].values()) == pytest.approx(trained["answer_nll"][-1], abs=1e-5)
+    assert json.loads((tmp_path / "scores" / "results.json").read_text()) == json.loads(json.dumps(results))
+    for task in ("FOMC", "NumGLUE-cm"):
+        ours, theirs = (
+            [json.loads(line)["prediction"] for line in path.open()]
+            for path in (
+                tmp_path / "scores" / "predictions" / f"model.{task}.jsonl",
+                tmp_path / "run" / "predictions" / f"2-NumGLUE-cm.{task}.jsonl",
+            )
+        )
+        assert ours == theirs
+    assert f"mean{results['mean']['trace_strict']:.1f}" in capsys.readouterr().out.replace(" ", "")
