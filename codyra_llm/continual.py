@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
@@ -20,26 +19,24 @@ from codyra_llm.adapter.merge import Deltas, ModuleRank, apply_deltas
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
-from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.launch import World, share, start
+from codyra_llm.engine.launch import World, on_main, share, start
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import add_delta, placement, readable, weight_layout, whole_weights
-from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
-from codyra_llm.evaluation.generate import Answered
+from codyra_llm.engine.zero import add_delta, load_base, weight_layout, whole_weights
+from codyra_llm.errors import Stopped
+from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.ledger.entry import WEIGHTS, drift, read_entry, write_entry
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
+from codyra_llm.scoring import score_tasks
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -77,24 +74,6 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
         return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
 
 
-def on_main(world: World, action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, None on the others; a mistake, or a full disk, there is one everywhere."""
-    result, problem = None, None
-    if world.is_main:
-        try:
-            result = action()
-        except UserError as error:
-            problem = str(error)
-        except (OSError, SafetensorError) as error:
-            problem = (
-                f"cannot be written: {error}; what was kept until now is whole, and the same command goes on from it"
-            )
-    problem = share(problem)
-    if problem:
-        raise UserError(problem)
-    return result
-
-
 class _Run:
     """The state of one run: the model, the results so far, where it stands, and where it writes (on rank 0)."""
 
@@ -114,12 +93,9 @@ class _Run:
         self.folder: Any = folder
         self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
-        place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
-        held, notes = config.model, list[str]()
-        self.model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, notes.append)
+        notes: list[str] = []
+        self.model = load_base(config, plan.deepspeed_json, world, notes.append)
         on_main(world, lambda: self.folder.open(resumed=found is not None))
-        if place is None:
-            self.model.to(world.device)  # type: ignore[arg-type]
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.phases = [*_phases(config, len(self.stream)), (len(self.stream), "done")]
@@ -180,7 +156,7 @@ class _Run:
             self.results["losses"].append({"task": task.name, "loss": []})
         targets = describe_targets(prepared.wrapped)
         self.report.log.info(f"\ntask {number} of {len(self.stream)}: {task.name}, {targets}")
-        progress = self.report.progress(batches.total_steps, task.name, "step", done=resumed.step if resumed else 0)
+        progress = self.report.progress(task.name, batches.total_steps, resumed.step if resumed else 0)
 
         def on_step(report: StepReport, read: Callable[[], dict[str, torch.Tensor]]) -> None:
             self.global_step += 1
@@ -232,30 +208,16 @@ class _Run:
         after = self.stream.names[number - 1] if number else "base"
         row_name = f"{number}-{after}"
         entry = self._begin(after, "evaluate")
-        answered: dict[int, Answered] = share(on_main(self.world, lambda: self.folder.read_answers(row_name)))
-        rows = sum(len(self.plan.test_examples[i]) for i in which)
-        progress = self.report.progress(rows, f"scoring {row_name}", "row", done=len(answered), leave=False)
-
-        def on_round(fresh: dict[int, Answered]) -> None:
-            on_main(self.world, lambda: self.folder.append_answers(row_name, fresh))
-            progress.update(len(fresh))
-            if self.stop.agreed():
-                raise Stopped(f"while scoring {row_name}, after {progress.n} of {rows} answers")
-
-        self.model.eval()
-        with readable(self.model, self.config.evaluate.gather, self.world) as synced:
-            scored = evaluate_tasks(
-                self.model,
-                self.tokenizer,
-                [self.stream.tasks[i] for i in which],
-                [self.plan.test_examples[i] for i in which],
-                self.config.evaluate,
-                self.world,
-                answered,
-                on_round,
-                synced,
-            )
-        progress.close()
+        scored = score_tasks(
+            self.model,
+            self.plan,
+            which,
+            self.config.evaluate,
+            self.world,
+            self.folder,
+            self.stop,
+            row_name,
+        )
         entry["tokens"] = sum(scores.tokens for scores in scored)
         for i, scores in zip(which, scored, strict=True):
             self._set_cell(number, i, scores)

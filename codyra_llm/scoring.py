@@ -1,29 +1,79 @@
-"""Scoring a model as it is on the tasks of a configuration: what `run` measures after a task, without training."""
+"""Scoring a model on the tasks of a plan: after a task of a run, or as it is, without training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from codyra_llm.config import RunConfig
-from codyra_llm.continual import on_main
-from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.launch import start
-from codyra_llm.engine.zero import placement, readable
-from codyra_llm.errors import UserError
-from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.config import EvaluateConfig, RunConfig
+from codyra_llm.engine.launch import World, on_main, share, start
+from codyra_llm.engine.stop import StopRequest
+from codyra_llm.engine.zero import load_base, readable
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.models.load import load_model
-from codyra_llm.plan import plan_run
-from codyra_llm.report.folder import RunFolder
+from codyra_llm.plan import RunPlan, plan_run
+from codyra_llm.report.folder import RunFolder, start_log
 from codyra_llm.results import new_results
 from codyra_llm.text import align
 
 OF_A_RUN = ("schema_version", "command", "versions", "config", "seed", "world_size", "model", "data", "tasks")
 
 
+def score_tasks(
+    model: PreTrainedModel,
+    plan: RunPlan,
+    which: Sequence[int],
+    config: EvaluateConfig,
+    world: World,
+    folder: RunFolder | None,
+    stop: StopRequest,
+    row_name: str,
+) -> list[TaskScores]:
+    """Scores tasks of a plan, by number; each rank answers its share of the rows.
+
+    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again.
+
+    Raises:
+        Stopped: the run was asked to stop.
+    """
+    kept: Any = folder
+    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    rows = sum(len(plan.test_examples[i]) for i in which)
+    bar = tqdm(
+        total=rows,
+        initial=len(answered),
+        desc=f"scoring {row_name}",
+        unit="row",
+        leave=False,
+        disable=not world.is_main,
+    )
+    model.eval()
+    with bar as progress, readable(model, config.gather, world) as synced:
+
+        def on_round(fresh: dict[int, Answered]) -> None:
+            on_main(world, lambda: kept.append_answers(row_name, fresh))
+            progress.update(len(fresh))
+            if stop.agreed():
+                raise Stopped(f"while scoring {row_name}, after {progress.n} of {rows} answers")
+
+        return evaluate_tasks(
+            model,
+            plan.tokenizer,
+            [plan.stream.tasks[i] for i in which],
+            [plan.test_examples[i] for i in which],
+            config,
+            world,
+            answered,
+            on_round,
+            synced,
+        )
+
+
 def score_model(config: RunConfig) -> dict[str, Any]:
-    """Scores config.model on every task of the configuration; each rank answers its share of the rows.
+    """Scores config.model on every task of the configuration.
 
     Leaves in config.output_dir: config.yaml, results.json and predictions/model.<task>.jsonl.
 
@@ -33,32 +83,26 @@ def score_model(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
+        Stopped: it was asked to stop, as a run is; started again, it goes on.
     """
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world)
-    folder: RunFolder = on_main(world, lambda: _folder(config))
-    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
-    model = load_model(config.model.name_or_path, config.model.dtype, config.model.attn_implementation, place)
-    on_main(world, lambda: folder.open())
-    if place is None:
-        model.to(world.device)  # type: ignore[arg-type]
-    rows = sum(len(examples) for examples in plan.test_examples)
-    with tqdm(total=rows, desc="scoring", unit="row", disable=not world.is_main) as progress:
-
-        def on_round(fresh: dict[int, Answered]) -> None:
-            progress.update(len(fresh))
-
-        with readable(model, config.evaluate.gather, world) as synced:
-            scored = evaluate_tasks(
-                model,
-                plan.tokenizer,
-                plan.stream.tasks,
-                plan.test_examples,
-                config.evaluate,
-                world,
-                on_round=on_round,
-                synced=synced,
-            )
+    folder: Any = on_main(world, lambda: _folder(config))
+    notes: list[str] = []
+    model = load_base(config, plan.deepspeed_json, world, notes.append)
+    on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
+    log = start_log(folder.path / "scores.log" if folder else None)
+    for note in notes:
+        log.warning(note)
+    which, row_name = range(len(plan.stream)), f"model-{plan.name(config)[:8]}"
+    with StopRequest(world, folder.trigger if folder else None) as stop:
+        try:
+            scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
+        except Stopped as stopped:
+            where = str(stopped)
+            on_main(world, lambda: folder.write_stopped(where))
+            log.info(f"stopped {where}, as asked; the same command goes on from there")
+            raise
     by_task = dict(zip(plan.stream.names, scored, strict=True))
     scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
     results = {key: value for key, value in new_results(config, plan, model, world.size).items() if key in OF_A_RUN}
@@ -72,6 +116,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         for task, each in by_task.items():
             folder.write_predictions("model", task, each.rows)
         folder.write_results(results)
+        folder.drop_answers(row_name)
         print(f"{_table(results)}\n\nall results are in {folder.path}")
 
     on_main(world, write)

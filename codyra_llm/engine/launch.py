@@ -1,7 +1,7 @@
 """Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`: one process group, the same code everywhere."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
+from safetensors import SafetensorError
 
 from codyra_llm.engine.environment import Process, local_size, this_process
 from codyra_llm.engine.rendezvous import meet
@@ -80,6 +81,24 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(world: World, action: Callable[[], Any]) -> Any:
+    """What `action` gives on rank 0, None on the others; a mistake, or a full disk, there is one everywhere."""
+    result, problem = None, None
+    if world.is_main:
+        try:
+            result = action()
+        except UserError as error:
+            problem = str(error)
+        except (OSError, SafetensorError) as error:
+            problem = (
+                f"cannot be written: {error}; what was kept until now is whole, and the same command goes on from it"
+            )
+    problem = share(problem)
+    if problem:
+        raise UserError(problem)
+    return result
 
 
 def _take_device(process: Process | None) -> None:

@@ -6,7 +6,7 @@ other stage, parameters are whole.
 
 import ctypes
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,11 @@ from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import add_delta_in_place
+from codyra_llm.config import RunConfig
+from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
-from codyra_llm.models.load import Fill, Place
+from codyra_llm.models.load import Fill, Place, load_model
 from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
@@ -51,6 +53,19 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
         return weight
 
     return place
+
+
+def load_base(
+    config: RunConfig, deepspeed_json: dict[str, Any], world: World, say: Callable[[str], None]
+) -> PreTrainedModel:
+    """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
+
+    Args:
+        say: told what a user should know of how it was loaded.
+    """
+    place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
+    model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, say)
+    return model if place else model.to(world.device)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -34,9 +34,9 @@ class Reporter:
             else None
         )
 
-    def progress(self, total: int, description: str, unit: str, done: int = 0, leave: bool = True) -> Any:
-        """A progress bar."""
-        return tqdm(total=total, initial=done, desc=description, unit=unit, leave=leave, disable=self.folder is None)
+    def progress(self, task: str, total: int, done: int) -> Any:
+        """The progress bar of a task in training."""
+        return tqdm(total=total, initial=done, desc=task, unit="step", disable=self.folder is None)
 
     def step(self, report: StepReport, global_step: int, progress: Any) -> None:
         """One optimizer step."""

@@ -7,25 +7,27 @@ import pytest
 
 from codyra_llm import run
 from codyra_llm.config import RunConfig, load_config
-from codyra_llm.errors import UserError
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation import generate
 from codyra_llm.scoring import score_model
 
 
+def overrides(model: Path, output: Path) -> dict:
+    return {
+        "model.name_or_path": str(model),
+        "output_dir": str(output),
+        "order": ["FOMC", "NumGLUE-cm"],
+        "adapter.rank": 4,
+        "train.global_batch_size": 8,
+        "train.num_train_epochs": 1,
+        "data.max_train_examples": 16,
+        "data.max_test_examples": 5,
+        "evaluate.max_new_tokens": 4,
+    }
+
+
 def config_of(model: Path, output: Path) -> RunConfig:
-    return load_config(
-        None,
-        {
-            "model.name_or_path": str(model),
-            "output_dir": str(output),
-            "order": ["FOMC", "NumGLUE-cm"],
-            "adapter.rank": 4,
-            "train.global_batch_size": 8,
-            "train.num_train_epochs": 1,
-            "data.max_train_examples": 16,
-            "data.max_test_examples": 5,
-            "evaluate.max_new_tokens": 4,
-        },
-    )
+    return load_config(None, overrides(model, output))
 
 
 def all_files(folder: Path) -> dict[Path, int]:
@@ -57,3 +59,25 @@ def test_a_saved_model_scores_as_its_run_measured(
         )
         assert ours == theirs
     assert f"mean{results['mean']['trace_strict']:.1f}" in capsys.readouterr().out.replace(" ", "")
+
+
+def test_scoring_that_was_stopped_goes_on(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    answer_batch = generate._answer_batch
+
+    def counted(model, tokenizer, questions, *rest):
+        batches.append(len(questions))
+        if len(batches) == 1:
+            (tmp_path / "scores" / "stop").touch()
+        return answer_batch(model, tokenizer, questions, *rest)
+
+    monkeypatch.setattr(generate, "_answer_batch", counted)
+    config = load_config(None, {**overrides(tiny_folder, tmp_path / "scores"), "evaluate.batch_size": 4})
+    with pytest.raises(Stopped, match="after 4 of 10 answers"):
+        score_model(config)
+    assert (tmp_path / "scores" / "stopped").exists()
+    results = score_model(config)
+    assert batches == [4, 4, 2]
+    assert not (tmp_path / "scores" / "stopped").exists()
+    again = score_model(load_config(None, {**overrides(tiny_folder, tmp_path / "again"), "evaluate.batch_size": 4}))
+    assert results["answer_nll"] == again["answer_nll"]
