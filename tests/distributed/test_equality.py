@@ -1,5 +1,6 @@
 """The same configuration gives the same result in every way of running it; `pytest -s` prints the table."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,17 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {key: torch.load(folder / key) for key in ways}
 
 
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """Rows of the table, printed when all are there."""
+    rows: list[str] = []
+    yield rows
+    head = "| dtype | threshold | ZeRO | ranks x micro batch | recomputed | losses | gates | weights |"
+    print("", head, "|---" * 8 + "|", *rows, sep="\n")
+
+
 @pytest.mark.parametrize("way", WAYS, ids=name)
-def test_every_way_of_running_gives_the_same(results: dict, way: dict) -> None:
+def test_every_way_of_running_gives_the_same(results: dict, table: list[str], way: dict) -> None:
     one, other = results[name(reference_of(way))], results[name(way)]
     losses, gates, weights = (
         max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
@@ -58,7 +68,11 @@ def test_every_way_of_running_gives_the_same(results: dict, way: dict) -> None:
             [(other["weights"][key], weight) for key, weight in one["weights"].items()],
         )
     )
-    print(f"{name(way):52} losses {losses:.1e}  gates {gates:.1e}  weights {weights:.1e}")
+    recomputed = "yes" if way["checkpointing"] else "no"
+    table.append(
+        f"| {way['dtype']} | {way['mode']} | {way['zero'].removeprefix('zero')} | {way['ranks']} x {way['micro']} "
+        f"| {recomputed} | {losses:.0e} | {gates:.0e} | {weights:.0e} |"
+    )
     for ours, theirs in zip(other["gates"], one["gates"], strict=True):
         assert torch.equal(ours == 0, theirs == 0)
     assert other["weights"].keys() == one["weights"].keys()

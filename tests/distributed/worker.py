@@ -44,7 +44,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
             "train.global_batch_size": 8,
             "train.per_device_train_batch_size": way["micro"],
             "train.num_train_epochs": 2,
-            "train.learning_rate": 0.02,
+            "train.learning_rate": 0.005,
             "data.max_test_examples": 5,
             "evaluate.max_new_tokens": 4,
             "evaluate.batch_size": 2,
