@@ -59,8 +59,8 @@ class Job:
 def wait_for_step(job: Job, run_folder: Path, task: int, step: int) -> None:
     """Waits until a run has kept so many steps of a task, in the middle of it."""
     for _ in range(PATIENCE * 20):
-        for progress in run_folder.glob("checkpoints/[0-9]*/progress.json"):
-            with contextlib.suppress(FileNotFoundError):  # another is there by now
+        with contextlib.suppress(FileNotFoundError):  # a newer checkpoint has taken its place by now
+            for progress in run_folder.glob("checkpoints/[0-9]*/progress.json"):
                 position = json.loads(progress.read_text())
                 if (position["task"], position["phase"]) == (task, "train") and position["step"] >= step:
                     return
