@@ -61,6 +61,8 @@ def wait_for_step(job: Job, run_folder: Path, task: int, step: int) -> None:
     for _ in range(PATIENCE * 20):
         with contextlib.suppress(FileNotFoundError):  # a newer checkpoint has taken its place by now
             for progress in run_folder.glob("checkpoints/[0-9]*/progress.json"):
+                if not progress.parent.name.isdigit():  # it is being written
+                    continue
                 position = json.loads(progress.read_text())
                 if (position["task"], position["phase"]) == (task, "train") and position["step"] >= step:
                     return
