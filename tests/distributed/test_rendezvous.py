@@ -97,6 +97,7 @@ def test_all_come(meet: Meet) -> None:
 
 def test_all_tasks_of_a_step_come(meet: Meet) -> None:
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "gpu7"}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
     assert meet([0, 1], 2, free_port(), 60, **step) == [(0, "[0, 1]\n", "")] * 2
 
 
