@@ -1,12 +1,12 @@
 """How much memory training really takes, beside what scripts/plan.py says: the built-in model at every ZeRO stage.
 
-    python benchmarks/footprint.py [--ranks 1,2] [--ways zero0,zero2-offload] [--rows 1] [--length 128]
+    python benchmarks/footprint.py [--ranks 1,2] [--ways zero0,zero3] [--recompute no] [--rows 1] [--length 128]
 
 Each way of running trains the built-in model for real, in processes of its own, on the CPU. What is measured is the
-growth of a rank's resident memory from before the model is loaded to the height of the third optimizer
-step, as the kernel keeps it (VmHWM, reset after the second step; VmRSS), the largest of the ranks. A CPU's memory is
-device and host in one, so it is compared with the sum of both. Reduce buckets are set to 2 million values: DeepSpeed's
-default of 500 million would be most of the memory in the plan, and is never touched, hence not resident, in reality.
+growth of a rank's resident memory from before the model is loaded to the height of the third optimizer step, as the
+kernel keeps it (VmRSS; VmHWM, reset after the second step), of the rank where it is largest. A CPU's memory is device
+and host in one, so the plan's are added up. Reduce buckets are set to 2 million values: DeepSpeed's default of 500
+million would be most of what is planned, and is allocated but hardly touched, which on a CPU is not resident.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
         zero = DeepSpeedZeroConfig(**section)
         activations = activation_bytes(model, rows, length, rows * ANSWER, checkpointing, zero.stage == 3)
         memory = rank_memory(sizes, zero, ranks, ACCUMULATION, activations)
-        peaks[way] = memory.peak + memory.host_peak
+        peaks[way] = memory.shared_peak
     return peaks
 
 
@@ -164,6 +164,7 @@ def compare() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--ways", default=",".join(WAYS), help="which ways of running")
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks")
+    parser.add_argument("--recompute", default="no,yes", help="without gradient checkpointing, with it")
     parser.add_argument("--rows", type=int, default=1, help="rows of a micro batch")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -174,7 +175,7 @@ def compare() -> None:
         measure(ways[0], options.rows, options.length, options.checkpointing, options.output)
         return
     table = [["way", "ranks", "recompute", "planned MB", "measured MB", "ratio", "between steps MB"]]
-    for checkpointing in (False, True):
+    for checkpointing in (word == "yes" for word in options.recompute.split(",")):
         for ranks in map(int, options.ranks.split(",")):
             plans = planned(ways, ranks, options.rows, options.length, checkpointing)
             for way in ways:

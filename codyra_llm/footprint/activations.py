@@ -107,10 +107,14 @@ def _gradients_dropped(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _functions(partitioned: bool) -> Iterator[None]:
-    """Within, attention is a fused kernel's, which torch does not choose by itself on the meta device."""
-    names: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": _fused_attention}
-    if partitioned:
-        names["linear"] = zero3_linear_wrap
+    """Within, attention is a fused kernel's, which torch does not choose by itself on the meta device.
+
+    And the linear function is ZeRO-3's, or torch's own where DeepSpeed has replaced it in this process.
+    """
+    names: dict[str, Callable[..., Any]] = {
+        "scaled_dot_product_attention": _fused_attention,
+        "linear": zero3_linear_wrap if partitioned else torch._C._nn.linear,
+    }
     before = {name: getattr(nn.functional, name) for name in names}
     try:
         for name, function in names.items():

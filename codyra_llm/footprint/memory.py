@@ -87,15 +87,29 @@ class RankMemory:
     host_step: int = 0
 
     @property
+    def held(self) -> int:
+        """Bytes on the device all the time."""
+        return self.weights + self.adapters + self.optimizer
+
+    @property
+    def passing(self) -> int:
+        """Bytes that the height of a backward pass adds."""
+        return self.gradients + self.gathered + self.buckets + self.activations
+
+    @property
     def peak(self) -> int:
         """Most bytes on the device at one time."""
-        passing = self.gradients + self.gathered + self.buckets + self.activations
-        return self.weights + self.adapters + self.optimizer + max(passing, self.step)
+        return self.held + max(self.passing, self.step)
 
     @property
     def host_peak(self) -> int:
         """Most bytes on the host at one time, for this rank."""
         return self.host + self.host_step
+
+    @property
+    def shared_peak(self) -> int:
+        """Most bytes at one time where device and host are one memory, as on a CPU."""
+        return self.held + self.host + max(self.passing, self.step + self.host_step)
 
 
 def rank_memory(
@@ -202,7 +216,8 @@ def step_traffic(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accum
 
     `gradients` are reduced (stages 0 and 1: once a step; 2 and 3: for each micro batch), `weights` gathered by
     ZeRO-3 for the forward and the backward pass, `optimizer` is the gathering of what the step has changed.
-    `passes` counts how often a micro batch visits a layer: 2, or 3 with gradient checkpointing.
+    `passes` counts how often a micro batch visits a layer: 2, or 3 with gradient checkpointing, where a layer's weights
+    are taken to stay from its recomputation to its backward pass (stage3_max_reuse_distance of two layers or more).
     """
     stage, n = int(zero.stage), sizes.adapter_bytes
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN
-from codyra_llm.models.load import resolve_model
+from codyra_llm.models.load import check_causal, resolve_model
 
 FILE = Path(__file__).with_name("architectures.json")
 
@@ -27,14 +27,16 @@ def find_config(name_or_path: str) -> PretrainedConfig:
     """A model's configuration, from this table or from this machine; nothing is asked of a network.
 
     Raises:
-        UserError: neither a known model, nor one on this machine.
+        UserError: neither a known model, nor a causal language model on this machine.
     """
     known = known_models()
     if name_or_path in known:
         return AutoConfig.for_model(**known[name_or_path])
     is_here = name_or_path == BUILTIN or name_or_path.endswith(".gguf") or expand(name_or_path).exists()
     try:
-        return AutoConfig.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+        config = AutoConfig.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+        check_causal(config, name_or_path)
+        return config
     except UserError:
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
