@@ -99,7 +99,7 @@ class TaskStream:
             UserError: a file is missing or malformed, a task or order is unknown, or a task is named twice.
         """
         specs, orders, label = read_task_file(Path(task_file))
-        names = _resolve_order(order, orders, specs, str(task_file))
+        names = resolve_order(order, orders, specs, str(task_file))
         folder = expand(data_dir)
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
@@ -170,9 +170,14 @@ def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
         raise UserError(f"{path}: task {name}: {place}: {first['msg']}, found {first['input']!r}") from None
 
 
-def _resolve_order(
+def resolve_order(
     order: str | Sequence[str], orders: dict[str, list[str]], specs: dict[str, TaskSpec], path: str
 ) -> list[str]:
+    """The tasks that `order` means: an order of the task file by name, one task, or a list of tasks.
+
+    Raises:
+        UserError: there is no such order or task, or one is named twice.
+    """
     if isinstance(order, str):
         if order in orders:
             order = orders[order]

@@ -51,13 +51,27 @@ def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreT
     source = resolve_model(name_or_path)
     try:
         config = AutoConfig.from_pretrained(source)
-        _check_causal(config, name_or_path)
+        check_causal(config, name_or_path)
         return config, AutoTokenizer.from_pretrained(source)
     except UserError:
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
         hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
         raise UserError(f"model.name_or_path {name_or_path}: {_reason(error)}; {hint}") from None
+
+
+def check_causal(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is not that of a causal language model."""
+    architectures = config.architectures or []
+    if architectures:
+        causal = any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for architecture in architectures)
+    else:
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not causal:
+        kind = architectures[0] if architectures else type(config).__name__
+        raise UserError(
+            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
+        )
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
@@ -201,16 +215,3 @@ def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__
-
-
-def _check_causal(config: PretrainedConfig, name: str) -> None:
-    architectures = config.architectures or []
-    if architectures:
-        causal = any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for architecture in architectures)
-    else:
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
-    if not causal:
-        kind = architectures[0] if architectures else type(config).__name__
-        raise UserError(
-            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
-        )

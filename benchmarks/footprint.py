@@ -1,0 +1,190 @@
+"""How much memory training really takes, beside what scripts/plan.py says: the built-in model at every ZeRO stage.
+
+    python benchmarks/footprint.py [--ranks 1,2] [--ways zero0,zero3] [--recompute no] [--rows 1] [--length 128]
+
+Each way of running trains the built-in model for real, in processes of its own, on the CPU. What is measured is the
+growth of a rank's resident memory from before the model is loaded to the height of the third optimizer step, as the
+kernel keeps it (VmRSS; VmHWM, reset after the second step), of the rank where it is largest. A CPU's memory is device
+and host in one, so the plan's are added up. Reduce buckets are set to 2 million values: DeepSpeed's default of 500
+million would be most of what is planned, and is allocated but hardly touched, which on a CPU is not resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codyra_llm.command import Parser, main
+from codyra_llm.config import RunConfig, load_config
+from codyra_llm.text import align
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from codyra_llm.engine.launch import World
+    from codyra_llm.engine.train import StepReport
+
+REPOSITORY = Path(__file__).parents[1]
+WAYS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
+BUCKET = 2_000_000
+ANSWER = 32
+ACCUMULATION = 2
+# glibc would keep what is freed: with these, a tensor of 64 KiB or more is given back to the kernel when it goes
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def zero_section(way: str) -> dict[str, Any]:
+    """The "zero_optimization" of a way: the shipped file's, with a small bucket."""
+    if way == "zero0":
+        return {"stage": 0}
+    shipped = json.loads((REPOSITORY / "ds_configs" / f"{way}.json").read_text())["zero_optimization"]
+    return {**shipped, "reduce_bucket_size": BUCKET}
+
+
+def run_config(rows: int, ranks: int, checkpointing: bool) -> RunConfig:
+    """The configuration of a measured run."""
+    overrides = {
+        "train.per_device_train_batch_size": rows,
+        "train.global_batch_size": rows * ranks * ACCUMULATION,
+        "model.gradient_checkpointing": checkpointing,
+    }
+    return load_config(None, overrides)
+
+
+def measure(way: str, rows: int, length: int, checkpointing: bool, output: Path) -> None:
+    """One rank of a measured run; the first writes the bytes."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from codyra_llm.engine.launch import gather, start
+    from codyra_llm.models.load import load_model
+
+    world = start()
+    config = run_config(rows, world.size, checkpointing)
+    tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    # what libraries load and allocate at first use is no part of a plan
+    train(AutoModelForCausalLM.from_config(tiny), config, way, length, world, lambda report: None)
+    gc.collect()
+    before = resident("VmRSS")
+    held = peak = 0
+
+    def on_step(report: StepReport) -> None:
+        nonlocal held, peak
+        if report.step == 1:
+            held = resident("VmRSS") - before
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        elif report.step == 2:
+            peak = resident("VmHWM") - before
+
+    train(load_model(config.model.name_or_path), config, way, length, world, on_step)
+    results = gather((held, peak))
+    if world.is_main:
+        output.write_text(json.dumps([max(values) for values in zip(*results, strict=True)]))
+
+
+def train(
+    model: PreTrainedModel,
+    config: RunConfig,
+    way: str,
+    length: int,
+    world: World,
+    on_step: Callable[[StepReport], None],
+) -> None:
+    """Three optimizer steps, as a run does them."""
+    from codyra_llm.data.batches import GlobalBatches
+    from codyra_llm.data.encode import Example
+    from codyra_llm.engine.train import train_task
+    from codyra_llm.methods import METHODS
+
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    prepared = METHODS[config.method](config).prepare(model, "measured", 3)
+    example = Example(list(range(100, 100 + length - ANSWER)), list(range(100, 100 + ANSWER)))
+    size, micro = config.train.global_batch_size, config.train.per_device_train_batch_size
+    batches = GlobalBatches([example] * (3 * size), size, micro, 1, 0, "measured", world.size)
+    zero = {"zero_optimization": zero_section(way)}
+    train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, world, on_step)
+
+
+def resident(field: str) -> int:
+    """Bytes that /proc says of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def run_measured(way: str, ranks: int, rows: int, length: int, checkpointing: bool) -> tuple[int, int]:
+    """(bytes between steps, bytes at the peak) of the largest rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command += [__file__, "--ways", way, "--rows", str(rows), "--length", str(length), "--output", str(output)]
+        command += ["--checkpointing"] if checkpointing else []
+        environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        held, peak = json.loads(output.read_text())
+        return held, peak
+
+
+def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: bool) -> dict[str, int]:
+    """{way: peak bytes on device and host together} according to the plan."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    from codyra_llm.footprint.activations import activation_bytes
+    from codyra_llm.footprint.memory import ModelSizes, rank_memory
+    from codyra_llm.footprint.plan import model_on_meta
+
+    config = run_config(rows, ranks, checkpointing)
+    model, _ = model_on_meta(config)
+    sizes = ModelSizes.of(model)
+    peaks = {}
+    for way in ways:
+        section = zero_section(way)
+        if ranks == 1:
+            section.pop("offload_param", None)  # one rank on a CPU computes with offloaded weights where they are
+        zero = DeepSpeedZeroConfig(**section)
+        activations = activation_bytes(model, rows, length, rows * ANSWER, checkpointing, zero.stage == 3)
+        memory = rank_memory(sizes, zero, ranks, ACCUMULATION, activations)
+        peaks[way] = memory.shared_peak
+    return peaks
+
+
+def compare() -> None:
+    """Reads the command line; measures, plans and prints the table."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--ways", default=",".join(WAYS), help="which ways of running")
+    parser.add_argument("--ranks", default="1,2", help="numbers of ranks")
+    parser.add_argument("--recompute", default="no,yes", help="without gradient checkpointing, with it")
+    parser.add_argument("--rows", type=int, default=1, help="rows of a micro batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(sys.argv[1:])
+    ways = options.ways.split(",")
+    if options.output:
+        measure(ways[0], options.rows, options.length, options.checkpointing, options.output)
+        return
+    table = [["way", "ranks", "recompute", "planned MB", "measured MB", "ratio", "between steps MB"]]
+    for checkpointing in (word == "yes" for word in options.recompute.split(",")):
+        for ranks in map(int, options.ranks.split(",")):
+            plans = planned(ways, ranks, options.rows, options.length, checkpointing)
+            for way in ways:
+                held, peak = run_measured(way, ranks, options.rows, options.length, checkpointing)
+                numbers = [f"{plans[way] / 1e6:.0f}", f"{peak / 1e6:.0f}", f"{plans[way] / peak:.2f}"]
+                table.append([way, str(ranks), "yes" if checkpointing else "no", *numbers, f"{held / 1e6:.0f}"])
+                print(align([table[0], table[-1]]), flush=True)
+    print(align(table))
+
+
+if __name__ == "__main__":
+    main(compare)

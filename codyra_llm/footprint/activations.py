@@ -1,0 +1,142 @@
+"""The memory of one forward and backward pass, by running it on the meta device: real operations, no data.
+
+Every operation's result is counted from its birth until nothing holds it any more, autograd's saved tensors included,
+so what is kept, what is recomputed and what lives for a moment is what the model's own code does.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from codyra_llm.engine.loss import answer_logits
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within, counts the bytes of the storages that operations make: `live` now, `peak` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Leaves a tensor that was there before out of the count, also where an operation returns it."""
+        self._known.add(tensor.untyped_storage()._cdata)
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation is torch.ops.aten._local_scalar_dense.default:
+            return True  # transformers asks whether positions are consecutive; meta tensors cannot say, and they are
+        result = operation(*args, **(kwargs or {}))
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        weakref.finalize(storage, self._free, key, storage.nbytes())
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def activation_bytes(
+    model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
+) -> int:
+    """Peak bytes of a micro batch's forward and backward pass, weights and their gradients left out.
+
+    Attention counts as fused wherever the model uses torch's scaled_dot_product_attention.
+
+    Args:
+        model: with gated branches, on the meta device.
+        rows, length: of the micro batch, in tokens, padding included.
+        answer_tokens: positions of the whole micro batch at which the head runs.
+        checkpointing: whether each layer is recomputed in the backward pass.
+        partitioned: under ZeRO-3, whose linear layers save their input even where the weight is frozen.
+    """
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    targets = torch.zeros(answer_tokens, dtype=torch.long, device="meta")
+    count = LiveBytes()
+    for tensor in (*model.parameters(), *model.buffers()):
+        count.hold(tensor)
+    with _gradients_dropped(model), _functions(partitioned), count:
+        _loss(model, input_ids, targets).backward()
+    return count.peak
+
+
+def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """AnswerLoss without its boolean mask, which has no size on the meta device."""
+    hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])[torch.zeros_like(targets)]
+    return nn.functional.cross_entropy(answer_logits(model, chosen), targets, reduction="sum")
+
+
+@contextmanager
+def _gradients_dropped(model: nn.Module) -> Iterator[None]:
+    """Within, a parameter's gradient goes as soon as it is there: how long it stays is the ZeRO stage's matter."""
+
+    def drop(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(drop) for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _functions(partitioned: bool) -> Iterator[None]:
+    """Within, attention is a fused kernel's, which torch does not choose by itself on the meta device.
+
+    And the linear function is ZeRO-3's, or torch's own where DeepSpeed has replaced it in this process.
+    """
+    names: dict[str, Callable[..., Any]] = {
+        "scaled_dot_product_attention": _fused_attention,
+        "linear": zero3_linear_wrap if partitioned else torch._C._nn.linear,
+    }
+    before = {name: getattr(nn.functional, name) for name in names}
+    try:
+        for name, function in names.items():
+            setattr(nn.functional, name, function)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(nn.functional, name, function)
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Saves query, key, value, output and one sum per query, as every fused kernel; a mask becomes additive."""
+    if attn_mask is not None:
+        attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,0 +1,238 @@
+"""The plan of a run: every way of running it on so many GPUs, what each needs, and the first that fits."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from codyra_llm.adapter.injection import check_rank, find_targets, inject
+from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.data.batches import GlobalBatches, check_divides
+from codyra_llm.data.encode import Example
+from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
+from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.engine.launch import World
+from codyra_llm.errors import UserError
+from codyra_llm.footprint.activations import activation_bytes
+from codyra_llm.footprint.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
+from codyra_llm.methods import METHODS
+from codyra_llm.models.architectures import find_config
+from codyra_llm.models.load import resolve_model
+from codyra_llm.plan import plan_run
+
+# (way, recompute), what moves and recomputes least first
+ORDER = (
+    *[(way, recompute) for recompute in (False, True) for way in ("zero0", "zero1", "zero2")],
+    *[(way, recompute) for way in ("zero3", "zero2-offload", "zero3-offload") for recompute in (False, True)],
+)
+MARGIN = 1.1
+RESERVED = 1.5e9  # CUDA's context and the workspaces of cuBLAS and NCCL: an assumption, not a measurement
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The longest micro batch, and the optimizer steps of each task (None where the rows are not known).
+
+    `length` and `answer_length` are tokens of one row, `source` says where all this is from.
+    """
+
+    length: int
+    answer_length: int
+    steps: dict[str, int | None]
+    source: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing."""
+
+    name: str
+    deepspeed: str | None
+    checkpointing: bool
+    memory: RankMemory
+    traffic: Traffic
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """All that is planned. `checkpoint` and `ledger` are bytes, the ledger's of one task at full rank."""
+
+    model: str
+    architecture: str
+    attention: str
+    dtype: str
+    parameters: int
+    trainable: int
+    projections: list[str]
+    gpus: int
+    gpu_memory: int
+    micro_batch: int
+    accumulation: int
+    workload: Workload
+    checkpoint: int
+    ledger: int
+    ways: list[Way]
+
+    @property
+    def recommended(self) -> Way | None:
+        """The first way that fits."""
+        return next((way for way in self.ways if way.fits), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it, sums included."""
+        result = dataclasses.asdict(self)
+        for way, entry in zip(self.ways, result["ways"], strict=True):
+            entry["memory"] |= {"peak": way.memory.peak, "host_peak": way.memory.host_peak, "needs": needed(way.memory)}
+            entry["traffic"]["network"] = way.traffic.network
+        best = self.recommended
+        result["recommended"] = best and {"deepspeed": best.deepspeed, "checkpointing": best.checkpointing}
+        return result
+
+
+def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | None = None) -> Footprint:
+    """Plans a run on `gpus` devices of `gpu_memory` bytes each; nothing is asked of a network.
+
+    Args:
+        config: of the run.
+        gpus, gpu_memory: number of devices, bytes of each.
+        rows: training rows of every task, for where the data is not at hand.
+
+    Raises:
+        UserError: the model is unknown, or the configuration cannot run on so many devices.
+    """
+    for option, value in (("--gpus", gpus), ("--rows", rows)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}; it must be at least 1")
+    train = config.train
+    check_divides(train.global_batch_size, train.per_device_train_batch_size, gpus)
+    model, projections = model_on_meta(config)
+    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    workload = _workload(config, gpus, rows)
+    sizes = ModelSizes.of(model)
+    return Footprint(
+        model=config.model.name_or_path,
+        architecture=type(model).__name__,
+        attention=str(model.config._attn_implementation),
+        dtype=config.model.dtype,
+        parameters=parameters,
+        trainable=sizes.trainable,
+        projections=projections,
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        micro_batch=train.per_device_train_batch_size,
+        accumulation=train.global_batch_size // (train.per_device_train_batch_size * gpus),
+        workload=workload,
+        checkpoint=(3 * sizes.trainable + sizes.gates) * FP32,  # values, two moments, the gates' importance
+        ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded in
+        ways=_ways(config, model, sizes, workload, gpus, gpu_memory),
+    )
+
+
+def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
+    """The model with its branches as a run's first task has it, without memory; and the wrapped projections.
+
+    Raises:
+        UserError: the model is unknown, or the adapter does not fit it.
+    """
+    attention = config.model.attn_implementation
+    # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
+    options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options
+        )
+    adapter = METHODS[config.method](config).adapter
+    try:
+        check_rank(model, find_targets(model, adapter), adapter.rank)
+        return model, inject(model, adapter)
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from None
+
+
+def needed(memory: RankMemory) -> int:
+    """Bytes that a GPU should have for a way of running: its peak, the margin, and what is not the program's."""
+    return int(memory.peak * MARGIN + RESERVED)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "80GB" (10^9 each) or "80GiB" (2^30 each).
+
+    Raises:
+        UserError: it is no such size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    if not match or match[2].upper() not in UNITS or not float(match[1]):
+        raise UserError(f'"{text}" is not a size of memory; give one like 80GB, 24GiB or 16000MB')
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _ways(
+    config: RunConfig, model: PreTrainedModel, sizes: ModelSizes, workload: Workload, gpus: int, gpu_memory: int
+) -> list[Way]:
+    micro = config.train.per_device_train_batch_size
+    accumulation = config.train.global_batch_size // (micro * gpus)
+    order = [(name, None if name == "zero0" else f"ds_configs/{name}.json", recompute) for name, recompute in ORDER]
+    if config.deepspeed and config.deepspeed not in [file for _, file, _ in order]:  # the user's own comes first
+        order = [(config.deepspeed, config.deepspeed, recompute) for recompute in (False, True)] + order
+    activations: dict[tuple[bool, bool], int] = {}
+    ways = []
+    for name, file, recompute in order:
+        zero = DeepSpeedZeroConfig(**read_deepspeed_json(file).get("zero_optimization", {}))
+        kind = (recompute, zero.stage == 3)
+        if kind not in activations:
+            activations[kind] = activation_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
+        passes = 3 if recompute else 2
+        memory = rank_memory(sizes, zero, gpus, accumulation, activations[kind])
+        traffic = step_traffic(sizes, zero, gpus, accumulation, passes)
+        ways.append(Way(name, file, recompute, memory, traffic, needed(memory) <= gpu_memory))
+    return ways
+
+
+def _workload(config: RunConfig, gpus: int, rows: int | None) -> Workload:
+    """From the tokenised data where data and tokenizer are here, else from the configuration's limits."""
+    data = config.data
+    specs, orders, _ = read_task_file(resolve_path(config.task_file))
+    names = resolve_order(config.order, orders, specs, config.task_file)
+    folder = resolve_path(config.data_dir)
+    here = folder.is_dir()
+    if here and _has_tokenizer(config.model.name_or_path):
+        planned = plan_run(config, World(0, gpus, torch.device("cpu")))
+        examples = [example for batches in planned.batches for example in batches.examples]
+        steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
+        longest = max(map(len, examples)), max(len(example.answer) for example in examples)
+        return Workload(*longest, steps, f"longest rows of {folder}")
+    prompt = max(data.max_prompt_length or specs[name].max_prompt_length for name in names)
+    source = "limits of the configuration; "
+    if here:
+        stream = TaskStream.load(resolve_path(config.task_file), folder, config.order, data.max_train_examples)
+        counts: dict[str, int | None] = {task.name: len(task.train) for task in stream}
+        source += f"rows of {folder}, not tokenised: the model's tokenizer is not on this machine"
+    else:
+        counts = dict.fromkeys(names, rows)
+        source += f"data not found: {config.data_dir}"
+        source += f"; --rows {rows} for each task" if rows else "; --rows N would give the steps"
+    steps = {
+        name: None if count is None else _steps(config, name, specs[name], count) for name, count in counts.items()
+    }
+    return Workload(prompt + data.max_answer_length, data.max_answer_length, steps, source)
+
+
+def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:
+    train = config.train
+    epochs = train.num_train_epochs or spec.epochs
+    stand_ins = [Example([], [])] * rows
+    return GlobalBatches(stand_ins, train.global_batch_size, 1, epochs, config.seed, name).total_steps
+
+
+def _has_tokenizer(name_or_path: str) -> bool:
+    try:
+        AutoTokenizer.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+    except Exception:  # transformers and huggingface_hub raise many types
+        return False
+    return True

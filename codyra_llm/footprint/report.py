@@ -1,0 +1,81 @@
+"""A footprint as text."""
+
+import shlex
+
+from codyra_llm.adapter.injection import describe_targets
+from codyra_llm.footprint.plan import MARGIN, RESERVED, Footprint, needed
+from codyra_llm.text import align
+
+GB = 1e9
+
+
+def report(plan: Footprint, config_path: str) -> str:
+    """Everything that was planned, and the command line of the first way that fits."""
+    return "\n\n".join([_head(plan), _memory(plan), _moved(plan), _steps(plan), _verdict(plan, config_path)])
+
+
+def _head(plan: Footprint) -> str:
+    share = plan.trainable / (plan.parameters + plan.trainable)
+    work = plan.workload
+    batch = plan.gpus * plan.micro_batch * plan.accumulation
+    return "\n".join(
+        [
+            f"{plan.model}: {plan.architecture}, {plan.parameters:,} parameters in {plan.dtype}, {plan.attention}",
+            f"trainable: {plan.trainable:,} values ({share:.2%}) in {describe_targets(plan.projections)}",
+            f"global batch: {batch} rows = {plan.gpus} GPUs x {plan.micro_batch} rows x {plan.accumulation} micro "
+            f"batches; {work.length} tokens a row, {work.answer_length} of them answer",
+            f"({work.source})",
+        ]
+    )
+
+
+def _memory(plan: Footprint) -> str:
+    kinds = ("weights", "gathered", "adapters", "gradients", "optimizer", "buckets", "activations")
+    rows = [["GB per GPU", "recompute", *kinds, "peak", "needs", "fits", "host"]]
+    for way in plan.ways:
+        memory = way.memory
+        parts = [_gb(getattr(memory, kind)) for kind in kinds]
+        sums = [_gb(memory.peak), _gb(needed(memory)), "yes" if way.fits else "no", _gb(memory.host_peak)]
+        rows.append([way.name, "yes" if way.checkpointing else "no", *parts, *sums])
+    return (
+        align(rows) + f"\npeak: the larger of backward pass (the sum of the columns) and optimizer step; needs: peak x "
+        f"{MARGIN:g} + {RESERVED / GB:g} GB\nfor CUDA, cuBLAS and NCCL; host: of one rank, by offloading. "
+        "1 GB is 10^9 bytes"
+    )
+
+
+def _moved(plan: Footprint) -> str:
+    rows = [["GB moved per step", "recompute", "gradients", "weights", "optimizer", "all", "from host"]]
+    for way in plan.ways:
+        traffic = way.traffic
+        parts = (traffic.gradients, traffic.weights, traffic.optimizer, traffic.network, traffic.host)
+        rows.append([way.name, "yes" if way.checkpointing else "no", *map(_gb, parts)])
+    return align(rows) + "\nreceived by each GPU over the network, as much is sent; ring collectives"
+
+
+def _steps(plan: Footprint) -> str:
+    steps = plan.workload.steps
+    shown = ", ".join(f"{task} {'?' if count is None else count}" for task, count in steps.items())
+    return (
+        f"optimizer steps: {shown}\n"
+        f"checkpoint: {_gb(plan.checkpoint)} GB; ledger: at most {_gb(plan.ledger)} GB a task, "
+        f"{_gb(plan.ledger * len(steps))} GB for {len(steps)}"
+    )
+
+
+def _verdict(plan: Footprint, config_path: str) -> str:
+    best = plan.recommended
+    size = f"{plan.gpus} x {_gb(plan.gpu_memory)} GB"
+    if best is None:
+        return (
+            f"Nothing fits on {size}: lower train.per_device_train_batch_size or data.max_prompt_length, "
+            "or give more GPUs."
+        )
+    command = ["deepspeed", "--num_accelerators", str(plan.gpus), "scripts/train_trace.py", "--config", config_path]
+    command += ["--model.name_or_path", plan.model, "--deepspeed", best.deepspeed or "null"]
+    command += ["--model.gradient_checkpointing", str(best.checkpointing).lower()]
+    return f"The first that fits on {size}:\n    {shlex.join(command)}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f}" if size else "-"

@@ -1,0 +1,45 @@
+"""The configurations of well-known models, by hub id: enough to plan a run of them without a network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand
+from codyra_llm.models.gguf import BUILTIN
+from codyra_llm.models.load import check_causal, resolve_model
+
+FILE = Path(__file__).with_name("architectures.json")
+
+
+def known_models() -> dict[str, dict[str, Any]]:
+    """{hub id: configuration}, the base and the instruction-tuned ids of a model alike.
+
+    Of Gemma 3 4B it is the text model alone.
+    """
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    return {name: entry["config"] for first, entry in content.items() for name in (first, *entry["also"])}
+
+
+def find_config(name_or_path: str) -> PretrainedConfig:
+    """A model's configuration, from this table or from this machine; nothing is asked of a network.
+
+    Raises:
+        UserError: neither a known model, nor a causal language model on this machine.
+    """
+    known = known_models()
+    if name_or_path in known:
+        return AutoConfig.for_model(**known[name_or_path])
+    is_here = name_or_path == BUILTIN or name_or_path.endswith(".gguf") or expand(name_or_path).exists()
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+        check_causal(config, name_or_path)
+        return config
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+        reason = " ".join(str(error).split()).split(". ")[0][:300] if is_here else "unknown model, not on this machine"
+        names = ", ".join([BUILTIN, *known])
+        raise UserError(f"model {name_or_path}: {reason}; give an HF folder, a .gguf file or one of {names}") from None

@@ -1,0 +1,199 @@
+"""The plan against published parameter counts, and against what real passes and real DeepSpeed engines allocate."""
+
+import gc
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from torch.profiler import ProfilerActivity, profile
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PretrainedConfig, PreTrainedModel
+
+from codyra_llm.adapter import CoDyRAConfig, inject
+from codyra_llm.config import load_config
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.data.encode import Example
+from codyra_llm.engine.launch import start
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.train import StepReport, train_task
+from codyra_llm.errors import UserError
+from codyra_llm.footprint.activations import activation_bytes
+from codyra_llm.footprint.memory import ModelSizes, rank_memory, step_traffic
+from codyra_llm.footprint.plan import parse_size
+from codyra_llm.methods import METHODS
+from codyra_llm.models.architectures import find_config, known_models
+from codyra_llm.models.load import skeleton
+from tests.models import CONFIGS, tiny_model
+
+# as the models' cards and files state them
+PUBLISHED = {
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+    "meta-llama/Llama-2-13b-chat-hf": 13_015_864_320,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "google/gemma-2b": 2_506_172_416,
+    "google/gemma-7b-it": 8_537_680_896,
+    "google/gemma-2-2b-it": 2_614_341_888,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-3-1b-it": 999_885_952,
+}
+BUCKET = 20_000  # values; all adapters' gradients fit in, as they do in DeepSpeed's default
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_known_models_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert count(skeleton(find_config(name))) == parameters
+
+
+def test_gemma_3_4b_is_the_text_part_of_the_published_model() -> None:
+    vision = {"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "num_attention_heads": 16}
+    vision |= {"num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}
+    text = find_config("google/gemma-3-4b-it").to_dict()
+    with torch.device("meta"):
+        whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
+    assert count(whole) == 4_300_079_472
+    assert count(whole.model.language_model) == count(skeleton(find_config("google/gemma-3-4b-it")))
+
+
+def test_every_known_model_has_a_base_and_a_tuned_id() -> None:
+    by_config: dict[str, list[str]] = {}
+    for name, config in known_models().items():
+        by_config.setdefault(json.dumps(config), []).append(name)
+    assert len(by_config) == 12
+    for names in by_config.values():
+        assert any(name.endswith(("-it", "-chat-hf", "-Instruct")) for name in names)
+        assert any(not name.endswith(("-it", "-chat-hf", "-Instruct")) for name in names)
+
+
+def on_meta(config: PretrainedConfig, dtype: torch.dtype = torch.float32, rank: int = 4) -> PreTrainedModel:
+    config.dtype = dtype
+    model = skeleton(config)
+    inject(model, CoDyRAConfig(rank=rank))
+    return model
+
+
+def allocated(action: Callable[[], Any]) -> int:
+    """Peak of the bytes that torch's CPU allocator hands out while `action` runs, as its profiler sees them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        action()
+    return peak_of(profiled)
+
+
+def peak_of(profiled: profile) -> int:
+    events = profiled.profiler.kineto_results.events()
+    live = peak = 0
+    for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+        live += size
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma2", "gemma3"])
+def test_activations_on_meta_are_those_of_a_real_pass(architecture: str, checkpointing: bool) -> None:
+    rows, length, answer = 2, 256, 24
+    planned = activation_bytes(on_meta(CONFIGS[architecture]()), rows, length, rows * answer, checkpointing)
+    model = tiny_model(architecture)
+    inject(model, CoDyRAConfig(rank=4))
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.arange(10, 10 + length).repeat(rows, 1)
+    labels = torch.where(torch.arange(length) >= length - answer, ids, -100)
+    loss = AnswerLoss(model)
+    loss(ids, labels).backward()  # gradients are there already
+    real = allocated(lambda: loss(ids, labels).backward())
+    assert planned == pytest.approx(real, rel=0.05)
+
+
+def test_checkpointing_and_a_narrow_base_save_and_zero_3_costs() -> None:
+    model = on_meta(CONFIGS["llama"](), torch.bfloat16)
+    plain = activation_bytes(model, 2, 256, 48, checkpointing=False)
+    assert activation_bytes(model, 2, 256, 48, checkpointing=True) < plain
+    assert activation_bytes(model, 2, 256, 48, checkpointing=False, partitioned=True) > plain
+    assert activation_bytes(model, 4, 256, 96, checkpointing=False) == pytest.approx(2 * plain, rel=0.05)
+
+
+@pytest.mark.parametrize("length", [32, 256], ids=["step-phase", "backward-phase"])
+@pytest.mark.parametrize("way", ["0", "1", "2", "3", "2-offload", "3-offload"])
+def test_memory_is_what_a_real_engine_allocates(way: str, length: int) -> None:
+    zero: dict[str, Any] = {"stage": int(way[0])}
+    if way != "0":
+        zero["reduce_bucket_size"] = BUCKET
+    if way.endswith("offload"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    overrides = {"adapter.rank": 16, "train.global_batch_size": 4, "train.per_device_train_batch_size": 2}
+    config = load_config(None, overrides)
+    sizes, held, peak = real_engine_bytes(config, {"zero_optimization": zero}, length)
+    model = on_meta(CONFIGS["llama"](), rank=16)
+    activations = activation_bytes(model, 2, length, 2 * 8, False, zero["stage"] == 3)
+    planned = rank_memory(sizes, DeepSpeedZeroConfig(**zero), 1, 2, activations)
+    assert sizes == ModelSizes.of(model)
+    assert planned.shared_peak == pytest.approx(held + peak, rel=0.1)
+    between = planned.held + planned.host
+    if zero["stage"] == 3:
+        between += BUCKET * 4 + (0 if way.endswith("offload") else planned.gradients)
+    largest = 4 * 64 * 16 * (way == "2-offload")  # its copy on the device
+    assert held == pytest.approx(between + largest, rel=0.02)
+
+
+def real_engine_bytes(config: Any, deepspeed_json: dict[str, Any], length: int) -> tuple[ModelSizes, int, int]:
+    """(sizes, bytes of all tensors between the second and third step, what the third step allocates on top)."""
+    world = start()
+    gc.collect()
+    before = {pointer for pointer, _ in storages()}
+    model = tiny_model("llama")
+    prepared = METHODS["codyra"](config).prepare(model, "task", 3)
+    sizes = ModelSizes.of(model)
+    examples = [Example([1] * (length - 8), [2] * 8)] * 12
+    batches = GlobalBatches(examples, 4, 2, 1, 0, "task")
+    seen: dict[str, Any] = {}
+
+    def on_step(report: StepReport) -> None:
+        if report.step == 1:
+            gc.collect()
+            seen["held"] = sum(size for pointer, size in set(storages()) if pointer not in before)
+            seen["profile"] = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            seen["profile"].start()
+        elif report.step == 2:
+            seen["profile"].stop()
+
+    train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, deepspeed_json, world, on_step)
+    return sizes, seen["held"], peak_of(seen["profile"])
+
+
+def storages() -> list[tuple[int, int]]:
+    """(address, bytes) of the storage of every tensor that there is."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.device.type == "cpu"]
+    return [(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
+
+
+def test_more_ranks_hold_less_and_move_more() -> None:
+    sizes = ModelSizes.of(on_meta(CONFIGS["llama"]()))
+    for stage in (1, 2, 3):
+        zero = DeepSpeedZeroConfig(stage=stage, reduce_bucket_size=BUCKET, stage3_param_persistence_threshold=0)
+        two, eight = (rank_memory(sizes, zero, ranks, 2, 0) for ranks in (2, 8))
+        assert eight.optimizer == pytest.approx(two.optimizer / 4, abs=8)
+        assert (eight.weights < two.weights) == (stage == 3)
+        assert step_traffic(sizes, zero, 8, 2, 2).network > step_traffic(sizes, zero, 2, 2, 2).network
+    assert step_traffic(sizes, DeepSpeedZeroConfig(stage=2), 1, 2, 2).network == 0
+
+
+@pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("24 GiB", 24 * 2**30), ("1.5tb", 15 * 10**11)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["80XB", "80", "GB", "-1GB", "0GB", "1e3GB", ""])
+def test_other_sizes_are_named(text: str) -> None:
+    with pytest.raises(UserError, match="is not a size of memory; give one like 80GB"):
+        parse_size(text)
