@@ -158,7 +158,7 @@ def real_engine_bytes(config: Any, deepspeed_json: dict[str, Any], length: int) 
     batches = GlobalBatches(examples, 4, 2, 1, 0, "task")
     seen: dict[str, Any] = {}
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: StepReport, read: object) -> None:
         if report.step == 1:
             gc.collect()
             seen["held"] = sum(size for pointer, size in set(storages()) if pointer not in before)
