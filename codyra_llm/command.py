@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 import time
 import warnings
@@ -26,17 +27,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(command: Callable[[], None]) -> None:
-    """Runs a command; a UserError is printed as one line (by one process alone) and ends it with status 2."""
+    """Runs a command; a UserError is printed as one line (by rank 0 where it has it) and ends it with status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         command()
     except UserError as error:
-        if prints(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2)  # launchers end all processes once one has ended: the one that prints comes first
+        who = ""
+        if not prints(error):
+            # launchers end all processes once one has ended: whoever lives on is alone with its error
+            time.sleep(5)
+            who = f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')} on {socket.gethostname()}: "
+        print(f"error: {who}{error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped:
         sys.exit(STOPPED_STATUS)

@@ -1,6 +1,7 @@
 """The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and goes on."""
 
 import dataclasses
+import math
 import resource
 import time
 from collections import deque
@@ -34,9 +35,10 @@ from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
+from codyra_llm.report.plots import plot_matrix, plot_ranks
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
-from codyra_llm.scoring import score_tasks
+from codyra_llm.scoring import score_tasks, stoppable
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -64,13 +66,14 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None
     found: Checkpoint | None = None
     problems: list[str] = []
+    on_main(world, lambda: folder.forget_stops())  # type: ignore[union-attr]
     if config.resume == "auto":
         found, problems = share(on_main(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
     if found and found.progress["phase"] == "done":
         if folder:
             print(f"this run is finished: {folder.path}; `--resume never` starts over")
         return found.progress["results"]
-    with StopRequest(world, folder.trigger if folder else None) as stop:
+    with stoppable(world, folder) as stop:
         return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
 
 
@@ -122,15 +125,9 @@ class _Run:
             "evaluate": self._evaluate,
             "save": self._save,
         }
-        try:
-            for (number, phase), following in pairwise(self.phases[self.phases.index(self.position) :]):
-                steps[phase](number)
-                self._checkpoint(*following)
-        except Stopped as stopped:
-            where = str(stopped)
-            on_main(self.world, lambda: self.folder.write_stopped(where))
-            self.report.log.info(f"\nstopped {where}, as asked; the same command goes on from there")
-            raise
+        for (number, phase), following in pairwise(self.phases[self.phases.index(self.position) :]):
+            steps[phase](number)
+            self._checkpoint(*following)
         self.report.farewell(self.results)
         return self.results
 
@@ -142,7 +139,8 @@ class _Run:
         self.ledger = progress["ledger"]
         self.results = taken_up(progress["results"], self.results, self.position, progress["step"])
         if self.position[1] == "train" and progress["step"]:
-            self.resumed = TaskState(progress["step"], found.tensors)
+            self.resumed = TaskState(progress["step"], dict(found.tensors))
+        found.tensors.clear()  # else they would be held as long as the run goes on
         merged = len(self.ledger) - (self.position[1] == "merge")
         for name in list(self.ledger)[:merged]:
             apply_deltas(self.model, self._read_entry(name), add_delta)
@@ -227,15 +225,11 @@ class _Run:
         def write() -> None:
             for i, scores in zip(which, scored, strict=True):
                 self.folder.write_predictions(row_name, self.stream.names[i], scores.rows)
-            self.folder.drop_answers(row_name)
 
         on_main(self.world, write)
 
     def _save(self, number: int) -> None:
-        self._tick()
-        self.results["peak_memory_bytes"] = max(
-            self.results["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        self._begin(self.stream.names[-1], "save")
         layout, weights = weight_layout(self.model), whole_weights(self.model)
 
         def save() -> None:
@@ -247,12 +241,16 @@ class _Run:
         if not self.world.is_main:
             deque(weights, maxlen=0)
         on_main(self.world, save)
+        on_main(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
+        on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
     ) -> None:
         """Keeps all that is needed to go on with a phase, or from the middle of it."""
         began = self._tick()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.results["peak_memory_bytes"] = max(self.results["peak_memory_bytes"], peak)
         if self.results["phases"]:
             self.results["phases"][-1]["resident_bytes"] = psutil.Process().memory_info().rss
         progress = {
@@ -270,9 +268,12 @@ class _Run:
                 self.folder.write_results(self.results)
                 self.folder.write_matrix(self.stream.names, self.results["matrix"])
             self.checkpoints.write(progress, tensors or {}, rests_on)
+            if not step:
+                self.folder.drop_answers()
 
         on_main(self.world, write)
-        self.results["checkpoint_seconds"] += time.perf_counter() - began
+        if phase != "done":  # what is written last must be what is returned
+            self.results["checkpoint_seconds"] += time.perf_counter() - began
 
     def _write_entry(self, name: str) -> str:
         return write_entry(self.folder.ledger / name, self.updates, self.config.model.name_or_path)  # type: ignore[arg-type]
@@ -303,7 +304,7 @@ class _Run:
         for variant in VARIANTS:
             self.results["matrices"][variant][number][i] = scores.totals[variant]
         self.results["matrix"][number][i] = scores.totals[self.config.evaluate.scorer_variant]
-        self.results["answer_nll"][number][i] = scores.nll
+        self.results["answer_nll"][number][i] = scores.nll if math.isfinite(scores.nll) else None
 
     def _begin(self, task: str, phase: str) -> dict[str, Any]:
         """The record of a phase's seconds and tokens; one that was begun before an interruption goes on."""

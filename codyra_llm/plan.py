@@ -33,8 +33,9 @@ class RunPlan:
     test_examples: list[list[Example]]
 
     def name(self, config: RunConfig) -> str:
-        """Names the run by all that its results depend on: the decisive settings and every token of the data."""
-        digest = hashlib.sha256(json.dumps(decisive(config)).encode())
+        """Names the run by what its results depend on: the settings, the tasks' own, and every token of the data."""
+        settings = [decisive(config), [dataclasses.asdict(task.spec) for task in self.stream]]
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in [*batches.examples, *test]:
                 for ids in (example.prompt, example.answer):

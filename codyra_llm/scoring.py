@@ -1,6 +1,9 @@
 """Scoring a model on the tasks of a plan: after a task of a run, or as it is, without training."""
 
-from collections.abc import Sequence
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -14,12 +17,27 @@ from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.files import expand
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder, start_log
 from codyra_llm.results import new_results
 from codyra_llm.text import align
 
+LOG = logging.getLogger("codyra_llm")
 OF_A_RUN = ("schema_version", "command", "versions", "config", "seed", "world_size", "model", "data", "tasks")
+
+
+@contextmanager
+def stoppable(world: World, folder: RunFolder | None) -> Iterator[StopRequest]:
+    """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so."""
+    with StopRequest(world, folder.trigger if folder else None) as stop:
+        try:
+            yield stop
+        except Stopped as stopped:
+            where = str(stopped)
+            on_main(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
+            LOG.info(f"\nstopped {where}, as asked; the same command goes on from there")
+            raise
 
 
 def score_tasks(
@@ -88,21 +106,16 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world)
     folder: Any = on_main(world, lambda: _folder(config))
+    on_main(world, lambda: folder.forget_stops())
     notes: list[str] = []
-    model = load_base(config, plan.deepspeed_json, world, notes.append)
-    on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
-    log = start_log(folder.path / "scores.log" if folder else None)
-    for note in notes:
-        log.warning(note)
-    which, row_name = range(len(plan.stream)), f"model-{plan.name(config)[:8]}"
-    with StopRequest(world, folder.trigger if folder else None) as stop:
-        try:
-            scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
-        except Stopped as stopped:
-            where = str(stopped)
-            on_main(world, lambda: folder.write_stopped(where))
-            log.info(f"stopped {where}, as asked; the same command goes on from there")
-            raise
+    which, row_name = range(len(plan.stream)), f"model-{_journal_name(config, plan)}"
+    with stoppable(world, folder) as stop:
+        model = load_base(config, plan.deepspeed_json, world, notes.append)
+        on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
+        log = start_log(folder.path / "scores.log" if folder else None)
+        for note in notes:
+            log.warning(note)
+        scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
     by_task = dict(zip(plan.stream.names, scored, strict=True))
     scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
     results = {key: value for key, value in new_results(config, plan, model, world.size).items() if key in OF_A_RUN}
@@ -116,11 +129,18 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         for task, each in by_task.items():
             folder.write_predictions("model", task, each.rows)
         folder.write_results(results)
-        folder.drop_answers(row_name)
+        folder.drop_answers()
         print(f"{_table(results)}\n\nall results are in {folder.path}")
 
     on_main(world, write)
     return results
+
+
+def _journal_name(config: RunConfig, plan: RunPlan) -> str:
+    """Changes with the settings, the data, and the files of a model that lies here."""
+    files = sorted(expand(config.model.name_or_path).glob("*"))
+    model = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(f"{plan.name(config)} {model}".encode()).hexdigest()[:8]
 
 
 def _folder(config: RunConfig) -> RunFolder:

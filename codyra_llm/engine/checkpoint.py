@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder, sha256
@@ -41,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run = folder, run
+        self._unfit: list[Path] = []  # seen by `latest`
 
     def write(self, progress: dict[str, Any], tensors: dict[str, torch.Tensor], rests_on: dict[str, str]) -> None:
         """Adds a checkpoint, then drops all but the last two.
@@ -63,8 +64,9 @@ class Checkpoints:
             (scratch / "checksums.json").write_text(
                 json.dumps({"run": self.run, "sha256": sums, "rests_on": rests_on}), encoding="utf-8"
             )
-        for old in present[: len(present) + 1 - KEPT]:
-            shutil.rmtree(old)
+        fit = [path for path in present if path not in self._unfit]
+        for old in [*self._unfit, *fit[: len(fit) + 1 - KEPT]]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole and of this run, and what is wrong with those that are newer.
@@ -78,8 +80,10 @@ class Checkpoints:
             if problem is None:
                 state = folder / "state.safetensors"
                 progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-                return Checkpoint(progress, load_file(state) if state.exists() else {}), problems
+                # read, not mapped: a file that is mapped cannot be removed everywhere
+                return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
             problems.append(problem)
+            self._unfit.append(folder)
         if problems:
             raise UserError(f"no checkpoint can be used: {'; '.join(problems)}; `--resume never` starts over")
         return None, []

@@ -77,6 +77,9 @@ def _check_zero(path: str, zero: Any) -> None:
             f"{where}.sub_group_size is {checked.sub_group_size}; it must be at least {SMALLEST_SUB_GROUP}, "
             "for all gates to lie in one sub-group"
         )
+    for key in ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if getattr(checked, key) not in (1, False):
+            raise UserError(f"{where}.{key}: ZeRO++ is not supported; take it out")
     for key in ("offload_param", "offload_optimizer"):
         offload = getattr(checked, key)
         if offload is not None and offload.device == "nvme":

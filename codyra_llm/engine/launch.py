@@ -84,18 +84,24 @@ def gather(value: Any) -> list[Any]:
 
 
 def on_main(world: World, action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, None on the others; a mistake, or a full disk, there is one everywhere."""
-    result, problem = None, None
+    """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank.
+
+    Raises:
+        UserError: the action did, or a file could not be read or written.
+    """
+    result, problem, failure = None, None, None
     if world.is_main:
         try:
             result = action()
         except UserError as error:
             problem = str(error)
         except (OSError, SafetensorError) as error:
-            problem = (
-                f"cannot be written: {error}; what was kept until now is whole, and the same command goes on from it"
-            )
+            problem = f"{error}; what was kept until now is whole, and the same command goes on from it"
+        except Exception as error:  # a mistake of ours: the others must not wait for rank 0
+            problem, failure = f"rank 0: {type(error).__name__}: {error}", error
     problem = share(problem)
+    if failure:
+        raise failure
     if problem:
         raise UserError(problem)
     return result

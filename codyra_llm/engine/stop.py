@@ -1,5 +1,6 @@
 """Asking a run to stop: SIGTERM, SIGUSR1 or a trigger file, agreed on by all ranks before anything is done about it."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -38,7 +39,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
-        asked = self._signalled or (self.trigger is not None and self.trigger.exists())
+        asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
         flag = torch.tensor(int(asked), device=self.world.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)

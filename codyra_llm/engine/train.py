@@ -70,7 +70,7 @@ def train_task(
         train, deepspeed_json: what to compute, how to hold it.
         on_step: called after each optimizer step, on every rank, with its report and a function that gives the whole
             trainable state on rank 0 (`read_state`; every rank must call it, or none).
-        resumed: a state to go on from; its branches replace those of the model.
+        resumed: a state to go on from; its branches replace those of the model. It is emptied.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -81,6 +81,7 @@ def train_task(
     peaks = [group["lr"] for group in optimizer.param_groups]
     ranks = [layer.rank for _, layer in gated_layers(model)]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    first_step = 0
     if resumed:
         write_branches(model, resumed)
     engine, *_ = deepspeed.initialize(
@@ -92,11 +93,13 @@ def train_task(
     )
     if resumed:
         write_moments(model, engine, optimizer, resumed)
+        first_step = resumed.step
+        resumed.tensors.clear()  # as much memory as the branches and their moments take
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
-    for step in range(resumed.step if resumed else 0, batches.total_steps):
+    for step in range(first_step, batches.total_steps):
         began = time.perf_counter()
         # what a model draws (dropout) depends on the step alone, not on what ran before it
         torch.manual_seed(batches.draw_seed(step, world.rank))

@@ -65,7 +65,11 @@ def load_base(
     """
     place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
     model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, say)
-    return model if place else model.to(world.device)  # type: ignore[arg-type]
+    if not place:
+        return model.to(world.device)  # type: ignore[arg-type]
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(world.device)
+    return model
 
 
 @contextmanager
@@ -106,7 +110,8 @@ def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     Every rank must go through all of them.
     """
     for name, weight in checkpoint_tensors(model).items():
-        yield name, (_gather_on_main(weight) if is_zero_param(weight) else weight.detach()).cpu()
+        whole = _gather_on_main(weight) if is_zero_param(weight) else weight.detach()
+        yield name, whole.cpu() if dist.get_rank() == 0 else whole
 
 
 def own_branches(model: nn.Module) -> None:

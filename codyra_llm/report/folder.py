@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,11 +27,10 @@ CONTENTS = (
     "predictions",
     "tensorboard",
     "train.log",
+    "scores.log",
     "model",
     "checkpoints",
     "ledger",
-    "stop",
-    "stopped",
 )
 
 
@@ -54,7 +54,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in ("stop", "stopped") if resumed else CONTENTS:
+            for name in () if resumed else CONTENTS:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             (self.path / "predictions").mkdir(exist_ok=True)
@@ -76,6 +76,11 @@ class RunFolder:
     def trigger(self) -> Path:
         """The file that asks the run to stop."""
         return self.path / "stop"
+
+    def forget_stops(self) -> None:
+        """Takes away what an earlier start was asked, or left; what is asked from now on counts."""
+        for path in (self.trigger, self.path / "stopped"):
+            path.unlink(missing_ok=True)
 
     def write_stopped(self, where: str) -> None:
         """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
@@ -100,14 +105,20 @@ class RunFolder:
     def read_answers(self, row_name: str) -> dict[int, Answered]:
         """What was answered of a row of the matrix before the run was interrupted; forgets those of other rows."""
         journal = self._journal(row_name)
-        for other in journal.parent.glob("*.partial"):
-            if other != journal:
-                other.unlink()
+        self.drop_answers(but=journal)
         answered: dict[int, Answered] = {}
-        lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
+        lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+        whole = 0  # bytes
         for line in lines:
-            if line.endswith("\n"):  # the last may have been cut off
-                answered |= {int(question): Answered(*answer) for question, answer in json.loads(line).items()}
+            try:
+                content = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                content = None
+            if content is None:  # cut off when the run was killed; what follows would be written behind it
+                os.truncate(journal, whole)
+                break
+            answered |= {int(question): Answered(*answer) for question, answer in content.items()}
+            whole += len(line)
         return answered
 
     def append_answers(self, row_name: str, answered: dict[int, Answered]) -> None:
@@ -116,9 +127,11 @@ class RunFolder:
         with self._journal(row_name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(content) + "\n")
 
-    def drop_answers(self, row_name: str) -> None:
+    def drop_answers(self, but: Path | None = None) -> None:
         """Forgets what `append_answers` kept."""
-        self._journal(row_name).unlink(missing_ok=True)
+        for journal in (self.path / "predictions").glob("*.partial"):
+            if journal != but:
+                journal.unlink()
 
     def _journal(self, row_name: str) -> Path:
         return self.path / "predictions" / f"{row_name}.partial"

@@ -12,7 +12,6 @@ from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.engine.train import StepReport
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder, start_log
-from codyra_llm.report.plots import plot_matrix, plot_ranks
 
 CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm")
 
@@ -77,12 +76,11 @@ class Reporter:
             self.log.info(f"{after}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
 
     def farewell(self, results: dict[str, Any]) -> None:
-        """Plots and tables of a finished run."""
-        if not self.folder or not self.board:
+        """Tables of a finished run."""
+        if not self.folder:
             return
-        self.board.close()
-        plot_matrix(results, self.folder.path / "matrix.png")
-        plot_ranks(results, self.folder.path / "ranks.png")
+        if self.board:
+            self.board.close()
         variant = results["config"]["evaluate"]["scorer_variant"]
         self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
         self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
@@ -91,6 +89,11 @@ class Reporter:
         self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
 
     def _curves(self, step: int, values: dict[str, float]) -> None:
-        if self.board:
+        if not self.board:
+            return
+        try:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+        except OSError as error:
+            self.board = None
+            self.log.warning(f"no more curves: {error}")

@@ -1,5 +1,6 @@
 """Damaged, foreign and missing checkpoints; a full disk; a run that is finished."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from codyra_llm import run
-from codyra_llm.config import RunConfig, load_config
+from codyra_llm.config import REPOSITORY, RunConfig, load_config
+from codyra_llm.engine.checkpoint import Checkpoints
 from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.generate import Answered
+from codyra_llm.report.folder import RunFolder
 from tests.e2e.test_run import tiny_config
 
 
@@ -162,3 +166,42 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     results = run(config)
     assert results["losses"] == finished["losses"]
     assert results["matrix"] == finished["matrix"]
+
+
+def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = RunFolder(config_of(tiny_folder, tmp_path / "run"))
+    folder.open()
+    folder.append_answers("0-base", {3: Answered("three", 1, 0.5)})
+    journal = tmp_path / "run" / "predictions" / "0-base.partial"
+    for rest in (b'{"4": ["cut', b"\x00\x00\n"):
+        with journal.open("ab") as stream:
+            stream.write(rest)
+        assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5)}
+    folder.append_answers("0-base", {4: Answered("four", 2, 1.5)})
+    assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5), 4: Answered("four", 2, 1.5)}
+    assert folder.read_answers("1-FOMC") == {}
+    assert not journal.exists()
+
+
+def test_a_bad_checkpoint_does_not_push_out_a_good_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
+    for number in range(2):
+        checkpoints.write({"number": number}, {}, {})
+    empty_sums(tmp_path / "checkpoints" / "00000002")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
+    checkpoints.latest()
+    checkpoints.write({"number": 2}, {}, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000003"]
+
+
+def test_other_settings_of_a_task_are_another_run(
+    stopped: tuple[RunConfig, list[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, _ = stopped
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text((REPOSITORY / config.task_file).read_text())
+    edited = dataclasses.replace(config, output_dir=str(tmp_path / "own"), task_file=str(tasks))
+    stop_in_task_2(edited, monkeypatch)
+    tasks.write_text(tasks.read_text().replace("max_new_tokens: ", "max_new_tokens: 1"))
+    with pytest.raises(UserError, match="belongs to another run"):
+        run(edited)
