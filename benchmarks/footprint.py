@@ -7,6 +7,8 @@ growth of a rank's resident memory from before the model is loaded to the height
 kernel keeps it (VmRSS; VmHWM, reset after the second step), of the rank where it is largest. A CPU's memory is device
 and host in one, so the plan's are added up. Reduce buckets are set to 2 million values: DeepSpeed's default of 500
 million would be most of what is planned, and is allocated but hardly touched, which on a CPU is not resident.
+Gloo, unlike NCCL, receives an all-gather in a buffer of its own and then copies it: where ZeRO-3 gathers over several
+ranks, one prefetch more is counted here than in the plan for GPUs.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from codyra_llm.footprint.activations import activation_bytes
-    from codyra_llm.footprint.memory import ModelSizes, rank_memory
+    from codyra_llm.footprint.memory import ModelSizes, partitioned, rank_memory
     from codyra_llm.footprint.plan import model_on_meta
 
     config = run_config(rows, ranks, checkpointing)
@@ -156,6 +158,11 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
         activations = activation_bytes(model, rows, length, rows * ANSWER, checkpointing, zero.stage == 3)
         memory = rank_memory(sizes, zero, ranks, ACCUMULATION, activations)
         peaks[way] = memory.shared_peak
+        if zero.stage == 3 and ranks > 1:
+            values, total = partitioned(sizes, zero)
+            received = min(values, zero.prefetch_bucket_size) * total // values
+            while_gathering = memory.passing - memory.activations + received
+            peaks[way] = max(peaks[way], memory.held + memory.host + while_gathering)
     return peaks
 
 
