@@ -7,6 +7,8 @@ growth of a rank's resident memory from before the model is loaded to the height
 kernel keeps it (VmRSS; VmHWM, reset after the second step), of the rank where it is largest. A CPU's memory is device
 and host in one, so the plan's are added up. Reduce buckets are set to 2 million values: DeepSpeed's default of 500
 million would be most of what is planned, and is allocated but hardly touched, which on a CPU is not resident.
+Gloo, unlike NCCL, receives an all-gather in a buffer of its own and then copies it: where ZeRO-3 gathers over several
+ranks, one prefetch more is counted here than in the plan for GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from codyra_llm.engine.launch import World
-    from codyra_llm.engine.train import StepReport
+    from codyra_llm.engine.train import OnStep, StepReport
 
 REPOSITORY = Path(__file__).parents[1]
 WAYS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
@@ -70,12 +71,12 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, output: Path)
     config = run_config(rows, world.size, checkpointing)
     tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     # what libraries load and allocate at first use is no part of a plan
-    train(AutoModelForCausalLM.from_config(tiny), config, way, length, world, lambda report: None)
+    train(AutoModelForCausalLM.from_config(tiny), config, way, length, world, lambda report, read: None)
     gc.collect()
     before = resident("VmRSS")
     held = peak = 0
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: StepReport, read: object) -> None:
         nonlocal held, peak
         if report.step == 1:
             held = resident("VmRSS") - before
@@ -95,7 +96,7 @@ def train(
     way: str,
     length: int,
     world: World,
-    on_step: Callable[[StepReport], None],
+    on_step: OnStep,
 ) -> None:
     """Three optimizer steps, as a run does them."""
     from codyra_llm.data.batches import GlobalBatches
@@ -141,7 +142,7 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from codyra_llm.footprint.activations import activation_bytes
-    from codyra_llm.footprint.memory import ModelSizes, rank_memory
+    from codyra_llm.footprint.memory import ModelSizes, partitioned, rank_memory
     from codyra_llm.footprint.plan import model_on_meta
 
     config = run_config(rows, ranks, checkpointing)
@@ -156,6 +157,11 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
         activations = activation_bytes(model, rows, length, rows * ANSWER, checkpointing, zero.stage == 3)
         memory = rank_memory(sizes, zero, ranks, ACCUMULATION, activations)
         peaks[way] = memory.shared_peak
+        if zero.stage == 3 and ranks > 1:
+            values, total = partitioned(sizes, zero)
+            received = min(values, zero.prefetch_bucket_size) * total // values
+            while_gathering = memory.passing - memory.activations + received
+            peaks[way] = max(peaks[way], memory.held + memory.host + while_gathering)
     return peaks
 
 
