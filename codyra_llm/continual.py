@@ -21,6 +21,7 @@ from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
 from codyra_llm.engine.launch import World, on_main, share, start
+from codyra_llm.engine.memory import return_freed_memory
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
@@ -248,6 +249,8 @@ class _Run:
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
     ) -> None:
         """Keeps all that is needed to go on with a phase, or from the middle of it."""
+        if phase in ("train", "save") and not step:  # a task is done
+            return_freed_memory()
         began = self._tick()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.results["peak_memory_bytes"] = max(self.results["peak_memory_bytes"], peak)

@@ -4,7 +4,6 @@ At stage 3 a parameter is a flat slice on each rank (`ds_tensor`) and its `data`
 other stage, parameters are whole.
 """
 
-import ctypes
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,14 +23,13 @@ from codyra_llm.config import RunConfig
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
+from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.models.load import Fill, Place, load_model
 from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
 # Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
 EVALUATION_MARGIN = 1.25
-M_MMAP_THRESHOLD = -3  # of malloc.h
-LARGE_BLOCK = 256 * 1024  # bytes
 
 
 def placement(ds_config: dict[str, Any], world: World) -> Place | None:
@@ -43,7 +41,7 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
     if ds_config.get("zero_optimization", {}).get("stage") != 3:
         return None
 
-    _return_freed_memory()
+    return_large_blocks()
 
     @local_rank_in_environment()
     def place(shape: torch.Size, dtype: torch.dtype, fill: Fill) -> nn.Parameter:
@@ -148,16 +146,6 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
 def parameter_count(model: nn.Module) -> int:
     """Number of values in the model's parameters, each counted once, whole or partitioned."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-
-
-def _return_freed_memory() -> None:
-    """Makes glibc give large freed blocks back at once.
-
-    It would keep those of up to 32 MB for later, and weights that are whole for a moment, between slices that stay,
-    leave holes of all sizes: more than the partition saves.
-    """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:
