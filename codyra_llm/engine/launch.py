@@ -50,6 +50,7 @@ def start(rendezvous_seconds: float = 300) -> World:
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
         else:
             store = meet(process, rendezvous_seconds)
+            store.set_timeout(default_pg_timeout)  # until now it was what was left of the wait
             dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
     device = torch.device(get_accelerator().current_device_name())

@@ -7,7 +7,6 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from deepspeed.constants import default_pg_timeout
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from codyra_llm.engine.environment import Process, find_meeting_point
@@ -50,7 +49,6 @@ def meet(process: Process, seconds: float) -> Store:
             time.sleep(0.1)
     except RuntimeError as error:  # rank 0 has given up, and said why
         raise UserError(f"{where}: rank {process.rank} lost the connection: {_first_line(error)}") from None
-    store.set_timeout(default_pg_timeout)  # until now it was what was left of the wait
     return store
 
 

@@ -1,6 +1,7 @@
 """Processes that do not find each other say which are missing, and end."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -141,3 +142,22 @@ def test_a_port_that_another_program_has(meet: Meet) -> None:
 def test_a_rank_that_comes_twice_is_named(meet: Meet) -> None:
     messages = [message for status, _, message in meet([0, 1, 1], 3, free_port(), 4)[1:]]
     assert any("rank 1 came twice; does another run use this port, or is RANK set by hand?" in m for m in messages)
+
+
+def test_what_waits_in_the_store_later_has_all_the_time_of_a_collective() -> None:
+    program = """
+from torch.distributed.distributed_c10d import _get_default_store
+from deepspeed.constants import default_pg_timeout
+from codyra_llm.engine.launch import start
+start(rendezvous_seconds=20)
+print(_get_default_store().timeout == default_pg_timeout)
+"""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **alone, "MASTER_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-1] == "True", done.stderr

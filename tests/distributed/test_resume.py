@@ -74,7 +74,7 @@ def test_killed_at_random_moments(whole: tuple[Path, list[str]], model: Path, tm
     expected, called = whole
     draw = random.Random(20)
     moments: list = [1 + draw.choice([i for i, name in enumerate(called) if name == place]) for place in PLACES]
-    moments += [draw.uniform(0.2, 2.0) for _ in range(4)]
+    moments += [draw.uniform(0.1, 1.0) for _ in range(4)]
     moments += [draw.randrange(called.index("_evaluate"), len(called)) for _ in range(MOMENTS - len(moments))]
     sessions = []
     for number, moment in enumerate(moments):
