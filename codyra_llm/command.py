@@ -33,6 +33,7 @@ def main(command: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         command()
+        _leave()
     except UserError as error:
         who = ""
         if not prints(error):
@@ -42,6 +43,13 @@ def main(command: Callable[[], None]) -> None:
         print(f"error: {who}{error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped:
+        _leave()
         sys.exit(STOPPED_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave() -> None:
+    launch = sys.modules.get("codyra_llm.engine.launch")  # a command that did not need it has not loaded it
+    if launch:
+        launch.leave()

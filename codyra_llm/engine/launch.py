@@ -57,6 +57,13 @@ def start(rendezvous_seconds: float = 300) -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
+def leave() -> None:
+    """Ends the process group when all ranks are done: rank 0, which serves the others, must not be the first to go."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 @contextmanager
 def local_rank_in_environment() -> Iterator[None]:
     """Within, LOCAL_RANK is set: DeepSpeed insists on it, which neither srun nor plain python sets."""

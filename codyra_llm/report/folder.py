@@ -80,7 +80,8 @@ class RunFolder:
     def forget_stops(self) -> None:
         """Takes away what an earlier start was asked, or left; what is asked from now on counts."""
         for path in (self.trigger, self.path / "stopped"):
-            path.unlink(missing_ok=True)
+            if path.exists():
+                path.unlink()
 
     def write_stopped(self, where: str) -> None:
         """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
