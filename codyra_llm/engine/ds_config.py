@@ -22,6 +22,12 @@ OURS = {
     "amp": "model.dtype (adapters are always fp32)",
     "torch_autocast": "model.dtype (adapters are always fp32)",
 }
+# Slices of another size or dtype than the weight's, which loading and merging do not know.
+ZERO_PLUS_PLUS = {
+    "zero_hpz_partition_size": 1,
+    "zero_quantized_weights": False,
+    "zero_quantized_nontrainable_weights": False,
+}
 # All gates must lie in one sub-group: the importance threshold compares them with one another.
 SMALLEST_SUB_GROUP = 1_000_000
 
@@ -77,8 +83,8 @@ def _check_zero(path: str, zero: Any) -> None:
             f"{where}.sub_group_size is {checked.sub_group_size}; it must be at least {SMALLEST_SUB_GROUP}, "
             "for all gates to lie in one sub-group"
         )
-    for key in ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_nontrainable_weights"):
-        if getattr(checked, key) not in (1, False):
+    for key, default in ZERO_PLUS_PLUS.items():
+        if getattr(checked, key) != default:
             raise UserError(f"{where}.{key}: ZeRO++ is not supported; take it out")
     for key in ("offload_param", "offload_optimizer"):
         offload = getattr(checked, key)

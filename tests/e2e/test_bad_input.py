@@ -144,6 +144,8 @@ def test_a_deepspeed_file_that_would_change_the_result(fails: Command, tmp_path:
         ({"zero_optimization": {"stage": 3, "sub_group_size": 1000}}, "sub_group_size is 1000; it must be at least"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer: offload to .nvme. is"),
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param: offload to .nvme. is not"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size: ZeRO.. is not"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights: ZeRO.. is not"),
     ],
 )
 def test_deepspeed_settings_that_cannot_work(tmp_path: Path, settings: dict[str, object], message: str) -> None:
