@@ -1,5 +1,6 @@
 """Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`: one process group, the same code everywhere."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,9 +59,14 @@ def start(rendezvous_seconds: float = 300) -> World:
 
 
 def leave() -> None:
-    """Ends the process group when all ranks are done: rank 0, which serves the others, must not be the first to go."""
+    """Waits until all ranks are done: rank 0, which serves the others, must not be the first to go."""
     if dist.is_initialized():
         dist.barrier()
+        atexit.register(_end_process_group)  # not before: DeepSpeed could not be started in this process again
+
+
+def _end_process_group() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
