@@ -43,6 +43,20 @@ class CoDyRAConfig:
     )
     train_gates: bool = option(True, "false: gates stay at their first value, and the branch is a plain LoRA")
     gate_learning_rate: float | None = option(None, "learning rate of the gates; empty: the adapters' own")
+    regrow: bool = option(
+        True, "whether a gate at zero goes on learning and may leave it again, as in the official code"
+    )
+    compact_every: int = option(
+        0,
+        "regrow false: steps after which components at zero are left out of the products, again and again; 0: never",
+        neutral=True,
+    )
+    impl: Literal["auto", "reference", "fused", "triton"] = option(
+        "auto",
+        "how the branch is computed: reference (plain), fused, triton (fused, GPU kernels), or auto: triton on a GPU "
+        "that has it, else fused",
+        neutral=True,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
@@ -52,6 +66,11 @@ class CoDyRAConfig:
             (0 <= self.dense_fraction <= 1, f"dense_fraction is {self.dense_fraction}; it must be in [0, 1]"),
             (self.ramp_levels >= 2, f"ramp_levels is {self.ramp_levels}; it must be at least 2"),
             (0 <= self.importance_decay < 1, f"importance_decay is {self.importance_decay}; it must be in [0, 1)"),
+            (self.compact_every >= 0, f"compact_every is {self.compact_every}; it must be at least 0"),
+            (
+                not (self.compact_every and self.regrow),
+                "compact_every leaves out components that may grow again; set regrow to false with it",
+            ),
         ]
         for good, message in checks:
             if not good:

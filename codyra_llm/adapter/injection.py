@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from codyra_llm.adapter import kernels
+from codyra_llm.adapter import products as torch_products
 from codyra_llm.adapter.config import CoDyRAConfig
-from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.layer import CoDyRALinear, SharedInput
+
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # kinds that read the same input
 
 
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
@@ -63,15 +67,48 @@ def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str
     if any(isinstance(module, CoDyRALinear) for module in model.modules()):
         raise ValueError("the model has gated branches already; merge them before a new task")
     names = find_targets(model, config)
+    products = products_of(config.impl, next(model.parameters()).device)
     model.requires_grad_(False)
     for name in names:
         draw = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(draw[:7], "big"))
         layer = CoDyRALinear(
-            model.get_submodule(name), config.rank, config.gates_start_at_one, config.train_gates, generator
+            model.get_submodule(name),
+            config.rank,
+            config.gates_start_at_one,
+            config.train_gates,
+            generator,
+            products,
+            config.regrow,
         )
         replace_module(model, name, layer)
+    if products is not None:
+        _share_inputs(model)
     return names
+
+
+def products_of(impl: str, device: torch.device) -> Any:
+    """The module with the products of an `adapter.impl` on a device; None: the plain reference.
+
+    Raises:
+        ValueError: triton is asked for where it cannot run.
+    """
+    missing = kernels.missing(device)
+    if impl == "triton" and missing:
+        raise ValueError(f"impl: triton cannot run here: {missing}; use auto")
+    if impl == "reference":
+        return None
+    return torch_products if impl == "fused" or missing else kernels
+
+
+def _share_inputs(model: nn.Module) -> None:
+    """Joins the branches of each parent that read the same input."""
+    for parent in list(model.modules()):
+        for kinds in SHARED_INPUTS:
+            children = [child for name, child in parent.named_children() if name in kinds]
+            layers = [child for child in children if isinstance(child, CoDyRALinear)]
+            if len(layers) > 1:
+                SharedInput(parent, layers)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

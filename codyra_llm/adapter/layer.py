@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from codyra_llm.adapter.functional import add_gated_branch
+from codyra_llm.adapter import products as torch_products
+from codyra_llm.adapter.functional import add_branch, add_gated_branch, share_input
 
 
 class CoDyRALinear(nn.Module):
@@ -23,7 +25,12 @@ class CoDyRALinear(nn.Module):
         gates_start_at_one: else they are drawn from N(0, 1).
         train_gates: false freezes the gates, which makes the branch a plain LoRA.
         generator: a CPU generator for the draws, so that every rank of a job draws the same.
+        products: the products that the fused forward is made of; None: the plain reference.
+        regrow: whether a gate that has become zero goes on learning.
     """
+
+    shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
+    alive: torch.Tensor | None = None  # the components that take part in the products; None: all
 
     def __init__(
         self,
@@ -32,8 +39,11 @@ class CoDyRALinear(nn.Module):
         gates_start_at_one: bool = True,
         train_gates: bool = True,
         generator: torch.Generator | None = None,
+        products: Any = torch_products,
+        regrow: bool = True,
     ) -> None:
         super().__init__()
+        self.products, self.regrow = products, regrow
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
         weight: torch.Tensor = base.weight  # type: ignore[assignment]
@@ -55,7 +65,31 @@ class CoDyRALinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return add_gated_branch(self.base(input), input, self.A, self.B, self.gate)
+        A, B, gate = self.branch()
+        if self.products is None or torch.compiler.is_compiling():  # a compiler fuses the plain form itself
+            return add_gated_branch(self.base(input), input, A, B, gate)
+        if self.shared is not None and self.shared.open:
+            flat, down = self.shared.down(self, input)
+        else:
+            flat, (down,) = share_input(input.flatten(0, -2), [A], self.products)
+        # two dimensions, because a projection with a bias gives a view for three, which nothing can be added into
+        output = add_branch(self.base(flat), down, gate, B, self.products)
+        return output.view(*input.shape[:-1], self.out_features)
+
+    def branch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(A, B, gate) of the components that take part in the products."""
+        # a gate that may not grow again gets no gradient, which would count in the gradient's norm
+        gate = self.gate if self.regrow else torch.where(self.gate != 0, self.gate, torch.zeros_like(self.gate))
+        if self.alive is None:
+            return self.A, self.B, gate
+        return self.A[self.alive], self.B[:, self.alive], gate[self.alive]
+
+    def compact(self) -> None:
+        """Leaves components at zero out of the products from here on; they must be ones that may not grow again."""
+        if self.regrow:
+            raise ValueError("a component at zero may grow again (regrow), so it cannot be left out")
+        alive = self.gate.detach().nonzero().flatten()
+        self.alive = alive if len(alive) < self.rank else None
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(B * gate [out_features, rank], A [rank, in_features]): the update is their product."""
@@ -64,6 +98,48 @@ class CoDyRALinear(nn.Module):
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class SharedInput:
+    """Branches of one parent module that read the same input: one stacked down-projection serves them all.
+
+    While the parent runs, the first of them to be called computes the products of all; each of the others takes its
+    own, if it is called with the very same tensor. Nothing is held when the parent has returned.
+
+    Args:
+        parent: the module whose forward calls the layers.
+        layers: at least two of its gated layers.
+    """
+
+    def __init__(self, parent: nn.Module, layers: list[CoDyRALinear]) -> None:
+        self.layers, self.open = layers, False
+        self._held: tuple[torch.Tensor, torch.Tensor, dict[CoDyRALinear, torch.Tensor]] | None = None
+        self._hooks = [
+            parent.register_forward_pre_hook(lambda *_: self._begin()),
+            parent.register_forward_hook(lambda *_: self._end(), always_call=True),
+        ]
+        for layer in layers:
+            layer.shared = self
+
+    def dissolve(self) -> None:
+        """From here on each layer computes its own product."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self.layers:
+            layer.shared = None
+
+    def down(self, layer: CoDyRALinear, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(`input` as [tokens, in_features] for the base, its product with A [tokens, rank]) of one of the layers."""
+        if self._held is None or self._held[0] is not input or layer not in self._held[2]:
+            flat, downs = share_input(input.flatten(0, -2), [each.branch()[0] for each in self.layers], layer.products)
+            self._held = input, flat, dict(zip(self.layers, downs, strict=True))
+        return self._held[1], self._held[2].pop(layer)
+
+    def _begin(self) -> None:
+        self.open, self._held = True, None
+
+    def _end(self) -> None:
+        self.open, self._held = False, None
 
 
 def gated_layers(model: nn.Module) -> Iterator[tuple[str, CoDyRALinear]]:

@@ -42,6 +42,7 @@ def prune(model: nn.Module) -> list[ModuleRank]:
             layer.A = nn.Parameter(layer.A[alive].clone(), requires_grad=layer.A.requires_grad)
             layer.B = nn.Parameter(layer.B[:, alive].clone(), requires_grad=layer.B.requires_grad)
             layer.gate = nn.Parameter(layer.gate[alive].clone(), requires_grad=layer.gate.requires_grad)
+        layer.alive = None
         report.append(_module_rank(name, layer, initial_rank))
     return report
 
@@ -88,6 +89,8 @@ def deltas(model: nn.Module, scale: float = 1.0) -> Deltas:
 def unwrap(model: nn.Module) -> None:
     """Puts the plain projection back in the place of every gated layer; what the branches learned is dropped."""
     for name, layer in list(gated_layers(model)):
+        if layer.shared is not None:
+            layer.shared.dissolve()
         replace_module(model, name, layer.base)
 
 

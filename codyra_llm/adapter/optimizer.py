@@ -34,11 +34,12 @@ def reference_threshold(values: torch.Tensor, threshold: float) -> torch.Tensor:
 class ProximalAdamW(torch.optim.AdamW):
     """AdamW whose parameter groups may carry a threshold, applied to their values after each step.
 
-    Keys of a thresholded group: `threshold` (0: no threshold), `threshold_mode` (importance, budget or reference)
-    and `importance_decay`. In importance mode the threshold of a component i is
-    threshold * clip(s_ref / s_i, 0.1, 4), where s_i is the moving average of |gate_i * dL/dgate_i| (to first order,
-    what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i. A component
-    at zero keeps its last s_i. The average is element-wise optimizer state; s_ref costs one all-reduce of two numbers.
+    Keys of a thresholded group: `threshold` (0: no threshold), `threshold_mode` (importance, budget or reference),
+    `importance_decay`, and `regrow` (false: what is zero stays zero). In importance mode the threshold of a
+    component i is threshold * clip(s_ref / s_i, 0.1, 4), where s_i is the moving average of |gate_i * dL/dgate_i| (to
+    first order, what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i.
+    A component at zero keeps its last s_i. The average is element-wise optimizer state; s_ref costs one all-reduce of
+    two numbers.
 
     Args:
         params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
@@ -72,6 +73,7 @@ class ProximalAdamW(torch.optim.AdamW):
                     "threshold": 0.0,
                     "threshold_mode": config.threshold_mode,
                     "importance_decay": config.importance_decay,
+                    "regrow": config.regrow,
                 }
             )
         return cls(groups, lr=lr, **kwargs)
@@ -86,7 +88,10 @@ class ProximalAdamW(torch.optim.AdamW):
             for p in group["params"]
             if p.grad is not None
         }
+        dead = {p: p == 0 for group in self.param_groups if not group.get("regrow", True) for p in group["params"]}
         loss = super().step(closure)
+        for p, zeros in dead.items():
+            p.masked_fill_(zeros, 0)  # what Adam remembers would move it
         for group in self.param_groups:
             # ZeRO-3 steps one group at a time and leaves the others empty, on every rank alike.
             if "threshold_mode" in group and group["params"]:

@@ -41,6 +41,11 @@ class ThresholdSchedule:
                 group["threshold"] = threshold
         return threshold
 
+    def compacts(self, step: int) -> bool:
+        """Whether components at zero are to be left out of the products from this step on."""
+        every = self.config.compact_every
+        return every > 0 and step >= self.dense_steps and step % every == 0
+
     @property
     def can_prune(self) -> bool:
         """Whether the thresholds of all steps can shrink some gate from its first value to zero."""

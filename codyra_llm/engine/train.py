@@ -21,7 +21,7 @@ from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
-from codyra_llm.engine.zero import own_branches
+from codyra_llm.engine.zero import compact_branches, own_branches, part_branches
 from codyra_llm.errors import UserError
 
 
@@ -95,6 +95,8 @@ def train_task(
         write_moments(model, engine, optimizer, resumed)
         first_step = resumed.step
         resumed.tensors.clear()  # as much memory as the branches and their moments take
+    if engine.zero_optimization_stage() == 3:
+        part_branches(model)
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
@@ -107,6 +109,8 @@ def train_task(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         threshold = schedule.apply(optimizer, step) if schedule else 0.0
+        if schedule and schedule.compacts(step):
+            compact_branches(model)
         answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
         for batch in batches.micro_batches(step, world.rank):

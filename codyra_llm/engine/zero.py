@@ -112,6 +112,20 @@ def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, whole.cpu() if dist.get_rank() == 0 else whole
 
 
+def compact_branches(model: nn.Module) -> None:
+    """Leaves the components of every branch that are at zero, for good, out of its products from here on."""
+    for _, layer in gated_layers(model):
+        with deepspeed.zero.GatheredParameters([layer.gate], enabled=is_zero_param(layer.gate)):
+            layer.compact()
+
+
+def part_branches(model: nn.Module) -> None:
+    """Lets each branch compute its own products: ZeRO-3 gathers the factors of one module at a time."""
+    for _, layer in gated_layers(model):
+        if layer.shared is not None:
+            layer.shared.dissolve()
+
+
 def own_branches(model: nn.Module) -> None:
     """Makes A, B and gate of every branch ordinary whole parameters again, on every rank."""
     for _, layer in gated_layers(model):

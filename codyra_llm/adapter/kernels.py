@@ -1,0 +1,5 @@
+import torch
+
+
+def missing(device: torch.device) -> str | None:
+    return "no"
