@@ -18,6 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from codyra_llm.engine.launch import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model
@@ -110,6 +111,7 @@ def test_a_missing_weight_is_named(seen: dict, folder: Path) -> None:
 def test_two_ranks_save_the_bytes_that_one_saves(
     seen: dict, folder: Path, tmp_path: Path, name: str, dtype: str, largest_file: int
 ) -> None:
+    start()
     model, tokenizer = load_model(str(folder / name), dtype), AutoTokenizer.from_pretrained(folder / "llama")
     save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "one", "# card", largest_file)
     one, two = tmp_path / "one", folder / saved_folder(name, dtype, largest_file)

@@ -130,7 +130,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     W1, W2 = torch.randn(5, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
 
-    def outputs(x: torch.Tensor, A1, A2, gate1, gate2, B1, B2) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN001
+    def outputs(x: torch.Tensor, A1, A2, gate1, gate2, B1, B2) -> tuple[torch.Tensor, torch.Tensor]:
         shared, (down1, down2) = share_input(x, [A1, A2])
         return add_branch(shared @ W1.T, down1, gate1, B1), add_branch(shared @ W2.T, down2, gate2, B2)
 

@@ -1,0 +1,188 @@
+"""A forward and a backward with branches, beside the frozen model's own: time, kept activations, operator traffic.
+
+    python -m benchmarks.train_step.py                              # all models, 15 rounds
+    python -m benchmarks.train_step.py --models group --rounds 1    # only the counted figures of a q/k/v group
+
+Contestants take turns within a round, in one process. `bound` is the frozen base in which only activations receive
+gradients; `reference` and `fused` are ours; `PEFT` is its LoRA at the same rank and targets. Models: two blocks of
+Llama-3.2-1B's and of Gemma-2-2B's shape and four small ones of hidden size 1024, with random weights (a random
+gradient stands for the loss), and the built-in 135M model on random ids with a fifth of them in the answers, where
+PEFT also runs with the loss of transformers (logits at every position).
+Counted figures (bytes, operations) come from one more step of each.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import peft
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModel, Gemma2Config, LlamaConfig
+
+from benchmarks.counting import cost, saved_bytes
+from benchmarks.rounds import interleave, ratios, report
+from codyra_llm.adapter import CoDyRAConfig, inject
+from codyra_llm.adapter.config import DEFAULT_TARGETS
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.data.batches import IGNORED
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.models.load import load_model
+
+SHAPES = {
+    "llama-1b": lambda: LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+        num_hidden_layers=2, vocab_size=64,
+    ),
+    "gemma-2b": lambda: Gemma2Config(
+        hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+        num_hidden_layers=2, vocab_size=64,
+    ),
+    "hidden-1024": lambda: LlamaConfig(
+        hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=16,
+        num_hidden_layers=4, vocab_size=64,
+    ),
+}  # fmt: skip
+GROUP = ("q_proj", "k_proj", "v_proj")
+
+
+class Group(nn.Module):
+    """Three projections of one input."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name in GROUP:
+            self.add_module(name, nn.Linear(width, width, bias=False, dtype=dtype))
+
+    def forward(self, input: torch.Tensor) -> list[torch.Tensor]:
+        """[tokens, width] -> three of the same."""
+        return [self.q_proj(input), self.k_proj(input), self.v_proj(input)]
+
+
+def variants(model: nn.Module, rank: int, targets: tuple[str, ...] = DEFAULT_TARGETS) -> dict[str, nn.Module]:
+    """Copies of a model that share its weights: frozen, with our branches, with PEFT's; branches are not at zero."""
+    model.requires_grad_(False)
+    weights = {id(p): p for p in model.parameters()}
+    made = {name: copy.deepcopy(model, dict(weights)) for name in ("bound", "reference", "fused", "PEFT")}
+    for impl in ("reference", "fused"):
+        inject(made[impl], CoDyRAConfig(rank=rank, target_modules=targets, impl=impl))
+        for _, layer in gated_layers(made[impl]):
+            nn.init.normal_(layer.B, std=1e-2)
+    lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=False)
+    made["PEFT"] = peft.inject_adapter_in_model(lora, made["PEFT"])
+    for name, parameter in made["PEFT"].named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return made
+
+
+def blocks(shape: str, rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.Module], torch.Tensor]]:
+    """The blocks of a shape, and a forward that ends in a scalar."""
+    model = AutoModel.from_config(SHAPES[shape](), dtype=torch.float32)
+    width = model.config.hidden_size
+    input, upstream = torch.randn(1, tokens, width), torch.randn(1, tokens, width) / width
+
+    def forward(variant: nn.Module) -> torch.Tensor:
+        hidden = variant(inputs_embeds=input.clone().requires_grad_(), use_cache=False).last_hidden_state
+        return (hidden * upstream).sum()
+
+    return variants(model, rank), forward
+
+
+def builtin(rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.Module], torch.Tensor]]:
+    """The built-in model, and the loss of its answers."""
+    made = variants(load_model("smollm2-135m-instruct"), rank)
+    ids = torch.randint(5, 40000, (4, tokens // 4), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, : ids.shape[1] * 4 // 5] = IGNORED
+    losses = {id(variant): AnswerLoss(variant) for variant in made.values()}
+    with_their_loss = copy.copy(made["PEFT"])
+    made["bound"].get_input_embeddings().register_forward_hook(lambda *hook: hook[-1].requires_grad_())
+    made["PEFT, loss of transformers"] = with_their_loss
+
+    def forward(variant: nn.Module) -> torch.Tensor:
+        if variant is with_their_loss:
+            return variant(input_ids=ids, labels=labels, use_cache=False).loss
+        return losses[id(variant)](ids, labels)
+
+    return made, forward
+
+
+def timed(name: str, rank: int, tokens: int, rounds: int, as_json: bool) -> None:
+    """One table: the time of a step over the bound's and over PEFT's, and what it keeps."""
+    made, forward = builtin(rank, tokens) if name == "135m" else blocks(name, rank, tokens)
+    for variant in made.values():
+        variant.train()
+
+    def step(variant: nn.Module) -> None:
+        forward(variant).backward()
+        variant.zero_grad(set_to_none=True)
+
+    seconds = interleave({key: lambda v=variant: step(v) for key, variant in made.items()}, rounds)
+    over_bound, over_peft = ratios(seconds, "bound"), ratios(seconds, "PEFT")
+    rows = []
+    for key, variant in made.items():
+        spread = over_bound[key]
+        rows.append(
+            {
+                "contestant": key,
+                "time / bound": spread["median"],
+                "10th to 90th percentile": f"{spread['p10']:.3f} to {spread['p90']:.3f}",
+                "time / PEFT": over_peft[key]["median"],
+                "kept activations, MB": round(saved_bytes(lambda v=variant: forward(v), variant.parameters()) / 1e6),
+                "operator traffic, GB": cost(lambda v=variant: step(v)).traffic / 1e9,
+            }
+        )
+    peak = psutil.Process().memory_info().rss / 1e9
+    report(f"{name}, fp32, rank {rank}, {tokens} tokens, {rounds} rounds, {peak:.1f} GB resident", rows, as_json)
+
+
+def counted(rank: int, tokens: int, width: int, dtype: torch.dtype, as_json: bool) -> None:
+    """One table: what the branches of a q/k/v group add over the frozen group."""
+    made = variants(Group(width, dtype), rank, GROUP)
+    input = torch.randn(tokens, width, dtype=dtype)
+    upstream = [torch.randn(tokens, width, dtype=dtype) for _ in GROUP]
+    least = 6 * tokens * rank * 2 * width * len(GROUP)
+
+    def forward(variant: nn.Module) -> list[torch.Tensor]:
+        return variant(input.requires_grad_())
+
+    costs = {
+        key: cost(lambda v=variant: torch.autograd.backward(forward(v), upstream)) for key, variant in made.items()
+    }
+    frozen, theirs = costs["bound"], costs["PEFT"].traffic - costs["bound"].traffic
+    rows = [
+        {
+            "contestant": key,
+            "added traffic, MiB": round((costs[key].traffic - frozen.traffic) / 2**20),
+            "added traffic / PEFT": (costs[key].traffic - frozen.traffic) / theirs,
+            "added FLOPs / least": (costs[key].flops - frozen.flops) / least,
+            "kept / input": saved_bytes(lambda v=variant: forward(v), variant.parameters()) / input.nbytes,
+        }
+        for key, variant in made.items()
+    ]
+    name = str(dtype).removeprefix("torch.")
+    report(f"q/k/v group, {name} base, fp32 branches, rank {rank}, {tokens} tokens, width {width}", rows, as_json)
+
+
+def main() -> None:
+    """Prints a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["group", *SHAPES, "135m"], choices=["group", *SHAPES, "135m"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=512, help="of a step (a group always has 1024)")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for name in options.models:
+        if name == "group":
+            for dtype in (torch.float32, torch.bfloat16):
+                counted(options.rank, 1024, 2048, dtype, options.json)
+        else:
+            timed(name, options.rank, options.tokens, options.rounds, options.json)
+
+
+if __name__ == "__main__":
+    main()
