@@ -12,7 +12,7 @@ import torch
 PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
-def interleave(contestants: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleave(contestants: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; in a round all run in turn, so that what slows one slows all."""
     for _ in range(warmup):
         for run in contestants.values():

@@ -10,6 +10,8 @@ from codyra_llm.adapter.injection import replace_module
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 
 AddDelta = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
+# Memory that a merge needs beside the weight. Small enough that allocators hand out the same pages again for each tile.
+TILE_BYTES = 16 * 2**20
 Deltas = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -109,9 +111,19 @@ def apply_deltas(model: nn.Module, updates: Deltas, add_delta: AddDelta | None =
 
 
 def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
-    """weight += B @ A, computed in the factors' dtype and rounded once to the weight's."""
+    """weight += B @ A, computed in the factors' dtype and rounded once to the weight's, a tile of rows at a time."""
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
-    weight.copy_(torch.addmm(weight.to(A.dtype), B, A))
+    rows = tile_rows(A)
+    for tile, B_rows in zip(weight.split(rows), B.split(rows), strict=True):
+        if tile.dtype == A.dtype:
+            tile.addmm_(B_rows, A)
+        else:
+            tile.copy_(tile.to(A.dtype).addmm_(B_rows, A))
+
+
+def tile_rows(A: torch.Tensor) -> int:
+    """How many rows of the product with A make a tile."""
+    return max(1, TILE_BYTES // (A.shape[1] * A.element_size()))
 
 
 def norm_of_sum(updates: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import add_delta_in_place
+from codyra_llm.adapter.merge import add_delta_in_place, tile_rows
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
@@ -150,11 +150,15 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
     own, start = _own_slice(weight)
     if not own.numel():
         return
-    columns, stop = A.shape[1], start + own.numel()
-    first_row, last_row = start // columns, (stop - 1) // columns
-    delta = (B[first_row : last_row + 1] @ A).flatten()[start - first_row * columns : stop - first_row * columns]
-    delta = delta.to(own.device)  # offloaded slices are on the CPU
-    own.copy_(own.to(delta.dtype) + delta)
+    columns, stop, rows = A.shape[1], start + own.numel(), tile_rows(A)
+    end = (stop - 1) // columns + 1
+    for row in range(start // columns, end, rows):
+        delta = (B[row : min(row + rows, end)] @ A).flatten()
+        first, last = max(start, row * columns), min(stop, row * columns + len(delta))
+        tile = own[first - start : last - start]
+        # offloaded slices are on the CPU
+        delta = delta[first - row * columns : last - row * columns].to(own.device)
+        tile.copy_(delta.add_(tile))
 
 
 def parameter_count(model: nn.Module) -> int:
