@@ -49,6 +49,12 @@ class DataConfig:
     )
     max_answer_length: int = option(512, "tokens of a training answer, its end mark included")
     long_answers: Literal["error", "drop"] = option("error", "what to do with a training row whose answer is longer")
+    packing: Literal["none", "bucket", "pack"] = option(
+        "bucket",
+        "how the rows of a step share forward passes: as they come (none), neighbours in length (bucket), or end to "
+        "end without padding (pack); the loss is the same",
+        neutral=True,
+    )
     max_train_examples: int | None = option(None, "rows of train.json to use for each task; empty: all")
     max_test_examples: int | None = option(None, "rows of test.json to score for each task; empty: all")
 

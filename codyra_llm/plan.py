@@ -106,6 +106,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
                 task.name,
                 world.size,
                 padding_id(tokenizer),
+                data.packing,
             )
         )
         method.check(task.name, batches[-1].total_steps)

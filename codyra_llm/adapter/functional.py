@@ -10,6 +10,7 @@ way back the bases' gradients of x arrive summed in one buffer, and sum_i (dH_i 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def add_gated_branch(
     Returns:
         [..., out_features], in the dtype of `output`.
     """
-    with torch.autocast(input.device.type, enabled=False):
+    with _no_autocast(input.device):
         branch = ((input.to(A.dtype) @ A.T) * gate) @ B.T
         return output + branch.to(output.dtype)
 
@@ -76,7 +77,7 @@ class _ShareInput(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, *As)
         ctx.products = products
-        with torch.autocast(input.device.type, enabled=False):
+        with _no_autocast(input.device):
             down = products.down(input, _stack(As))
         return (input, *down.split([len(A) for A in As], dim=1))
 
@@ -86,7 +87,7 @@ class _ShareInput(torch.autograd.Function):
         input, *As = ctx.saved_tensors
         if all(gradient is None for gradient in d_down):
             return None, d_input, *[None] * len(As)
-        with torch.autocast(input.device.type, enabled=False):
+        with _no_autocast(input.device):
             d = _stack([_or_zeros(gradient, input, A) for gradient, A in zip(d_down, As, strict=True)], dim=1)
             d_As = ctx.products.outer(d, input).split([len(A) for A in As])
             if ctx.needs_input_grad[1]:
@@ -104,7 +105,7 @@ class _AddBranch(torch.autograd.Function):
         ctx.mark_dirty(output)
         ctx.save_for_backward(down, gate, B)
         ctx.products = products
-        with torch.autocast(output.device.type, enabled=False):
+        with _no_autocast(output.device):
             products.add_product(output, down * gate, B.T)
         return output
 
@@ -112,11 +113,16 @@ class _AddBranch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_output: torch.Tensor) -> tuple[Any, ...]:
         down, gate, B = ctx.saved_tensors
-        with torch.autocast(d_output.device.type, enabled=False):
+        with _no_autocast(d_output.device):
             d_gated = ctx.products.project(d_output, B)
             d_gate = (d_gated * down).sum(0) if ctx.needs_input_grad[3] else None
             d_B = ctx.products.outer(down * gate, d_output).T  # the product is faster with the narrow factor first
         return None, d_output, d_gated.mul_(gate), d_gate, d_B
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:

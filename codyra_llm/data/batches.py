@@ -15,19 +15,26 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens]."""
+    """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens].
+
+    `position_ids` is there where examples are packed into one row: it starts again with each of them.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    position_ids: torch.Tensor | None = None
 
 
 class GlobalBatches:
     """The optimizer steps of one task as a pure function of (seed, task, step).
 
     The rows are read in shuffled passes that follow each other without a gap, so every row is seen equally often
-    (up to one) and every step has exactly `global_batch_size` rows. Within a step, rows are sorted by length and
-    dealt out in micro batches of neighbours: the loss of a step is a sum over its answer tokens, so that changes
-    nothing but the padding.
+    (up to one) and every step has exactly `global_batch_size` rows. How they are dealt out in micro batches is the
+    packing's matter; the loss of a step is a sum over its answer tokens, so that changes nothing but the padding:
+
+    - none: in the order of the pass; the shorter ones are padded.
+    - bucket: sorted by length, neighbours together; the shorter ones are padded.
+    - pack: sorted by length, and laid end to end in one row without padding.
 
     Args:
         examples: the task's rows.
@@ -36,6 +43,7 @@ class GlobalBatches:
         seed, task: what the order of rows depends on.
         world_size: number of ranks.
         pad_token_id: id that fills rows up.
+        packing: none, bucket or pack.
 
     Raises:
         UserError: the global batch does not divide, or the rows do not fill one step.
@@ -51,10 +59,12 @@ class GlobalBatches:
         task: str,
         world_size: int = 1,
         pad_token_id: int = 0,
+        packing: str = "bucket",
     ) -> None:
         check_divides(global_batch_size, micro_batch_size, world_size)
         self.examples, self.global_batch_size, self.micro_batch_size = examples, global_batch_size, micro_batch_size
         self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
+        self.packing = packing
         self.total_steps = int(len(examples) * epochs + 1e-9) // global_batch_size
         if not self.total_steps:
             raise UserError(
@@ -64,8 +74,10 @@ class GlobalBatches:
         self._order = list(islice(self._passes(), self.total_steps * global_batch_size))
 
     def rows_of(self, step: int) -> list[int]:
-        """Indices of the rows of optimizer step `step`, longest first."""
+        """Indices of the rows of optimizer step `step`, longest first unless the packing is none."""
         rows = self._order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        if self.packing == "none":
+            return rows
         return sorted(rows, key=lambda row: (-len(self.examples[row]), row))
 
     def answer_tokens(self, step: int) -> int:
@@ -80,9 +92,8 @@ class GlobalBatches:
         """The forward passes of one rank in a step."""
         rows = self.rows_of(step)
         for first in range(rank * self.micro_batch_size, len(rows), self.world_size * self.micro_batch_size):
-            yield collate(
-                [self.examples[row] for row in rows[first : first + self.micro_batch_size]], self.pad_token_id
-            )
+            examples = [self.examples[row] for row in rows[first : first + self.micro_batch_size]]
+            yield pack(examples) if self.packing == "pack" else collate(examples, self.pad_token_id)
 
     def draw_seed(self, step: int, rank: int = 0) -> int:
         """Seed of what a model draws at random in a step."""
@@ -105,6 +116,18 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         input_ids[i, : len(example)] = torch.tensor(example.prompt + example.answer)
         labels[i, len(example.prompt) : len(example)] = torch.tensor(example.answer)
     return MicroBatch(input_ids, labels)
+
+
+def pack(examples: Sequence[Example]) -> MicroBatch:
+    """Examples end to end in one row; positions that start again keep attention within each of them."""
+    parts = [collate([example], pad_token_id=0) for example in examples]
+    for part in parts:
+        part.labels[0, 0] = IGNORED  # which the example before would have to predict
+    return MicroBatch(
+        torch.cat([part.input_ids for part in parts], dim=1),
+        torch.cat([part.labels for part in parts], dim=1),
+        torch.cat([torch.arange(len(example)) for example in examples])[None],
+    )
 
 
 def check_divides(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:

@@ -2,9 +2,15 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from codyra_llm.data.batches import IGNORED
+
+
+# Logits held at once, fp32: 170 tokens of a vocabulary of 49k, 32 of one of 256k. Their gradient and softmax take
+# about as much each, and what fits at once is not computed a second time.
+LOGITS_BYTES = 32 * 2**20
 
 
 class AnswerLoss(nn.Module):
@@ -18,13 +24,34 @@ class AnswerLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """input_ids, labels [rows, tokens] (right-padded, IGNORED but at answer tokens) -> a scalar in nats, fp32."""
-        hidden = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """input_ids, labels, position_ids [rows, tokens] as a MicroBatch has them -> a scalar in nats, fp32."""
+        decoder = self.model.get_decoder()
+        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         at_answer = targets != IGNORED
-        logits = answer_logits(self.model, hidden[:, :-1][at_answer])
-        return nn.functional.cross_entropy(logits, targets[at_answer], reduction="sum")
+        return summed_loss(self.model, hidden[:, :-1][at_answer], targets[at_answer])
+
+
+def summed_loss(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood in nats, summed over tokens; logits that do not fit at once are computed in chunks.
+
+    A chunk's logits are computed again in the backward pass, so that only one chunk's are held at any time.
+
+    Args:
+        model: whose head is used. hidden: [tokens, hidden_size]. targets: [tokens], ids.
+    """
+
+    def loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(answer_logits(model, hidden), targets, reduction="sum")
+
+    tokens = max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+    if len(targets) <= tokens:
+        return loss(hidden, targets)
+    chunks = zip(hidden.split(tokens), targets.split(tokens), strict=True)
+    return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def answer_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

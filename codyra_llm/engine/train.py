@@ -114,7 +114,8 @@ def train_task(
         answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
         for batch in batches.micro_batches(step, world.rank):
-            summed = engine(batch.input_ids.to(world.device), batch.labels.to(world.device))
+            positions = None if batch.position_ids is None else batch.position_ids.to(world.device)
+            summed = engine(batch.input_ids.to(world.device), batch.labels.to(world.device), positions)
             sums[0] += summed.detach().double()
             # DeepSpeed averages over ranks and micro batches; the loss is a sum over both
             engine.backward(summed * (world.size * accumulation / answer_tokens))

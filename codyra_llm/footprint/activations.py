@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from codyra_llm.engine.loss import answer_logits
+from codyra_llm.engine.loss import summed_loss
 
 
 class LiveBytes(TorchDispatchMode):
@@ -73,6 +73,7 @@ def activation_bytes(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()  # which enabling it has turned on
     input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     targets = torch.zeros(answer_tokens, dtype=torch.long, device="meta")
     count = LiveBytes()
@@ -87,7 +88,7 @@ def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor
     """AnswerLoss without its boolean mask, which has no size on the meta device."""
     hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
     chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])[torch.zeros_like(targets)]
-    return nn.functional.cross_entropy(answer_logits(model, chosen), targets, reduction="sum")
+    return summed_loss(model, chosen, targets)
 
 
 @contextmanager

@@ -65,3 +65,22 @@ def test_published_step_counts() -> None:
 def test_a_global_batch_that_does_not_divide_is_an_error() -> None:
     with pytest.raises(UserError, match="global_batch_size 6 does not divide into micro batches of 2 on 2 ranks"):
         GlobalBatches(examples(20), 6, 2, 1, 0, "task", world_size=2)
+
+
+@pytest.mark.parametrize("packing", ["none", "bucket", "pack"])
+def test_packing_changes_only_how_rows_share_passes(packing: str) -> None:
+    by_packing = GlobalBatches(examples(24), 8, 4, 1, 0, "task", packing=packing)
+    bucket = GlobalBatches(examples(24), 8, 4, 1, 0, "task")
+    for step in range(bucket.total_steps):
+        assert sorted(by_packing.rows_of(step)) == sorted(bucket.rows_of(step))
+        passes = list(by_packing.micro_batches(step))
+        assert len(passes) == 2
+        assert sum(int((batch.labels != IGNORED).sum()) for batch in passes) == bucket.answer_tokens(step)
+        cells = sum(batch.input_ids.numel() for batch in passes)
+        if packing == "pack":
+            assert cells == bucket.tokens(step)
+            starts = sum(int((batch.position_ids == 0).sum()) for batch in passes)
+            assert starts == 8
+        else:
+            assert cells > bucket.tokens(step)
+            assert all(batch.position_ids is None for batch in passes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codyra_llm.config import REPOSITORY, TrainConfig
-from codyra_llm.data.batches import collate
+from codyra_llm.data.batches import collate, pack
 from codyra_llm.data.encode import Example
 from codyra_llm.engine.ds_config import complete, read_deepspeed_json
 from codyra_llm.engine.learning_rate import cosine_factor
@@ -39,6 +39,37 @@ def test_the_sum_does_not_depend_on_padding() -> None:
     alone = [collate([example], pad_token_id=0) for example in EXAMPLES]
     total = sum(loss(batch.input_ids, batch.labels) for batch in alone)
     torch.testing.assert_close(loss(together.input_ids, together.labels), total, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_examples_do_not_see_each_other(architecture: str, attention: str) -> None:
+    found = []
+    for batches in ([pack(EXAMPLES)], [collate([example], pad_token_id=0) for example in EXAMPLES]):
+        model = tiny_model(architecture)
+        if architecture == "gemma2" and attention == "sdpa":
+            pytest.skip("transformers has no sdpa for Gemma 2")
+        model.set_attn_implementation(attention)
+        loss = sum(AnswerLoss(model)(batch.input_ids, batch.labels, batch.position_ids) for batch in batches)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_logits_in_chunks_give_the_same(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    widths: list[int] = []
+    for at_once in (2**25, 5 * 768 * 4):
+        model = tiny_model(architecture)
+        model.get_output_embeddings().register_forward_hook(lambda *hook: widths.append(len(hook[-1])))
+        monkeypatch.setattr("codyra_llm.engine.loss.LOGITS_BYTES", at_once)
+        batch = collate(EXAMPLES, pad_token_id=0)
+        loss = AnswerLoss(model)(batch.input_ids, batch.labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert widths == [25] + 2 * [5] * 5
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_cosine_starts_at_the_peak_and_ends_near_zero() -> None:
