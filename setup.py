@@ -30,5 +30,16 @@ setup(
         "tqdm>=4.60",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "peft>=0.17", "ruff", "mypy", "types-PyYAML", "types-tqdm"]},
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "peft>=0.17",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-tqdm",
+            'triton>=3.2; platform_system == "Linux"',  # CUDA builds of torch bring it; its interpreter needs no GPU
+        ]
+    },
 )

@@ -67,7 +67,7 @@ def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str
     if any(isinstance(module, CoDyRALinear) for module in model.modules()):
         raise ValueError("the model has gated branches already; merge them before a new task")
     names = find_targets(model, config)
-    products = products_of(config.impl, next(model.parameters()).device)
+    products = products_of(config.impl, next(model.parameters()))
     model.requires_grad_(False)
     for name in names:
         draw = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -87,13 +87,13 @@ def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str
     return names
 
 
-def products_of(impl: str, device: torch.device) -> Any:
-    """The module with the products of an `adapter.impl` on a device; None: the plain reference.
+def products_of(impl: str, weight: torch.Tensor) -> Any:
+    """The module with the products that an `adapter.impl` means for a model with this weight; None: the reference.
 
     Raises:
         ValueError: triton is asked for where it cannot run.
     """
-    missing = kernels.missing(device)
+    missing = kernels.missing(weight)
     if impl == "triton" and missing:
         raise ValueError(f"impl: triton cannot run here: {missing}; use auto")
     if impl == "reference":

@@ -1,5 +1,50 @@
+"""The matrix products of a gated branch as Triton kernels: the same functions as `products`, for CUDA.
+
+Inputs may be bf16, fp16 or fp32, in any layout; every product is accumulated in fp32, and inputs are never copied into
+a wider dtype on the way.
+"""
+
+import importlib.util
+
 import torch
 
 
-def missing(device: torch.device) -> str | None:
-    return "no"
+def missing(weight: torch.Tensor) -> str | None:
+    """Why the kernels cannot compute the branches of a model that holds `weight`; None: they can."""
+    if weight.device.type != "cuda":
+        return f"the model is on {weight.device.type}, not on a CUDA device"
+    if weight.dtype == torch.float64:
+        return "they accumulate in fp32, and the model is float64"
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+
+
+def down(input: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """As `products.down`."""
+    return _new_product(input, A.T)
+
+
+def add_product(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """As `products.add_product`."""
+    _product(left, right, output, accumulate=True)
+
+
+def project(gradient: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """As `products.project`."""
+    return _new_product(gradient, B)
+
+
+def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """As `products.outer`, always in fp32."""
+    return _new_product(left.T, right)
+
+
+def _new_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    output = torch.empty(left.shape[0], right.shape[1], dtype=torch.float32, device=left.device)
+    _product(left, right, output, accumulate=False)
+    return output
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, output: torch.Tensor, accumulate: bool) -> None:
+    from codyra_llm.adapter import triton_product  # triton is not everywhere
+
+    triton_product.product(left, right, output, accumulate)
