@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm import TaskStream, run
+from codyra_llm.adapter import CoDyRALinear
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import encode_rows
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
@@ -182,3 +183,26 @@ def test_a_stream_from_memory_and_a_bf16_base(tiny_folder: Path, tmp_path: Path)
     assert results["tasks"] == ["sums"]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert saved.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_leaving_out_what_is_zero_for_good_changes_nothing(stage: int, tiny_folder: Path, tmp_path: Path) -> None:
+    deepspeed_json = tmp_path / "zero.json"
+    deepspeed_json.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    results, compacted, compact = [], [], CoDyRALinear.compact
+    for every in (0, 1):
+        config = tiny_config(
+            tiny_folder,
+            tmp_path / f"every-{every}",
+            **{"adapter.regrow": False, "adapter.compact_every": every, "deepspeed": str(deepspeed_json)},
+            **{"adapter.threshold_strength": 3.0, "evaluate.tasks": "last"},
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CoDyRALinear, "compact", lambda layer: (compact(layer), compacted.append(layer.alive)))
+            results.append(run(config))
+    assert any(alive is not None for alive in compacted)
+    ranks = [[entry["mean"] for entry in result["ranks"]] for result in results]
+    assert ranks[0] == ranks[1]
+    assert min(ranks[0]) < 4
+    for one, other in zip(results[0]["losses"], results[1]["losses"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

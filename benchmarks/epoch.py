@@ -1,0 +1,122 @@
+"""One epoch over a mix of the TRACE tasks: ours through DeepSpeed, beside PEFT's LoRA with transformers' Trainer.
+
+    python -m benchmarks.epoch --data_dir LLM-CL-Benchmark_500
+
+The same rows (contexts up to 512 tokens), rank, targets, learning rate, micro batch and global batch, on the built-in
+135M model in fp32; each round trains fresh branches. The Trainer pads with DataCollatorForSeq2Seq (its default
+collator does not pad labels), shuffles, and computes the loss of transformers, logits at every position.
+"""
+
+import argparse
+import copy
+import logging
+import tempfile
+
+import peft
+import psutil
+import torch
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainingArguments
+
+from benchmarks.mix import examples
+from benchmarks.rounds import interleave, ratios, report
+from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
+from codyra_llm.adapter.merge import unwrap
+from codyra_llm.config import RunConfig, TrainConfig
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.data.encode import Example
+from codyra_llm.engine.launch import World, start
+from codyra_llm.engine.train import train_task
+from codyra_llm.methods import CoDyRA
+from codyra_llm.models.load import load_model, resolve_model
+
+RATE = 5e-4
+
+
+def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packing: str, world: World) -> GlobalBatches:
+    """An epoch of ours; returns its batches."""
+    batches = GlobalBatches(
+        rows, train.global_batch_size, train.per_device_train_batch_size, 1, 0, "mix", packing=packing
+    )
+    method = CoDyRA(RunConfig(train=train, adapter=CoDyRAConfig()))
+    prepared = method.prepare(model, "mix", batches.total_steps)
+    train_task(model, prepared.optimizer, prepared.schedule, batches, train, {}, world)
+    unwrap(model)
+    return batches
+
+
+def theirs(model: PreTrainedModel, rows: list[Example], train: TrainConfig, tokenizer: object, folder: str) -> None:
+    """An epoch of PEFT's LoRA under transformers' Trainer."""
+    lora = peft.get_peft_model(
+        copy.copy(model), peft.LoraConfig(r=16, lora_alpha=16, target_modules=list(DEFAULT_TARGETS), bias="none")
+    )
+    dataset = [{"input_ids": row.prompt + row.answer, "labels": [-100] * len(row.prompt) + row.answer} for row in rows]
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.global_batch_size // train.per_device_train_batch_size,
+        learning_rate=RATE,
+        num_train_epochs=1,
+        lr_scheduler_type="cosine",
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    Trainer(lora, arguments, data_collator=DataCollatorForSeq2Seq(tokenizer), train_dataset=dataset).train()
+    lora.unload()
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="tasks/trace/sample")
+    parser.add_argument("--rows", type=int, default=4, help="of each task")
+    parser.add_argument("--global_batch", type=int, default=16)
+    parser.add_argument("--micro_batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    world, model = start(), load_model("smollm2-135m-instruct")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
+    rows = [row for _, found in examples(tokenizer, options.data_dir, options.rows, "train") for row in found]
+    train = TrainConfig(
+        global_batch_size=options.global_batch, per_device_train_batch_size=options.micro_batch, learning_rate=RATE
+    )
+    padded: dict[str, float] = {}
+
+    def epoch(packing: str) -> None:
+        batches = ours(model, rows, train, packing, world)
+        steps = range(batches.total_steps)
+        cells = sum(batch.input_ids.numel() for step in steps for batch in batches.micro_batches(step))
+        padded[f"ours, {packing}"] = 1 - sum(map(batches.tokens, steps)) / cells
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = interleave(
+            {
+                "PEFT and Trainer": lambda: theirs(model, rows, train, tokenizer, folder),
+                **{
+                    f"ours, {packing}": lambda packing=packing: epoch(packing) for packing in ("none", "bucket", "pack")
+                },
+            },
+            options.rounds,
+            warmup=1,
+        )
+    found = ratios(seconds, "PEFT and Trainer")
+    table = [
+        {
+            "contestant": name,
+            "time / PEFT and Trainer": found[name]["median"],
+            "10th to 90th percentile": f"{found[name]['p10']:.3f} to {found[name]['p90']:.3f}",
+            "padded": f"{padded[name]:.1%}" if name in padded else "as it falls",
+        }
+        for name in seconds
+    ]
+    tokens, peak = sum(map(len, rows)), psutil.Process().memory_info().rss / 1e9
+    title = f"one epoch, {len(rows)} rows, {tokens} tokens, {options.rounds} rounds, {peak:.1f} GB resident"
+    report(title, table, options.json)
+
+
+if __name__ == "__main__":
+    main()

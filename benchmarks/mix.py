@@ -1,0 +1,20 @@
+"""The benchmarks' data: rows of all tasks of a TRACE folder in equal shares, as examples of at most 512 tokens."""
+
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.config import DEFAULT_TASK_FILE
+from codyra_llm.data.encode import Example, encode_rows
+from codyra_llm.data.stream import Task, TaskStream
+
+PROMPT, ANSWER = 384, 128
+
+
+def examples(
+    tokenizer: PreTrainedTokenizerBase, data_dir: str, rows: int, split: str
+) -> list[tuple[Task, list[Example]]]:
+    """`rows` rows of each task, in the file's order; a longer document loses its end, and so does a longer answer."""
+    found = []
+    for task in TaskStream.load(DEFAULT_TASK_FILE, data_dir, max_train_examples=rows, max_test_examples=rows):
+        encoded = encode_rows(tokenizer, getattr(task, split), PROMPT, body=task.spec.body)
+        found.append((task, [Example(example.prompt, example.answer[:ANSWER]) for example in encoded]))
+    return found
