@@ -114,7 +114,7 @@ class _Run:
             self._take_up(found)
         else:
             self._checkpoint(*self.position)
-        self.report = Reporter(folder, self.global_step)
+        self.report = on_main(world, lambda: Reporter(folder, self.global_step)) or Reporter(None, 0)
         for note in [*(f"skipped a checkpoint: {problem}" for problem in problems), *notes]:
             self.report.log.warning(note)
         self._greet(found)

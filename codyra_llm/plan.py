@@ -7,8 +7,9 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
 from codyra_llm.config import RunConfig, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
@@ -67,11 +68,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     check_tokenizer(tokenizer)
     method = METHODS[config.method](config)
-    model = skeleton(model_config)
-    try:
-        check_rank(model, find_targets(model, method.adapter), method.adapter.rank)
-    except ValueError as error:
-        raise UserError(f"adapter: {error}") from None
+    check_adapter(skeleton(model_config), method.adapter)
     batches, test_examples = [], []
     for task in stream:
         prompt_length = data.max_prompt_length or task.spec.max_prompt_length
@@ -112,6 +109,14 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
         method.check(task.name, batches[-1].total_steps)
         _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
     return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples)
+
+
+def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
+    """Raises UserError where a model has no projection for a target, or one too small for the rank."""
+    try:
+        check_rank(model, find_targets(model, adapter), adapter.rank)
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from None
 
 
 def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-from codyra_llm.adapter.injection import check_rank, find_targets, inject
+from codyra_llm.adapter.injection import inject
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, check_divides
 from codyra_llm.data.encode import Example
@@ -21,8 +21,8 @@ from codyra_llm.footprint.activations import activation_bytes
 from codyra_llm.footprint.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config
-from codyra_llm.models.load import resolve_model
-from codyra_llm.plan import plan_run
+from codyra_llm.models.load import resolve_model, skeleton
+from codyra_llm.plan import check_adapter, plan_run
 
 # (way, recompute), what moves and recomputes least first
 ORDER = (
@@ -143,16 +143,10 @@ def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     attention = config.model.attn_implementation
     # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
     options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options
-        )
+    model = skeleton(find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options)
     adapter = METHODS[config.method](config).adapter
-    try:
-        check_rank(model, find_targets(model, adapter), adapter.rank)
-        return model, inject(model, adapter)
-    except ValueError as error:
-        raise UserError(f"adapter: {error}") from None
+    check_adapter(model, adapter)
+    return model, inject(model, adapter)
 
 
 def needed(memory: RankMemory) -> int:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN
-from codyra_llm.models.load import check_causal, resolve_model
+from codyra_llm.models.load import check_causal, reason, resolve_model
 
 FILE = Path(__file__).with_name("architectures.json")
 
@@ -40,6 +40,6 @@ def find_config(name_or_path: str) -> PretrainedConfig:
     except UserError:
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
-        reason = " ".join(str(error).split()).split(". ")[0][:300] if is_here else "unknown model, not on this machine"
+        problem = reason(error) if is_here else "unknown model, not on this machine"
         names = ", ".join([BUILTIN, *known])
-        raise UserError(f"model {name_or_path}: {reason}; give an HF folder, a .gguf file or one of {names}") from None
+        raise UserError(f"model {name_or_path}: {problem}; give an HF folder, a .gguf file or one of {names}") from None

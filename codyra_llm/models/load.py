@@ -57,7 +57,7 @@ def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreT
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
         hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
-        raise UserError(f"model.name_or_path {name_or_path}: {_reason(error)}; {hint}") from None
+        raise UserError(f"model.name_or_path {name_or_path}: {reason(error)}; {hint}") from None
 
 
 def check_causal(config: PretrainedConfig, name: str) -> None:
@@ -74,10 +74,10 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         )
 
 
-def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model's modules on the meta device: its structure, without memory."""
+def skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, **options)
 
 
 def load_model(
@@ -105,7 +105,7 @@ def load_model(
         raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
-        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_reason(error)}") from None
+        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {reason(error)}") from None
     return model.eval()
 
 
@@ -130,7 +130,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
         reader = ShardReader(_weight_files(source))
         names = _names_of_weights(model, reader)
     except (OSError, ValueError) as error:
-        say(f"weights cannot be read in parts, so each process loads all of them first: {_reason(error)}")
+        say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
         model = _load_whole(source, options)
         _place_weights(model, place, lambda name, weight: functools.partial(_copy_part, weight))
         return model
@@ -213,5 +213,6 @@ def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, 
     return names
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first sentence of what a library says went wrong, on one line."""
     return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__

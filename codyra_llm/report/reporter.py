@@ -1,6 +1,7 @@
-"""What a run tells while it goes on and at its end: log, progress, TensorBoard curves, plots, tables."""
+"""What a run tells while it goes on and at its end: log, progress, TensorBoard curves, tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class Reporter:
         gates: dict[str, list[torch.Tensor]] = {}
         for name, layer in layers:
             gates.setdefault(kind_of(name), []).append(layer.gate.detach().float())
-        for kind, values in gates.items():
-            self.board.add_histogram(f"gates/{kind}", torch.cat(values), number)
+        with self._guarded() as board:
+            for kind, values in gates.items():
+                board.add_histogram(f"gates/{kind}", torch.cat(values), number)
 
     def ranks(self, entry: dict[str, Any], last_loss: float, number: int) -> None:
         """What a task kept."""
@@ -80,7 +82,8 @@ class Reporter:
         if not self.folder:
             return
         if self.board:
-            self.board.close()
+            with self._guarded() as board:
+                board.close()
         variant = results["config"]["evaluate"]["scorer_variant"]
         self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
         self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
@@ -91,9 +94,16 @@ class Reporter:
     def _curves(self, step: int, values: dict[str, float]) -> None:
         if not self.board:
             return
-        try:
+        with self._guarded() as board:
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[SummaryWriter]:
+        """The board; where it cannot be written (a full disk), the run goes on without it."""
+        assert self.board is not None
+        try:
+            yield self.board
         except OSError as error:
             self.board = None
             self.log.warning(f"no more curves: {error}")

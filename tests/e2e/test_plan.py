@@ -72,7 +72,7 @@ def test_the_report_says_all_and_ends_with_a_command(plan: Command, capsys: pyte
     assert "4096 tokens a row, 512 of them answer" in text
     assert "data not found: data/LLM-CL-Benchmark_500; --rows 500 for each task" in text
     assert "C-STANCE 31, FOMC 15, MeetingBank 46, Py150 31, ScienceQA 15, NumGLUE-cm 31" in text
-    assert text.rstrip().endswith("--deepspeed null --model.gradient_checkpointing true")
+    assert text.rstrip().endswith("--deepspeed null --model.gradient_checkpointing false")
 
 
 def test_steps_and_lengths_are_a_runs_own_where_its_data_is(
