@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from codyra_llm.data.batches import IGNORED
 
-# Logits held at once, fp32: 170 tokens of a vocabulary of 49k, 32 of one of 256k. Their gradient and softmax take
+# Logits held at once, fp32: 106 tokens of a vocabulary of 49k, 20 of one of 256k. Their gradient and softmax take
 # about as much each, and what fits at once is not computed a second time.
-LOGITS_BYTES = 32 * 2**20
+LOGITS_BYTES = 20 * 2**20
 
 
 class AnswerLoss(nn.Module):
