@@ -3,7 +3,7 @@
 python -m tests.distributed.preempted < JSON list of sessions > JSON list of what became of them
 
 A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
-[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank, or (with a fraction) seconds;
+[rank, moment, how]: the moment is the n-th call of a function of codyra_llm (but for NOT_COUNTED) on that rank, or (with a fraction) seconds;
 how is the name of a signal, or "stop file". With "watch", rank 0 writes the names of all functions it calls, in order,
 to that file. The answer for each session is the list of its ranks' exit statuses.
 """
@@ -23,6 +23,8 @@ from codyra_llm.config import REPOSITORY, load_config
 from tests.distributed.forked import fork_ranks
 
 PACKAGE = str(REPOSITORY / "codyra_llm") + os.sep
+# How often a layer's own functions are called depends on the ZeRO stage: moments are not counted in them.
+NOT_COUNTED = tuple(f"{PACKAGE}adapter{os.sep}{name}.py" for name in ("layer", "functional", "products"))
 
 
 def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str | None = None) -> list[int]:
@@ -57,7 +59,8 @@ def _act(how: str, output: str) -> Callable[[], None]:
 
 def _counter(called: list[str], last: int = 0, act: Callable[[], None] | None = None) -> Callable:
     def count(frame: Any, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(PACKAGE) and file not in NOT_COUNTED:
             called.append(frame.f_code.co_name)
             if act and len(called) == last:
                 act()
