@@ -3,7 +3,7 @@
 python -m tests.distributed.preempted < JSON list of sessions > JSON list of what became of them
 
 A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
-[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank (but for those of NOT_COUNTED),
+[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank (but for NOT_COUNTED),
 or (with a fraction) seconds; how is the name of a signal, or "stop file". With "watch", rank 0 writes the names of all
 functions it calls, in order, to that file. The answer for each session is the list of its ranks' exit statuses.
 """
