@@ -97,6 +97,13 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def any_rank(mine: bool, world: World) -> bool:
+    """Whether it is so on any rank, the same answer on all."""
+    flag = torch.tensor(int(mine), device=world.device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
 def on_main(world: World, action: Callable[[], Any]) -> Any:
     """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank.
 

@@ -46,11 +46,16 @@ def summed_loss(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Ten
     def loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(answer_logits(model, hidden), targets, reduction="sum")
 
-    tokens = max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+    tokens = logits_at_once(model)
     if len(targets) <= tokens:
         return loss(hidden, targets)
     chunks = zip(hidden.split(tokens), targets.split(tokens), strict=True)
     return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def logits_at_once(model: PreTrainedModel) -> int:
+    """For how many tokens logits are held at once."""
+    return max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
 
 
 def answer_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

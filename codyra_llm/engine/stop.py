@@ -7,10 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from codyra_llm.engine.launch import World
+from codyra_llm.engine.launch import World, any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -40,9 +37,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
         asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
-        flag = torch.tensor(int(asked), device=self.world.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        return any_rank(asked, self.world)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

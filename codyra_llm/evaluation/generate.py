@@ -1,38 +1,49 @@
-"""Answers and their losses, batched: rows sorted by length, left-padded, each prompt computed once.
+"""Answers and the losses of true answers, batched: each prompt is read once, rows that have ended leave the batch.
 
 Rows of different tasks share batches, each with its own length limit and stops: a decoding step costs the time to read
-the weights, however many rows take it.
+the weights, however many rows take it. Questions with the same prompt (the choices of one item) share its row.
 
-The prompt's KV cache serves twice: first the true answer is fed through it for its loss, then the cache is cut back
-to the prompt and the model's own answer is generated from it.
+A batch's prompts are read, what they have in common once; then their true answers, for the losses, which are taken
+back again; and from the same state the model's own answers are generated.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.data.batches import IGNORED
 from codyra_llm.data.encode import Example, padding_id
-from codyra_llm.engine.launch import World, gather
-from codyra_llm.engine.loss import answer_logits
+from codyra_llm.engine.launch import World, any_rank, gather
+from codyra_llm.engine.loss import answer_logits, logits_at_once
+from codyra_llm.evaluation.context import Context, tokens_read
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The model's own answer to a prompt, how many tokens it took, and the summed loss of the true one in nats."""
+    """The model's own answer to a prompt and how it takes the true one.
+
+    Attributes:
+        text: its own answer.
+        tokens: how many that took.
+        loss: of the true answer, summed over its tokens, in nats; 0 where there is none.
+        greedy: whether the model's own answer would begin with all tokens of the true one.
+    """
 
     text: str
     tokens: int
     loss: float
+    greedy: bool
 
 
 @dataclass(frozen=True)
 class Question:
-    """An example to answer, the most tokens its answer may take, and the strings that end it."""
+    """An example to answer, the most tokens its answer may take, and the strings that end it.
+
+    With no true answer there is no loss; with 0 tokens only the loss is asked for.
+    """
 
     example: Example
     max_new_tokens: int
@@ -63,23 +74,15 @@ def answer_questions(
         synced: each forward pass takes all ranks; one without a batch of its own then repeats another's.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
-    pad = padding_id(tokenizer)
-    greedy = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
     answered = dict(answered or {})
-    order = sorted(range(len(questions)), key=lambda i: _cost(questions[i]), reverse=True)
-    order = [i for i in order if i not in answered]
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    defaults, model.generation_config = model.generation_config, greedy
-    try:
-        for first in range(0, len(batches), size):
-            mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
-            own = _answer_batch(model, tokenizer, [questions[i] for i in mine], pad, synced) if mine else []
-            shares = [(mine, own)] if world is None else gather((mine, own))
-            fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
-            answered |= fresh
-            on_round(fresh)
-    finally:
-        model.generation_config = defaults
+    batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
+    for first in range(0, len(batches), size):
+        mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
+        own = _Batch(model, tokenizer, [questions[i] for i in mine], world if synced else None).answer() if mine else []
+        shares = [(mine, own)] if world is None else gather((mine, own))
+        fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
+        answered |= fresh
+        on_round(fresh)
     return [answered[i] for i in range(len(questions))]
 
 
@@ -91,111 +94,141 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found and opening < len(text) else text
 
 
-def _cost(question: Question) -> tuple[int, int]:
-    """What rows of a batch should have in common, so that few wait for one."""
-    return question.max_new_tokens, len(question.example.prompt)
+def _batches(questions: Sequence[Question], order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Numbers of questions, `batch_size` different rows at a time, so ordered that least is read.
 
+    Rows of a batch should have the same limit, so that few wait for one, and then either about the same length or
+    the same beginning: the better of the two for these questions.
+    """
 
-def _answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    pad: int,
-    synced: bool = False,
-) -> list[Answered]:
-    examples = [question.example for question in questions]
-    width = max(len(example.prompt) for example in examples)
-    prompts, mask = _pad_left([example.prompt for example in examples], width, pad)
-    prompts, mask = prompts.to(model.device), mask.to(model.device)
-    cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()  # sliding-window layers keep what a cut back would need
-    losses = _answer_losses(model, examples, prompts, mask, cache, synced)
-    output = model.generate(  # type: ignore[operator]  # its type is lost on a mixin
-        prompts,
-        attention_mask=mask,
-        past_key_values=cache,
-        max_new_tokens=max(question.max_new_tokens for question in questions),
-        stopping_criteria=[_Ends(tokenizer, questions, width)],
-        synced_gpus=synced,
-    )
-    answered = []
-    for question, ids, loss in zip(questions, output[:, width:].tolist(), losses, strict=True):
-        ids = ids[: question.max_new_tokens]
-        ended = [k for k, token in enumerate(ids) if token in (tokenizer.eos_token_id, pad)]
-        ids = ids[: ended[0]] if ended else ids
-        text = cut_at_stop(str(tokenizer.decode(ids, skip_special_tokens=True)), question.stop)
-        answered.append(Answered(text, len(ids), loss))
-    return answered
-
-
-def _answer_losses(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    prompts: torch.Tensor,
-    mask: torch.Tensor,
-    cache: DynamicCache,
-    synced: bool,
-) -> list[float]:
-    """Losses of the true answers; leaves the cache with all of each prompt but its last token."""
-    decoder = model.get_decoder()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    if prompts.shape[1] > 1:
-        decoder(
-            input_ids=prompts[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=positions[:, :-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    elif synced:  # other ranks may have longer prompts
-        decoder(input_ids=prompts, use_cache=False)
-    length = max(len(example.answer) for example in examples)
-    targets = torch.full((len(examples), length), IGNORED)
-    for k, example in enumerate(examples):
-        targets[k, : len(example.answer)] = torch.tensor(example.answer)
-    targets = targets.to(prompts.device)
-    # what predicts answer token j is the prompt's last token (j = 0) or answer token j - 1
-    inputs = torch.cat([prompts[:, -1:], targets[:, :-1].clamp(min=0)], dim=1)
-    hidden = decoder(
-        input_ids=inputs,
-        attention_mask=torch.cat([mask[:, :-1], torch.ones_like(inputs)], dim=1),
-        position_ids=positions[:, -1:] + torch.arange(length, device=prompts.device),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    cache.crop(-length)
-    at_answer = targets != IGNORED
-    tokens = nn.functional.cross_entropy(answer_logits(model, hidden[at_answer]), targets[at_answer], reduction="none")
-    parts = tokens.double().split([len(example.answer) for example in examples])
-    return [float(part.sum()) for part in parts]
-
-
-def _pad_left(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, attention mask), both [rows, width]."""
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for k, row in enumerate(rows):
-        ids[k, width - len(row) :] = torch.tensor(row)
-        mask[k, width - len(row) :] = 1
-    return ids, mask
-
-
-class _Ends(StoppingCriteria):
-    """Ends a row when its answer holds one of its stop strings or has its most tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], width: int) -> None:
-        self.tokenizer, self.questions, self.width = tokenizer, questions, width
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        answers = input_ids[:, self.width :]
-        done = [
-            answers.shape[1] >= question.max_new_tokens or self._stopped(question, ids)
-            for question, ids in zip(self.questions, answers, strict=True)
+    def cut(key: Callable[[Question], tuple[int, ...]]) -> list[list[int]]:
+        ordered = sorted(order, key=lambda i: (key(questions[i]), _row(questions[i])), reverse=True)
+        rows = [list(same) for _, same in groupby(ordered, key=lambda i: _row(questions[i]))]
+        return [
+            [i for row in rows[first : first + batch_size] for i in row] for first in range(0, len(rows), batch_size)
         ]
-        return torch.tensor(done, device=input_ids.device)
 
-    def _stopped(self, question: Question, ids: torch.Tensor) -> bool:
-        if not question.stop:
+    def cost(batches: list[list[int]]) -> int:
+        prompts = [{tuple(questions[i].example.prompt) for i in batch} for batch in batches]
+        return sum(tokens_read(list(of_batch)) for of_batch in prompts)
+
+    by_length = cut(lambda question: (question.max_new_tokens, len(question.example.prompt)))
+    by_beginning = cut(lambda question: (question.max_new_tokens,))
+    return min(by_length, by_beginning, key=cost)
+
+
+def _row(question: Question) -> tuple[list[int], int, tuple[str, ...]]:
+    """What questions have in common that one row of a batch answers."""
+    return question.example.prompt, question.max_new_tokens, tuple(question.stop)
+
+
+class _Batch:
+    """Questions that are answered together; those of one row are neighbours.
+
+    Args:
+        together: ranks that take every forward pass in step; None: this one alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[Question],
+        together: World | None,
+    ) -> None:
+        self.model, self.tokenizer, self.together = model, tokenizer, together
+        self.rows = [list(same) for _, same in groupby(questions, key=_row)]
+        self.pad = padding_id(tokenizer)
+
+    def answer(self) -> list[Answered]:
+        """In the order of the questions."""
+        prompts = [row[0].example.prompt for row in self.rows]
+        longest = max(max(len(each.example.answer), each.max_new_tokens) for row in self.rows for each in row)
+        context, hidden = Context.of(self.model, prompts, longest, self.pad, sharing=self.together is None)
+        true = self._true_answers(context, hidden)
+        own = self._own_answers(context, hidden)
+        return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
+
+    def _true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
+        """(loss, whether greedy) of the true answers of each row; leaves the context as it was.
+
+        Args:
+            hidden: of each prompt's last token [rows, hidden_size].
+        """
+        found: list[list[tuple[float, bool]]] = [[] for _ in self.rows]
+        wanted, turn = [[each.example.answer for each in row] for row in self.rows], 0
+        while self._any(any(turn < len(of_row) for of_row in wanted)):
+            answers = [of_row[turn] if turn < len(of_row) else [] for of_row in wanted]
+            states, inputs = hidden[:, None], [answer[:-1] for answer in answers]
+            if self.together or any(inputs):
+                read = context.read(inputs, to_the_left=True)
+                context.forget(read.shape[1])
+                states = torch.cat([states, read], dim=1)
+            lengths = [len(answer) for answer in answers]
+            at_answer = torch.cat([states[row, :length] for row, length in enumerate(lengths)])
+            losses, greedy = _token_losses(self.model, at_answer, [token for answer in answers for token in answer])
+            for row, (loss, hit) in enumerate(zip(losses.split(lengths), greedy.split(lengths), strict=True)):
+                if turn < len(wanted[row]):
+                    found[row].append((float(loss.sum()), bool(hit.all())))
+            turn += 1
+        return found
+
+    def _own_answers(self, context: Context, hidden: torch.Tensor) -> list[tuple[str, int]]:
+        """(text, tokens) of each row's greedy answer.
+
+        Args:
+            hidden: of each prompt's last token [rows, hidden_size].
+        """
+        questions = [row[0] for row in self.rows]
+        ids: list[list[int]] = [[] for _ in questions]
+        live = list(range(len(questions)))
+        going = [row for row in live if questions[row].max_new_tokens]
+        asked = self._any(bool(going))
+        while asked:
+            tokens = dict(zip(live, answer_logits(self.model, hidden).argmax(-1).tolist(), strict=True))
+            going = [row for row in going if self._goes_on(row, tokens[row], ids[row])]
+            asked = self._any(bool(going))
+            if going and len(going) < len(live):
+                live = [live[slot] for slot in context.keep([live.index(row) for row in going])]
+            if asked:
+                hidden = context.read([[tokens[row]] for row in live])[:, -1]
+            if asked and not going:  # a pass for the other ranks' sake
+                context.forget(1)
+        texts = [str(self.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
+        return [
+            (cut_at_stop(text, question.stop), len(each))
+            for text, question, each in zip(texts, questions, ids, strict=True)
+        ]
+
+    def _goes_on(self, row: int, token: int, ids: list[int]) -> bool:
+        """Adds a token to an answer, unless it ends it; returns whether more are to come."""
+        if token in (self.tokenizer.eos_token_id, self.pad):
             return False
-        text = str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
-        return cut_at_stop(text, question.stop) != text
+        ids.append(token)
+        question = self.rows[row][0]
+        return len(ids) < question.max_new_tokens and not self._stopped(question.stop, ids)
+
+    def _stopped(self, stop: Sequence[str], ids: list[int]) -> bool:
+        # a token is at least a byte, so that a stop string that has just come is within so many
+        tail = max((len(string.encode()) for string in stop), default=0) + 4
+        end = self.tokenizer.decode(ids[-tail:], skip_special_tokens=True)
+        if not any(string in end for string in stop):
+            return False
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return cut_at_stop(text, stop) != text
+
+    def _any(self, mine: bool) -> bool:
+        return any_rank(mine, self.together) if self.together else mine
+
+
+def _token_losses(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nats, fp64; whether it is the likeliest) of each token, from hidden states [tokens, hidden_size]."""
+    wanted = torch.tensor(targets, dtype=torch.long, device=hidden.device)
+    losses, greedy = [torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)]
+    for states, ids in zip(hidden.split(logits_at_once(model)), wanted.split(logits_at_once(model)), strict=True):
+        logits = answer_logits(model, states)
+        losses.append(nn.functional.cross_entropy(logits, ids, reduction="none").cpu())
+        greedy.append((logits.argmax(-1) == ids).cpu())
+    return torch.cat(losses).double(), torch.cat(greedy)

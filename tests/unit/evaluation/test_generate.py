@@ -46,6 +46,20 @@ def answer(model, examples: list[Example], limit: int, stop: list[str] = (), bat
     return answer_questions(model, NumberTokenizer(), questions, batch_size)
 
 
+def read_columns(model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each forward pass from here on goes through."""
+    columns: list[int] = []
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def counted(**inputs):
+        columns.append(inputs["input_ids"].numel())
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder, "forward", counted)
+    return columns
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_equals_one_row_at_a_time(architecture: str) -> None:
     model, examples = tiny_model(architecture), some_examples()
@@ -92,7 +106,7 @@ def test_how_long_an_answer_may_be(settings: dict, longest: int, monkeypatch: py
 
     def record(model, tokenizer, questions, *rest):
         asked.extend(questions)
-        return [Answered("x", 1, 1.0) for _ in questions]
+        return [Answered("x", 1, 1.0, False) for _ in questions]
 
     monkeypatch.setattr(evaluate, "answer_questions", record)
     rows = [{"prompt": "p", "answer": "a"}]
@@ -111,6 +125,55 @@ def test_rows_of_one_batch_keep_their_own_limits_and_stops() -> None:
     assert [row.text for row in together[:3]] == [row.text for row in alone[:3]]
     assert together[3].text == alone[3].text[: alone[3].text.index(stop)]
     assert [row.tokens for row in together[:3]] == [row.tokens for row in alone[:3]]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_what_prompts_begin_with_is_read_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of rows with a beginning of their own, and two rows with none; narrow windows read it each time."""
+    model, rng = tiny_model(architecture), random.Random(1)
+    shared = [[rng.randrange(3, 512) for _ in range(length)] for length in (70, 50)]
+    examples = some_examples(9)
+    examples = [
+        Example((shared[k % 4] if k % 4 < 2 else []) + each.prompt, each.answer) for k, each in enumerate(examples)
+    ]
+    alone = [answer(model, [example], 10)[0] for example in examples]
+    columns = read_columns(model, monkeypatch)
+    together = answer(model, examples, 10, batch_size=9)
+    assert [each.text for each in together] == [each.text for each in alone]
+    assert [each.loss for each in together] == pytest.approx([each.loss for each in alone], abs=1e-3)
+    if architecture in ("llama", "gemma", "qwen3"):  # those without windows
+        assert columns[0] == 2 * 71  # with the begin mark
+        assert sum(columns[:2]) < 9 * max(len(example.prompt) for example in examples) * 0.7
+
+
+def test_choices_of_one_prompt_share_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = tiny_model(), some_examples(4)
+    choices = [Example(each.prompt, choice) for each in examples for choice in ([5], [7, 8, 9], [11, 12])]
+    alone = [answer(model, [choice], 0)[0] for choice in choices]
+    columns = read_columns(model, monkeypatch)
+    together = answer(model, choices, 0, batch_size=4)
+    assert [each.loss for each in together] == pytest.approx([each.loss for each in alone], abs=1e-3)
+    longest = max(len(each.prompt) for each in examples)
+    assert columns == [4 * longest, 4 * 2, 4 * 1]  # a choice of one token takes no pass of its own
+
+
+def test_greedy_tells_whether_a_model_would_say_it() -> None:
+    model, (example, *_) = tiny_model(), some_examples(1)
+    said = [int(token) for token in answer(model, [example], 6)[0].text.split()]
+    (hit, miss) = answer(model, [Example(example.prompt, said[:4]), Example(example.prompt, [*said[:3], 3])], 0)
+    assert hit.greedy
+    assert not miss.greedy
+    assert (hit.text, hit.tokens) == ("", 0)
+
+
+def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = tiny_model(), [Example(each.prompt, []) for each in some_examples(5)]
+    limits = (2, 9, 5, 9, 1)
+    alone = [answer(model, [example], limit)[0] for example, limit in zip(examples, limits, strict=True)]
+    columns = read_columns(model, monkeypatch)
+    questions = [Question(example, limit) for example, limit in zip(examples, limits, strict=True)]
+    assert answer_questions(model, NumberTokenizer(), questions) == alone
+    assert columns[1:] == [4, 3, 3, 3, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
