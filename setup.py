@@ -19,6 +19,7 @@ setup(
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
         "rapidfuzz>=3.0",
+        "lm-eval>=0.4.13",
         "safetensors>=0.5",
         "gguf>=0.10",
         "filelock>=3.12",

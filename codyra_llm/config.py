@@ -107,6 +107,18 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class GeneralConfig:
+    """What general ability is measured on, beside the tasks that are learned."""
+
+    suites: tuple[str, ...] = option(
+        (), "mmlu, gsm8k, bbh, tydiqa, boolq, piqa, any task of lm-eval, or a YAML file in its format; empty: none"
+    )
+    data_dir: str | None = option(None, "folder with the suites' data; empty: from the hub")
+    limit: int | None = option(None, "items of each suite, the same every time; empty: all")
+    after: tuple[str, ...] = option((), "tasks after which it is measured, beside the base model; empty: each")
+
+
+@dataclass(frozen=True)
 class _Range:
     text: str
     holds: Callable[[float], bool]
@@ -139,6 +151,7 @@ _RANGES = {
     "merge.scale": _SHARE,
     "evaluate.batch_size": _AT_LEAST_ONE,
     "evaluate.max_new_tokens": _AT_LEAST_ONE,
+    "general.limit": _AT_LEAST_ONE,
 }
 
 
@@ -167,6 +180,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    general: GeneralConfig = field(default_factory=GeneralConfig)
 
     def __post_init__(self) -> None:
         for name, _ in config_fields():

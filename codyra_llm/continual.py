@@ -28,6 +28,7 @@ from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import add_delta, load_base, weight_layout, whole_weights
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
+from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.ledger.entry import WEIGHTS, drift, read_entry, write_entry
@@ -36,10 +37,10 @@ from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
-from codyra_llm.report.plots import plot_matrix, plot_ranks
+from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
-from codyra_llm.scoring import score_tasks, stoppable
+from codyra_llm.scoring import score_general, score_tasks, stoppable
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -220,6 +221,8 @@ class _Run:
         entry["tokens"] = sum(scores.tokens for scores in scored)
         for i, scores in zip(which, scored, strict=True):
             self._set_cell(number, i, scores)
+        if not number or not self.config.general.after or after in self.config.general.after:
+            self._measure_general(row_name)
         self.report.scores(self.results, number)
         self.results["metrics"] = {variant: matrix_metrics(self.results["matrices"][variant]) for variant in VARIANTS}
 
@@ -228,6 +231,25 @@ class _Run:
                 self.folder.write_predictions(row_name, self.stream.names[i], scores.rows)
 
         on_main(self.world, write)
+
+    def _measure_general(self, row_name: str) -> None:
+        """Adds the model's general ability as it stands, and its change against the base model where that is known."""
+        if not self.plan.suites:
+            return
+        rows = self.results["general"]["scores"]
+        rows[row_name] = score_general(
+            self.model,
+            self.tokenizer,
+            self.plan.suites,
+            self.config.evaluate,
+            self.world,
+            self.folder,
+            self.stop,
+            f"general-{row_name}",
+        )
+        delta = general_delta(rows[row_name], rows.get("0-base", {}))
+        self.results["general"]["delta"][row_name] = delta
+        self.report.general(row_name, delta)
 
     def _save(self, number: int) -> None:
         self._begin(self.stream.names[-1], "save")
@@ -244,6 +266,8 @@ class _Run:
         on_main(self.world, save)
         on_main(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
         on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
+        if self.plan.suites:
+            on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None

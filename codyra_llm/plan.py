@@ -5,7 +5,7 @@ import hashlib
 import json
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,16 +22,20 @@ from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_config_and_tokenizer, skeleton
 
+if TYPE_CHECKING:
+    from codyra_llm.evaluation.general.suites import Suite
+
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """The tasks of a run in order, and for each the batches to train on and the encoded test rows."""
+    """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability."""
 
     stream: TaskStream
     tokenizer: PreTrainedTokenizerBase
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
     test_examples: list[list[Example]]
+    suites: "list[Suite]"
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: the settings, the tasks' own, and every token of the data."""
@@ -108,7 +112,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
         )
         method.check(task.name, batches[-1].total_steps)
         _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
-    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples)
+    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, _suites(config, stream))
 
 
 def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
@@ -117,6 +121,17 @@ def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
         check_rank(model, find_targets(model, adapter), adapter.rank)
     except ValueError as error:
         raise UserError(f"adapter: {error}") from None
+
+
+def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
+    unknown = set(config.general.after) - set(stream.names)
+    if unknown:
+        raise UserError(f"general.after: {', '.join(sorted(unknown))}: not a task of this run; it has {stream.names}")
+    if not config.general.suites:
+        return []
+    from codyra_llm.evaluation.general.suites import load_suites  # the harness takes seconds to import
+
+    return load_suites(config.general)
 
 
 def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:

@@ -16,7 +16,17 @@ from codyra_llm.plan import RunPlan
 SCHEMA_VERSION = 1
 OF_A_SESSION = ("command", "versions", "config", "world_size", "zero_stage")  # the last one's stand in the results
 SHOWN = ("command", "world_size", "zero_stage")  # what `sessions` says of each time that the run was gone on with
-PACKAGES = ("codyra_llm", "torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "rapidfuzz", "rouge-score")
+PACKAGES = (
+    "codyra_llm",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "bitsandbytes",
+    "rapidfuzz",
+    "rouge-score",
+    "lm-eval",
+)
 
 
 def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: int) -> dict[str, Any]:
@@ -55,6 +65,7 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
         "matrix": [list(row) for row in empty],
         "matrices": {variant: [list(row) for row in empty] for variant in VARIANTS},
         "answer_nll": [list(row) for row in empty],
+        "general": {"items": {suite.name: suite.items for suite in plan.suites}, "scores": {}, "delta": {}},
         "sessions": [],
         "seconds": 0.0,
         "checkpoint_seconds": 0.0,

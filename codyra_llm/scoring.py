@@ -4,10 +4,10 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig, RunConfig
 from codyra_llm.engine.launch import World, on_main, share, start
@@ -15,13 +15,17 @@ from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base, readable
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
-from codyra_llm.evaluation.generate import Answered
+from codyra_llm.evaluation.generate import Answered, Question, answer_questions
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.tables import general_table
 from codyra_llm.results import new_results
 from codyra_llm.text import align
+
+if TYPE_CHECKING:
+    from codyra_llm.evaluation.general.suites import Suite
 
 LOG = logging.getLogger("codyra_llm")
 OF_A_RUN = ("schema_version", "command", "versions", "config", "seed", "world_size", "model", "data", "tasks")
@@ -90,6 +94,57 @@ def score_tasks(
         )
 
 
+def score_general(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suites: "Sequence[Suite]",
+    config: EvaluateConfig,
+    world: World,
+    folder: RunFolder | None,
+    stop: StopRequest,
+    row_name: str,
+) -> dict[str, Any]:
+    """Scores a model on suites of general ability: suite -> what `score_suite` gives; every rank returns the same.
+
+    The ranks share the questions; answers are kept in the folder (rank 0's) and not asked for again.
+
+    Raises:
+        Stopped: the run was asked to stop.
+    """
+    if not suites:
+        return {}
+    from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import
+    from codyra_llm.evaluation.general.suites import score_suite
+
+    kept: Any = folder
+    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    asked, given = 0, len(answered)
+    model.eval()
+    with readable(model, config.gather, world) as synced:
+
+        def ask(questions: Sequence[Question]) -> list[Answered]:
+            nonlocal asked
+            first, asked = asked, asked + len(questions)  # the harness asks in the same order every time
+            of_these = {i - first: answer for i, answer in answered.items() if first <= i < asked}
+
+            def on_round(fresh: dict[int, Answered]) -> None:
+                nonlocal given
+                on_main(world, lambda: kept.append_answers(row_name, {first + i: each for i, each in fresh.items()}))
+                given += len(fresh)
+                if stop.agreed():
+                    raise Stopped(f"while measuring general ability ({row_name}), after {given} answers")
+
+            return answer_questions(model, tokenizer, questions, config.batch_size, world, of_these, on_round, synced)
+
+        lm = BatchedLM(tokenizer, ask, model.config.get_text_config().max_position_embeddings)
+        scores = {}
+        for suite in tqdm(suites, desc=f"general ability {row_name}", leave=False, disable=not world.is_main):
+            scores[suite.name] = score_suite(suite, lm)
+            if "failed" in scores[suite.name]:
+                LOG.warning(f"general ability: {suite.name} failed: {scores[suite.name]['failed']}")
+        return scores
+
+
 def score_model(config: RunConfig) -> dict[str, Any]:
     """Scores config.model on every task of the configuration.
 
@@ -97,7 +152,8 @@ def score_model(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         What stands in results.json: what a run says of itself, `scores` (variant -> task -> 0 to 100), `mean`
-        (variant -> mean over tasks) and `answer_nll` (task -> nats per token of the true answers).
+        (variant -> mean over tasks), `answer_nll` (task -> nats per token of the true answers) and, where suites of
+        general ability are configured, `general` (suite -> score).
 
     Raises:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
@@ -116,6 +172,9 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         for note in notes:
             log.warning(note)
         scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
+        general = score_general(
+            model, plan.tokenizer, plan.suites, config.evaluate, world, folder, stop, f"general-{row_name}"
+        )
     by_task = dict(zip(plan.stream.names, scored, strict=True))
     scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
     results = {key: value for key, value in new_results(config, plan, model, world.size).items() if key in OF_A_RUN}
@@ -124,13 +183,16 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         "mean": {variant: sum(of_tasks.values()) / len(of_tasks) for variant, of_tasks in scores.items()},
         "answer_nll": {task: each.nll for task, each in by_task.items()},
     }
+    if plan.suites:
+        results["general"] = general
 
     def write() -> None:
         for task, each in by_task.items():
             folder.write_predictions("model", task, each.rows)
         folder.write_results(results)
         folder.drop_answers()
-        print(f"{_table(results)}\n\nall results are in {folder.path}")
+        print("\n\n".join([_table(results), *([general_table({"model": general})] if general else [])]))
+        print(f"\nall results are in {folder.path}")
 
     on_main(world, write)
     return results

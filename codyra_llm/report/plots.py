@@ -33,6 +33,27 @@ def plot_ranks(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_general(results: dict[str, Any], path: Path) -> None:
+    """Score of each suite of general ability (lines, with standard errors) after each task."""
+    found = results["general"]["scores"]
+    figure, axes = plt.subplots(figsize=(3 + 0.8 * len(found), 4))
+    for suite in next(iter(found.values())):
+        measured = [(x, of_row[suite]) for x, of_row in enumerate(found.values()) if "score" in of_row[suite]]
+        axes.errorbar(
+            [x for x, _ in measured],
+            [each["score"] for _, each in measured],
+            yerr=[each["stderr"] for _, each in measured],
+            marker="o",
+            capsize=3,
+            label=suite,
+        )
+    axes.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
+    axes.set_ylabel("score (0 to 100)")
+    axes.set_title("General ability")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
 def _heatmap(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], vmin: float, vmax: float, label: str, form: str
 ) -> tuple[Any, Any]:

@@ -77,6 +77,12 @@ class Reporter:
             after = f"after {results['tasks'][number - 1]}" if number else "base model"
             self.log.info(f"{after}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
 
+    def general(self, row_name: str, delta: float | None) -> None:
+        """General ability was measured."""
+        if delta is not None:
+            self.log.info(f"{row_name}: general ability {delta:+.2f} against the base model")
+            self._curves(int(row_name.split("-")[0]), {"general/delta": delta})
+
     def farewell(self, results: dict[str, Any]) -> None:
         """Tables of a finished run."""
         if not self.folder:
@@ -88,6 +94,9 @@ class Reporter:
         self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
         self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
         self.log.info(f"\n{tables.metrics_table(results)}")
+        if results["general"]["scores"]:
+            general = tables.general_table(results["general"]["scores"], results["general"]["delta"])
+            self.log.info(f"\nGeneral ability (0 to 100; change: mean over suites against the base model)\n{general}")
         self.log.info(f"\nSurviving rank\n{tables.rank_table(results)}")
         self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
 

@@ -57,6 +57,24 @@ def rank_table(results: dict[str, Any]) -> str:
     return align(rows)
 
 
+def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -> str:
+    """General ability: the score of each suite (0 to 100, +- its standard error), a row for each time it was measured.
+
+    Args:
+        scores: row -> suite -> what was found. delta: row -> mean change against the base model.
+    """
+    suites = list(next(iter(scores.values())))
+    rows = [["", *suites, *(["change"] if delta else [])]]
+    for name, found in scores.items():
+        cells = [
+            "failed" if "failed" in found[suite] else f"{found[suite]['score']:.1f} +-{found[suite]['stderr']:.1f}"
+            for suite in suites
+        ]
+        change = [] if not delta else ["" if delta[name] is None else f"{delta[name]:+.2f}"]
+        rows.append([name, *cells, *change])
+    return align(rows)
+
+
 def markdown(table: str) -> str:
     """A table as a preformatted block."""
     return f"```\n{table}\n```"

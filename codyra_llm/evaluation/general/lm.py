@@ -1,0 +1,99 @@
+"""lm-evaluation-harness's view of a model: its requests as questions of the batched engine."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.data.encode import Example
+from codyra_llm.evaluation.generate import Answered, Question
+
+LONGEST_ANSWER = 256  # tokens, where a suite does not say
+
+Ask = Callable[[Sequence[Question]], Sequence[Answered]]
+
+
+class BatchedLM(TemplateLM):
+    """Answers the harness's three kinds of request as its own class for transformers does, batched by `ask`.
+
+    The harness sees one process: where several ranks share the questions, all of them hold all the answers.
+
+    Args:
+        tokenizer: of the model.
+        ask: answers questions, in their order.
+        max_length: positions of the model; what is longer loses its beginning.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ask: Ask, max_length: int) -> None:
+        super().__init__()
+        self.tokenizer, self.ask, self.max_length = tokenizer, ask, max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-sequence token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context."""
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text, with the tokenizer's own special tokens unless told otherwise or spelled out in it."""
+        begin = self.tokenizer.bos_token
+        if add_special_tokens is None:
+            add_special_tokens = not (begin and string.startswith(begin))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        questions = [self._choice(context, continuation) for _, context, continuation in requests]
+        return [(-answer.loss, answer.greedy) for answer in self.ask(questions)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in nats, in windows that do not overlap in what they predict."""
+        windows = [
+            [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+            ]
+            for request in requests
+        ]
+        answers = iter(self.ask([self._choice(*window) for of_text in windows for window in of_text]))
+        return [-sum(next(answers).loss for _ in of_text) for of_text in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy answers, up to the first of the request's stop strings."""
+        asked = [normalize_gen_kwargs(dict(request.args[1]), LONGEST_ANSWER) for request in requests]
+        questions = []
+        for request, how in zip(requests, asked, strict=True):
+            if how.get("do_sample"):
+                raise ValueError("asks for sampled answers; general ability is measured on greedy ones")
+            longest = min(how["max_gen_toks"], self.max_length // 2)
+            prompt = self.tok_encode(request.args[0])[longest - self.max_length :]
+            questions.append(Question(Example(prompt, []), longest, tuple(how["until"])))
+        return [
+            _cut(answer.text, question.stop) for answer, question in zip(self.ask(questions), questions, strict=True)
+        ]
+
+    def _choice(self, context: list[int], continuation: list[int]) -> Question:
+        # the last token is predicted, not read
+        room = max(1, self.max_length + 1 - len(continuation))
+        return Question(Example(context[-room:], continuation), max_new_tokens=0)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string, also where that opens it."""
+    for string in filter(None, stop):
+        text = text.split(string)[0]
+    return text

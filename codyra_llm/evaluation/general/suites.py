@@ -1,0 +1,144 @@
+"""Suites of general ability: lm-evaluation-harness tasks, with a fixed subset of items and one score each."""
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from codyra_llm.config import REPOSITORY, GeneralConfig
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.general.lm import BatchedLM
+from codyra_llm.files import expand
+
+SHIPPED = REPOSITORY / "tasks" / "general"
+SUBSET_SEED = 1234  # of the items that a limit leaves: the same in every run
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite: the harness's tasks in it and which of their items are asked.
+
+    Attributes:
+        name: as the configuration names it.
+        tasks: name -> task.
+        items: task -> numbers of its items, in ascending order.
+    """
+
+    name: str
+    tasks: dict[str, Task]
+    items: dict[str, list[int]]
+
+
+def load_suites(config: GeneralConfig) -> list[Suite]:
+    """The suites that a configuration names, their data read.
+
+    A name is one of tasks/general, a YAML file in the harness's task format, or any task or group of the harness.
+
+    Raises:
+        UserError: a suite is unknown, its file is malformed, or its data is not there.
+    """
+    if not config.suites:
+        return []
+    if config.data_dir and not expand(config.data_dir).is_dir():
+        raise UserError(f"general.data_dir {config.data_dir}: no such folder")
+    manager = TaskManager(
+        include_path=str(SHIPPED),
+        metadata={"data_dir": str(expand(config.data_dir)) if config.data_dir else None},
+    )
+    return [_load(manager, name, config.limit) for name in config.suites]
+
+
+def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
+    """Scores a model on a suite -> {"score" 0 to 100, "stderr", "metric", "items"}; {"failed": why} where that fails.
+
+    Raises:
+        Stopped: the run was asked to stop.
+    """
+    harness = logging.getLogger("lm_eval")
+    level = harness.level
+    harness.setLevel(logging.ERROR)
+    try:
+        found = evaluate(
+            lm, {"tasks": suite.tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
+        )
+        return _score(suite, found["results"])  # type: ignore[index]
+    except Stopped:
+        raise
+    except Exception as error:  # a suite is others' code and data: a run must outlive it
+        return {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
+    finally:
+        harness.setLevel(level)
+
+
+def _load(manager: TaskManager, name: str, limit: int | None) -> Suite:
+    path = expand(name)
+    shipped = SHIPPED / f"{name}.yaml"
+    source = str(path) if path.suffix in (".yaml", ".yml") else f"general_{name}" if shipped.is_file() else name
+    if path.suffix in (".yaml", ".yml") and not path.is_file():
+        raise UserError(f"general.suites: {name}: no such file")
+    if not path.suffix and source not in manager.all_tasks:
+        ours = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+        raise UserError(f'general.suites: unknown suite "{name}"; there are {ours}, and the tasks of lm-eval')
+    try:
+        tasks: dict[str, Task] = manager.load([source])["tasks"]
+        return Suite(name, tasks, _items(tasks, limit))
+    except UserError:
+        raise
+    except yaml.YAMLError as error:
+        raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
+    except Exception as error:  # whatever a task file can get wrong, or a hub that is not reached
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(
+            f"general.suites: {name} cannot be loaded ({reason}); general.data_dir names a folder with its data"
+        ) from None
+
+
+def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
+    """Which items of each task: all, or `limit` over all tasks, as evenly as can be over tasks and their strata."""
+    strata: dict[tuple[str, str], list[int]] = {}
+    for name, task in tasks.items():
+        for number, item in enumerate(task.eval_docs):
+            stratum = str(item.get("stratum", "")) if isinstance(item, dict) else ""
+            strata.setdefault((name, stratum), []).append(number)
+    draw = random.Random(SUBSET_SEED)
+    order = sorted(strata)
+    draw.shuffle(order)  # else a limit below the number of strata would take the first by name
+    for numbers in strata.values():
+        draw.shuffle(numbers)
+    turns = [
+        (task, strata[task, stratum][turn])
+        for turn in range(max(map(len, strata.values()), default=0))
+        for task, stratum in order
+        if turn < len(strata[task, stratum])
+    ]
+    chosen: dict[str, list[int]] = {name: [] for name in tasks}
+    for task, number in turns[:limit]:
+        chosen[task].append(number)
+    return {name: sorted(numbers) for name, numbers in chosen.items() if numbers}
+
+
+def _score(suite: Suite, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Mean over items of each task's first metric, of its first filter, and the standard error of that mean."""
+    items = {name: len(suite.items.get(name, [])) for name in suite.tasks}
+    total, score, variance, metrics = sum(items.values()), 0.0, 0.0, set()
+    for name, count in items.items():
+        if not count:
+            continue
+        key = next(key for key in results[name] if "," in key and "_stderr" not in key)
+        metric, _, chain = key.partition(",")
+        metrics.add(metric)
+        share = count / total
+        score += share * results[name][key]
+        error = results[name].get(f"{metric}_stderr,{chain}")
+        variance += (share * error) ** 2 if isinstance(error, float) else 0.0
+    return {
+        "score": 100 * score,
+        "stderr": 100 * variance**0.5,
+        "metric": ", ".join(sorted(metrics)),
+        "items": total,
+    }

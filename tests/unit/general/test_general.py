@@ -1,0 +1,171 @@
+"""General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
+
+from codyra_llm.config import GeneralConfig
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.general.delta import general_delta
+from codyra_llm.evaluation.general.lm import BatchedLM
+from codyra_llm.evaluation.general.suites import load_suites, score_suite
+from codyra_llm.evaluation.generate import answer_questions
+from codyra_llm.models.load import load_model, resolve_model
+
+NAME = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(NAME).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(resolve_model(NAME))
+
+
+@pytest.fixture(scope="module")
+def ours(model, tokenizer):
+    return BatchedLM(tokenizer, lambda questions: answer_questions(model, tokenizer, questions, 8), 2048)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, tokenizer):
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=2048)
+
+
+def write_suite(folder: Path, **changes) -> str:
+    """A suite of eight choices with a context of its own; returns its file."""
+    items = [
+        {"question": f"Is {number} even?", "choices": ["it is even", "no", "maybe so"], "answer": number % 2}
+        for number in range(8)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    content = {
+        "task": "evens",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+        **changes,
+    }
+    (folder / "evens.yaml").write_text(json.dumps(content))  # YAML is a superset
+    return str(folder / "evens.yaml")
+
+
+def requests(kind: str, *arguments: tuple) -> list[Instance]:
+    return [Instance(kind, {}, each, 0) for each in arguments]
+
+
+def test_choices_are_as_likely_as_the_harness_finds_them(ours, theirs) -> None:
+    shots = "".join(f"Question: what is {n} plus {n}?\nAnswer: {2 * n}\n\n" for n in range(12))
+    asked = requests(
+        "loglikelihood",
+        *((f"{shots}Question: what is {n} plus 1?\nAnswer:", f" {said}") for n in range(5) for said in (n + 1, "none")),
+        ("", "A text without a context"),
+        ("The capital of France is ", "Paris, of course"),
+    )
+    for (mine, greedy), (loglikelihood, is_greedy) in zip(
+        ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True
+    ):
+        assert mine == pytest.approx(loglikelihood, abs=1e-3)
+        assert greedy == is_greedy
+
+
+def test_whole_texts_are_as_likely_as_the_harness_finds_them(ours, theirs, monkeypatch) -> None:
+    asked = requests("loglikelihood_rolling", ("One two three four five. " * 12,), ("Short.",))
+    monkeypatch.setattr(ours, "max_length", 32)
+    monkeypatch.setattr(theirs, "_max_length", 32)
+    assert ours.loglikelihood_rolling(asked) == pytest.approx(theirs.loglikelihood_rolling(asked), abs=1e-2)
+
+
+def test_answers_are_those_the_harness_gets(ours, theirs) -> None:
+    until = {"until": ["\n", "."], "max_gen_toks": 12, "do_sample": False}
+    asked = requests(
+        "generate_until", *((text, until) for text in ("The sky is", "One, two, three,", "Question: who?\nAnswer:"))
+    )
+    assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_a_suite_of_ones_own(ours, theirs, tmp_path: Path) -> None:
+    (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
+    mine = score_suite(suite, ours)
+    assert mine == score_suite(suite, theirs)
+    assert mine["items"] == 8
+    assert 0 <= mine["score"] <= 100
+
+
+def test_a_limit_leaves_the_same_items_every_time(tmp_path: Path) -> None:
+    def items(limit: int | None) -> list[int]:
+        (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),), limit=limit))
+        return suite.items["evens"]
+
+    assert items(3) == items(3)
+    assert len(items(3)) == 3
+    assert set(items(3)) < set(items(5)) < set(items(None))
+
+
+def test_strata_share_a_limit(tmp_path: Path) -> None:
+    folder = tmp_path / "mmlu"
+    for split in ("dev", "test"):
+        (folder / split).mkdir(parents=True)
+        for subject in ("algebra", "botany", "chess"):
+            lines = [f"{subject} {number}?,a,b,c,d,{number % 4}" for number in range(7)]
+            (folder / split / f"{subject}_{split}.csv").write_text(
+                "\n".join(["question,choice0,choice1,choice2,choice3,answer", *lines])
+            )
+    (suite,) = load_suites(GeneralConfig(suites=("mmlu",), data_dir=str(tmp_path), limit=6))
+    chosen = [suite.tasks["general_mmlu"].eval_docs[i] for i in suite.items["general_mmlu"]]
+    assert [item["stratum"] for item in chosen] == ["algebra"] * 2 + ["botany"] * 2 + ["chess"] * 2
+    assert all(item["shots"].count("Answer:") == 5 and item["stratum"] in item["shots"] for item in chosen)
+
+
+@pytest.mark.parametrize(
+    ("suite", "data_dir", "named"),
+    [
+        ("no_such_suite", None, 'unknown suite "no_such_suite"'),
+        ("missing.yaml", None, "missing.yaml: no such file"),
+        ("mmlu", "nowhere", "general.data_dir nowhere: no such folder"),
+        ("mmlu", ".", "mmlu cannot be loaded"),
+        ("bbh", None, "bbh cannot be loaded"),
+    ],
+)
+def test_a_suite_that_cannot_be_read_is_named(suite: str, data_dir: str | None, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        load_suites(GeneralConfig(suites=(suite,), data_dir=data_dir))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_malformed_suite_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("task: [unclosed")
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_suites(GeneralConfig(suites=(str(tmp_path / "bad.yaml"),)))
+
+
+def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: Path) -> None:
+    def fail(questions):
+        raise ZeroDivisionError("of one")
+
+    def stop(questions):
+        raise Stopped("now")
+
+    (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
+    assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == {"failed": "ZeroDivisionError: of one"}
+    with pytest.raises(Stopped):
+        score_suite(suite, BatchedLM(ours.tokenizer, stop, 2048))
+
+
+def test_the_change_counts_suites_that_both_have() -> None:
+    base = {"a": {"score": 50.0}, "b": {"score": 20.0}, "c": {"failed": "why"}}
+    after = {"a": {"score": 46.0}, "b": {"score": 22.0}, "c": {"score": 90.0}}
+    assert general_delta(after, base) == pytest.approx(-1.0)
+    assert general_delta(after, {}) is None
