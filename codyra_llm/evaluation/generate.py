@@ -78,7 +78,7 @@ def answer_questions(
     batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
     for first in range(0, len(batches), size):
         mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
-        own = _Batch(model, tokenizer, [questions[i] for i in mine], world if synced else None).answer() if mine else []
+        own = _answer_batch(model, tokenizer, [questions[i] for i in mine], world if synced else None) if mine else []
         shares = [(mine, own)] if world is None else gather((mine, own))
         fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
         answered |= fresh
@@ -122,34 +122,36 @@ def _row(question: Question) -> tuple[list[int], int, tuple[str, ...]]:
     return question.example.prompt, question.max_new_tokens, tuple(question.stop)
 
 
-class _Batch:
-    """Questions that are answered together; those of one row are neighbours.
+def _answer_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], together: World | None
+) -> list[Answered]:
+    """Answers questions together; those of one row are neighbours."""
+    rows = [list(same) for _, same in groupby(questions, key=_row)]
+    pad = padding_id(tokenizer)
+    prompts = [row[0].example.prompt for row in rows]
+    longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
+    context, hidden = Context.of(model, prompts, longest, pad, sharing=together is None)
+    batch = _Batch(model, tokenizer, rows, pad, together)
+    true = batch.true_answers(context, hidden)
+    own = batch.own_answers(context, hidden)
+    return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
 
-    Args:
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that are answered together, each with its questions.
+
+    Attributes:
         together: ranks that take every forward pass in step; None: this one alone.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[Question],
-        together: World | None,
-    ) -> None:
-        self.model, self.tokenizer, self.together = model, tokenizer, together
-        self.rows = [list(same) for _, same in groupby(questions, key=_row)]
-        self.pad = padding_id(tokenizer)
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[list[Question]]
+    pad: int
+    together: World | None
 
-    def answer(self) -> list[Answered]:
-        """In the order of the questions."""
-        prompts = [row[0].example.prompt for row in self.rows]
-        longest = max(max(len(each.example.answer), each.max_new_tokens) for row in self.rows for each in row)
-        context, hidden = Context.of(self.model, prompts, longest, self.pad, sharing=self.together is None)
-        true = self._true_answers(context, hidden)
-        own = self._own_answers(context, hidden)
-        return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
-
-    def _true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
+    def true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
         """(loss, whether greedy) of the true answers of each row; leaves the context as it was.
 
         Args:
@@ -173,7 +175,7 @@ class _Batch:
             turn += 1
         return found
 
-    def _own_answers(self, context: Context, hidden: torch.Tensor) -> list[tuple[str, int]]:
+    def own_answers(self, context: Context, hidden: torch.Tensor) -> list[tuple[str, int]]:
         """(text, tokens) of each row's greedy answer.
 
         Args:

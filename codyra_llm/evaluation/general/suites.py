@@ -66,7 +66,7 @@ def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
         found = evaluate(
             lm, {"tasks": suite.tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
         )
-        return _score(suite, found["results"])  # type: ignore[index]
+        return _score(suite, found["results"])
     except Stopped:
         raise
     except Exception as error:  # a suite is others' code and data: a run must outlive it

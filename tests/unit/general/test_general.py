@@ -1,6 +1,5 @@
 """General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.suites import load_suites, score_suite
 from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.models.load import load_model, resolve_model
+from tests.suites import write_suite
 
 NAME = "smollm2-135m-instruct"
 
@@ -37,29 +37,6 @@ def ours(model, tokenizer):
 @pytest.fixture(scope="module")
 def theirs(model, tokenizer):
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=2048)
-
-
-def write_suite(folder: Path, **changes) -> str:
-    """A suite of eight choices with a context of its own; returns its file."""
-    items = [
-        {"question": f"Is {number} even?", "choices": ["it is even", "no", "maybe so"], "answer": number % 2}
-        for number in range(8)
-    ]
-    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
-    content = {
-        "task": "evens",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc"}],
-        **changes,
-    }
-    (folder / "evens.yaml").write_text(json.dumps(content))  # YAML is a superset
-    return str(folder / "evens.yaml")
 
 
 def requests(kind: str, *arguments: tuple) -> list[Instance]:
