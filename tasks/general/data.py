@@ -55,11 +55,12 @@ def bbh(data_dir=None, **_):
 
 
 def tydiqa(data_dir=None, **_):
-    """Questions in nine languages about a given passage, each after one from the training split of its language."""
+    """Questions in nine languages about a given passage, each after one in its language, else in English, from training."""
     rows = []
     for file in sorted(Path(_local(data_dir, "tydiqa-goldp")).glob("*_dev.json")):
         language = file.name.split("_")[0]
-        example = next(_squad(file.with_name(file.name.replace("_dev", "_train"))))
+        train = file.with_name(f"{language}_tydiqa_train.json")
+        example = next(_squad(train if train.is_file() else file.with_name("english_tydiqa_train.json")))
         shots = f"{example['passage']}\nQ: {example['question']}\nA: {example['answers'][0]}\n\n"
         rows += [{**item, "shots": shots, "stratum": language} for item in _squad(file)]
     return {"test": Dataset.from_list(rows)}
