@@ -97,9 +97,9 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def any_rank(mine: bool, world: World) -> bool:
-    """Whether it is so on any rank, the same answer on all."""
-    flag = torch.tensor(int(mine), device=world.device)
+def any_rank(mine: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank, the same answer on all; `device`: this rank's."""
+    flag = torch.tensor(int(mine), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 

@@ -37,7 +37,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
         asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
-        return any_rank(asked, self.world)
+        return any_rank(asked, self.world.device)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

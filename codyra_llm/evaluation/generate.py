@@ -78,7 +78,7 @@ def answer_questions(
     batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
     for first in range(0, len(batches), size):
         mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
-        own = _answer_batch(model, tokenizer, [questions[i] for i in mine], world if synced else None) if mine else []
+        own = _answer_batch(model, tokenizer, [questions[i] for i in mine], synced) if mine else []
         shares = [(mine, own)] if world is None else gather((mine, own))
         fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
         answered |= fresh
@@ -123,15 +123,15 @@ def _row(question: Question) -> tuple[list[int], int, tuple[str, ...]]:
 
 
 def _answer_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], together: World | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], synced: bool
 ) -> list[Answered]:
     """Answers questions together; those of one row are neighbours."""
     rows = [list(same) for _, same in groupby(questions, key=_row)]
     pad = padding_id(tokenizer)
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
-    context, hidden = Context.of(model, prompts, longest, pad, sharing=together is None)
-    batch = _Batch(model, tokenizer, rows, pad, together)
+    context, hidden = Context.of(model, prompts, longest, pad, sharing=not synced)
+    batch = _Batch(model, tokenizer, rows, pad, synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)
     return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
@@ -142,14 +142,14 @@ class _Batch:
     """Rows that are answered together, each with its questions.
 
     Attributes:
-        together: ranks that take every forward pass in step; None: this one alone.
+        synced: all ranks take every forward pass in step.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rows: list[list[Question]]
     pad: int
-    together: World | None
+    synced: bool
 
     def true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
         """(loss, whether greedy) of the true answers of each row; leaves the context as it was.
@@ -162,13 +162,15 @@ class _Batch:
         while self._any(any(turn < len(of_row) for of_row in wanted)):
             answers = [of_row[turn] if turn < len(of_row) else [] for of_row in wanted]
             states, inputs = hidden[:, None], [answer[:-1] for answer in answers]
-            if self.together or any(inputs):
+            if self.synced or any(inputs):
                 read = context.read(inputs, to_the_left=True)
                 context.forget(read.shape[1])
                 states = torch.cat([states, read], dim=1)
             lengths = [len(answer) for answer in answers]
             at_answer = torch.cat([states[row, :length] for row, length in enumerate(lengths)])
-            losses, greedy = _token_losses(self.model, at_answer, [token for answer in answers for token in answer])
+            losses, greedy = _token_losses(
+                self.model, at_answer, [token for answer in answers for token in answer], at_once=self.synced
+            )
             for row, (loss, hit) in enumerate(zip(losses.split(lengths), greedy.split(lengths), strict=True)):
                 if turn < len(wanted[row]):
                     found[row].append((float(loss.sum()), bool(hit.all())))
@@ -220,16 +222,21 @@ class _Batch:
         return cut_at_stop(text, stop) != text
 
     def _any(self, mine: bool) -> bool:
-        return any_rank(mine, self.together) if self.together else mine
+        return any_rank(mine, self.model.device) if self.synced else mine
 
 
 def _token_losses(
-    model: PreTrainedModel, hidden: torch.Tensor, targets: Sequence[int]
+    model: PreTrainedModel, hidden: torch.Tensor, targets: Sequence[int], at_once: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(nats, fp64; whether it is the likeliest) of each token, from hidden states [tokens, hidden_size]."""
+    """(nats, fp64; whether it is the likeliest) of each token, from hidden states [tokens, hidden_size].
+
+    Args:
+        at_once: the head is called once, however many tokens: where all ranks take it in step.
+    """
+    chunk = max(1, len(targets)) if at_once else logits_at_once(model)
     wanted = torch.tensor(targets, dtype=torch.long, device=hidden.device)
     losses, greedy = [torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)]
-    for states, ids in zip(hidden.split(logits_at_once(model)), wanted.split(logits_at_once(model)), strict=True):
+    for states, ids in zip(hidden.split(chunk), wanted.split(chunk), strict=True):
         logits = answer_logits(model, states)
         losses.append(nn.functional.cross_entropy(logits, ids, reduction="none").cpu())
         greedy.append((logits.argmax(-1) == ids).cpu())
