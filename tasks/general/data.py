@@ -55,7 +55,7 @@ def bbh(data_dir=None, **_):
 
 
 def tydiqa(data_dir=None, **_):
-    """Questions in nine languages about a given passage, each after one in its language, else in English, from training."""
+    """Questions in nine languages about a given passage, each after one of training in its language or English."""
     rows = []
     for file in sorted(Path(_local(data_dir, "tydiqa-goldp")).glob("*_dev.json")):
         language = file.name.split("_")[0]
