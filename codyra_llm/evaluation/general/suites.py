@@ -15,6 +15,8 @@ from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.files import expand
 
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say of every task file
+
 SHIPPED = REPOSITORY / "tasks" / "general"
 SUBSET_SEED = 1234  # of the items that a limit leaves: the same in every run
 
@@ -59,9 +61,6 @@ def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
     Raises:
         Stopped: the run was asked to stop.
     """
-    harness = logging.getLogger("lm_eval")
-    level = harness.level
-    harness.setLevel(logging.ERROR)
     try:
         found = evaluate(
             lm, {"tasks": suite.tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
@@ -71,8 +70,6 @@ def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
         raise
     except Exception as error:  # a suite is others' code and data: a run must outlive it
         return {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
-    finally:
-        harness.setLevel(level)
 
 
 def _load(manager: TaskManager, name: str, limit: int | None) -> Suite:
@@ -137,8 +134,8 @@ def _score(suite: Suite, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         error = results[name].get(f"{metric}_stderr,{chain}")
         variance += (share * error) ** 2 if isinstance(error, float) else 0.0
     return {
-        "score": 100 * score,
-        "stderr": 100 * variance**0.5,
+        "score": float(100 * score),
+        "stderr": float(100 * variance**0.5),
         "metric": ", ".join(sorted(metrics)),
         "items": total,
     }
