@@ -14,19 +14,12 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from benchmarks.mix import examples
+from benchmarks.mix import epoch_tokens, examples
 from benchmarks.rounds import report
 from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
 from codyra_llm.engine.loss import answer_logits, summed_loss
 from codyra_llm.footprint.activations import LiveBytes
 from codyra_llm.models.load import load_model, resolve_model
-
-
-def padded_share(batches: GlobalBatches) -> tuple[int, int]:
-    """(tokens, tokens and padding) of an epoch."""
-    steps = range(batches.total_steps)
-    cells = sum(batch.input_ids.numel() for step in steps for batch in batches.micro_batches(step))
-    return sum(map(batches.tokens, steps)), cells
 
 
 def most_alive(model: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> int:
@@ -56,7 +49,7 @@ def main() -> None:
         row: dict[str, object] = {"packing": packing}
         tokens = cells = 0
         for task, found in mix:
-            of_task = padded_share(
+            of_task = epoch_tokens(
                 GlobalBatches(found, options.global_batch, options.micro_batch, 1, 0, task.name, packing=packing)
             )
             row[task.name] = f"{1 - of_task[0] / of_task[1]:.1%}"

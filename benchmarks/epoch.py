@@ -17,7 +17,7 @@ import psutil
 import torch
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainingArguments
 
-from benchmarks.mix import examples
+from benchmarks.mix import epoch_tokens, examples
 from benchmarks.rounds import interleave, ratios, report
 from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.merge import unwrap
@@ -88,9 +88,8 @@ def main() -> None:
 
     def epoch(packing: str) -> None:
         batches = ours(model, rows, train, packing, world)
-        steps = range(batches.total_steps)
-        cells = sum(batch.input_ids.numel() for step in steps for batch in batches.micro_batches(step))
-        padded[f"ours, {packing}"] = 1 - sum(map(batches.tokens, steps)) / cells
+        tokens, cells = epoch_tokens(batches)
+        padded[f"ours, {packing}"] = 1 - tokens / cells
 
     with tempfile.TemporaryDirectory() as folder:
         seconds = interleave(

@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import DEFAULT_TASK_FILE
+from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example, encode_rows
 from codyra_llm.data.stream import Task, TaskStream
 
@@ -18,3 +19,10 @@ def examples(
         encoded = encode_rows(tokenizer, getattr(task, split), PROMPT, body=task.spec.body)
         found.append((task, [Example(example.prompt, example.answer[:ANSWER]) for example in encoded]))
     return found
+
+
+def epoch_tokens(batches: GlobalBatches) -> tuple[int, int]:
+    """(tokens, tokens and padding) of an epoch."""
+    steps = range(batches.total_steps)
+    cells = sum(batch.input_ids.numel() for step in steps for batch in batches.micro_batches(step))
+    return sum(map(batches.tokens, steps)), cells

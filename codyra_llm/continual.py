@@ -221,7 +221,8 @@ class _Run:
         entry["tokens"] = sum(scores.tokens for scores in scored)
         for i, scores in zip(which, scored, strict=True):
             self._set_cell(number, i, scores)
-        if not number or not self.config.general.after or after in self.config.general.after:
+        named = self.config.general.after
+        if self.plan.suites and (not number or not named or after in named):
             self._measure_general(row_name)
         self.report.scores(self.results, number)
         self.results["metrics"] = {variant: matrix_metrics(self.results["matrices"][variant]) for variant in VARIANTS}
@@ -234,8 +235,6 @@ class _Run:
 
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
-        if not self.plan.suites:
-            return
         rows = self.results["general"]["scores"]
         rows[row_name] = score_general(
             self.model,
@@ -266,7 +265,7 @@ class _Run:
         on_main(self.world, save)
         on_main(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
         on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
-        if self.plan.suites:
+        if self.results["general"]["scores"]:
             on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
 
     def _checkpoint(

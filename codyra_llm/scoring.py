@@ -15,7 +15,7 @@ from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base, readable
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
-from codyra_llm.evaluation.generate import Answered, Question, answer_questions
+from codyra_llm.evaluation.generate import Answered, Ask, Question, answer_questions
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
 from codyra_llm.plan import RunPlan, plan_run
@@ -61,37 +61,19 @@ def score_tasks(
     Raises:
         Stopped: the run was asked to stop.
     """
-    kept: Any = folder
-    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
-    rows = sum(len(plan.test_examples[i]) for i in which)
-    bar = tqdm(
-        total=rows,
-        initial=len(answered),
-        desc=f"scoring {row_name}",
-        unit="row",
-        leave=False,
-        disable=not world.is_main,
-    )
-    model.eval()
-    with bar as progress, readable(model, config.gather, world) as synced:
-
-        def on_round(fresh: dict[int, Answered]) -> None:
-            on_main(world, lambda: kept.append_answers(row_name, fresh))
-            progress.update(len(fresh))
-            if stop.agreed():
-                raise Stopped(f"while scoring {row_name}, after {progress.n} of {rows} answers")
-
-        return evaluate_tasks(
-            model,
-            plan.tokenizer,
-            [plan.stream.tasks[i] for i in which],
-            [plan.test_examples[i] for i in which],
-            config,
-            world,
-            answered,
-            on_round,
-            synced,
-        )
+    rows = [plan.test_examples[i] for i in which]
+    with _asking(
+        model,
+        plan.tokenizer,
+        config,
+        world,
+        folder,
+        stop,
+        row_name,
+        f"scoring {row_name}",
+        sum(map(len, rows)),
+    ) as ask:
+        return evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
 
 
 def score_general(
@@ -106,7 +88,7 @@ def score_general(
 ) -> dict[str, Any]:
     """Scores a model on suites of general ability: suite -> what `score_suite` gives; every rank returns the same.
 
-    The ranks share the questions; answers are kept in the folder (rank 0's) and not asked for again.
+    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again.
 
     Raises:
         Stopped: the run was asked to stop.
@@ -116,33 +98,61 @@ def score_general(
     from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import
     from codyra_llm.evaluation.general.suites import score_suite
 
-    kept: Any = folder
-    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
-    asked, given = 0, len(answered)
-    model.eval()
-    with readable(model, config.gather, world) as synced:
-
-        def ask(questions: Sequence[Question]) -> list[Answered]:
-            nonlocal asked
-            first, asked = asked, asked + len(questions)  # the harness asks in the same order every time
-            of_these = {i - first: answer for i, answer in answered.items() if first <= i < asked}
-
-            def on_round(fresh: dict[int, Answered]) -> None:
-                nonlocal given
-                on_main(world, lambda: kept.append_answers(row_name, {first + i: each for i, each in fresh.items()}))
-                given += len(fresh)
-                if stop.agreed():
-                    raise Stopped(f"while measuring general ability ({row_name}), after {given} answers")
-
-            return answer_questions(model, tokenizer, questions, config.batch_size, world, of_these, on_round, synced)
-
+    scores = {}
+    doing = f"measuring general ability ({row_name})"
+    with _asking(model, tokenizer, config, world, folder, stop, row_name, doing) as ask:
         lm = BatchedLM(tokenizer, ask, model.config.get_text_config().max_position_embeddings)
-        scores = {}
-        for suite in tqdm(suites, desc=f"general ability {row_name}", leave=False, disable=not world.is_main):
+        for suite in suites:
             scores[suite.name] = score_suite(suite, lm)
             if "failed" in scores[suite.name]:
                 LOG.warning(f"general ability: {suite.name} failed: {scores[suite.name]['failed']}")
-        return scores
+    return scores
+
+
+@contextmanager
+def _asking(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    world: World,
+    folder: RunFolder | None,
+    stop: StopRequest,
+    row_name: str,
+    doing: str,
+    total: int | None = None,
+) -> Iterator[Ask]:
+    """Within, questions can be asked of the model; the ranks share them, each has all the answers.
+
+    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again: questions
+    are numbered from call to call, so that they must come in the same order every time.
+
+    Args:
+        doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
+
+    Raises:
+        Stopped: the run was asked to stop.
+    """
+    kept: Any = folder
+    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    asked, of_total = 0, "" if total is None else f" of {total}"
+    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
+    model.eval()
+    with bar as progress, readable(model, config.gather, world) as synced:
+
+        def ask(questions: Sequence[Question]) -> list[Answered]:
+            nonlocal asked
+            first, asked = asked, asked + len(questions)
+            of_these = {i - first: answer for i, answer in answered.items() if first <= i < asked}
+
+            def on_round(fresh: dict[int, Answered]) -> None:
+                on_main(world, lambda: kept.append_answers(row_name, {first + i: each for i, each in fresh.items()}))
+                progress.update(len(fresh))
+                if stop.agreed():
+                    raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
+
+            return answer_questions(model, tokenizer, questions, config.batch_size, world, of_these, on_round, synced)
+
+        yield ask
 
 
 def score_model(config: RunConfig) -> dict[str, Any]:
@@ -191,7 +201,9 @@ def score_model(config: RunConfig) -> dict[str, Any]:
             folder.write_predictions("model", task, each.rows)
         folder.write_results(results)
         folder.drop_answers()
-        print("\n\n".join([_table(results), *([general_table({"model": general})] if general else [])]))
+        print(_table(results))
+        if general:
+            print(f"\n{general_table({'model': general})}")
         print(f"\nall results are in {folder.path}")
 
     on_main(world, write)

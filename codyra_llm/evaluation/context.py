@@ -24,7 +24,7 @@ class Context:
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int) -> None:
-        self.model, self.decoder, self.columns, self.pad = model, model.get_decoder(), columns, pad
+        self.model, self.decoder, self.pad = model, model.get_decoder(), pad
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [_Columns(columns) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
@@ -39,9 +39,9 @@ class Context:
         A beginning that several prompts have in common is read once, where `sharing` and the model allow it.
         """
         widest = max(map(len, prompts))
-        groups = _groups(prompts)
+        groups = _groups(prompts) if sharing else []
         shared = max((group.prefix for group in groups), default=0)
-        if not (sharing and shared) or _window(model) < shared + widest + spare:
+        if not shared or _window(model) < shared + widest + spare:
             context = cls(model, len(prompts), widest + spare, pad)
             return context, context.read(prompts)[:, -1]
         shared_by = [group for group in groups if group.prefix]

@@ -1,16 +1,13 @@
 """Scoring tasks on a model: answers generated and scored in every variant, and the NLL of the true answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
-from codyra_llm.engine.launch import World
-from codyra_llm.evaluation.generate import Answered, Question, answer_questions
+from codyra_llm.evaluation.generate import Answered, Ask, Question
 from codyra_llm.evaluation.scorers import score_rows
 
 PARITY_NEW_TOKENS = 512
@@ -34,25 +31,13 @@ class TaskScores:
 
 
 def evaluate_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    examples: Sequence[Sequence[Example]],
-    config: EvaluateConfig,
-    world: World,
-    answered: dict[int, Answered] | None = None,
-    on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
-    synced: bool = False,
+    tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
 ) -> list[TaskScores]:
-    """Scores tasks; `examples` are their encoded test rows, dealt out to the ranks, none dropped.
-
-    Every rank returns the same. The weights must be readable. `answered`, `on_round` and `synced` are
-    `answer_questions`' own: a question's number counts the rows of all tasks, one task after the other.
-    """
+    """Scores tasks; `examples` are their encoded test rows, all of which are asked, one task after the other."""
     questions = [
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
     ]
-    answers = iter(answer_questions(model, tokenizer, questions, config.batch_size, world, answered, on_round, synced))
+    answers = iter(ask(questions))
     return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
 
 

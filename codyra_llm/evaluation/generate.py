@@ -50,6 +50,9 @@ class Question:
     stop: Sequence[str] = ()
 
 
+Ask = Callable[[Sequence[Question]], Sequence[Answered]]  # answers questions, in their order
+
+
 @torch.inference_mode()
 def answer_questions(
     model: PreTrainedModel,

@@ -4,6 +4,7 @@ python -m tests.distributed.worker < JSON list of {"way": {...}, "model": folder
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, parameter_count, placement, readable, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.plan import plan_run
@@ -72,7 +74,8 @@ def train(way: dict, model_folder: str, output: str) -> None:
         assert parameter_count(model) == count
         model.eval()
         with readable(model, "always", world):
-            (scores,) = evaluate_tasks(model, plan.tokenizer, [task], [test], config.evaluate, world)
+            ask = functools.partial(answer_questions, model, plan.tokenizer, world=world)
+            (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     result["weights"] = {name: weight.clone() for name, weight in whole_weights(model)}
     if world.is_main:

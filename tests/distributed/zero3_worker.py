@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 tests/distributed/zero3_worker.py FOLDER
 FOLDER holds the models that test_zero3.py made; results go to FOLDER/seen.pt.
 """
 
+import functools
 import json
 import resource
 import signal
@@ -164,9 +165,8 @@ def learning(folder: Path, world: World) -> dict:
         scores = {}
         for how in ("always", "auto", "never"):
             with readable(model, how, world) as synced:
-                scored = evaluate_tasks(
-                    model, plan.tokenizer, plan.stream.tasks, plan.test_examples, config.evaluate, world, synced=synced
-                )
+                ask = functools.partial(answer_questions, model, plan.tokenizer, world=world, synced=synced)
+                scored = evaluate_tasks(plan.stream.tasks, plan.test_examples, config.evaluate, ask)
             seen["in step"][how] = synced
             seen["trainable through", how] = not any(weight.is_inference() for weight in model.parameters())
             scores[how] = [(task.nll, [row["prediction"] for row in task.rows]) for task in scored]

@@ -50,3 +50,10 @@ def test_measured_only_after_the_tasks_that_are_named(tiny_folder: Path, tmp_pat
     assert list(results["general"]["scores"]) == ["0-base", f"{len(TASKS)}-{TASKS[-1]}"]
     with pytest.raises(UserError, match=r"general\.after: nosuch"):
         run(tiny_config(tiny_folder, tmp_path / "bad", **{**overrides, "general.after": ["nosuch"]}))
+
+
+def test_never_measured_is_no_reason_to_fail(tiny_folder: Path, tmp_path: Path) -> None:
+    overrides = {"general.suites": [write_suite(tmp_path)], "general.after": [TASKS[0]], "evaluate.tasks": "last"}
+    results = run(tiny_config(tiny_folder, tmp_path / "out", **overrides))
+    assert results["general"]["scores"] == {}
+    assert (tmp_path / "out" / "model").is_dir()

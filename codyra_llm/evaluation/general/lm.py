@@ -1,6 +1,6 @@
 """lm-evaluation-harness's view of a model: its requests as questions of the batched engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -10,11 +10,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.encode import Example
-from codyra_llm.evaluation.generate import Answered, Question
+from codyra_llm.evaluation.generate import Ask, Question
 
 LONGEST_ANSWER = 256  # tokens, where a suite does not say
-
-Ask = Callable[[Sequence[Question]], Sequence[Answered]]
 
 
 class BatchedLM(TemplateLM):

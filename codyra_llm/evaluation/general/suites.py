@@ -48,11 +48,8 @@ def load_suites(config: GeneralConfig) -> list[Suite]:
         return []
     if config.data_dir and not expand(config.data_dir).is_dir():
         raise UserError(f"general.data_dir {config.data_dir}: no such folder")
-    manager = TaskManager(
-        include_path=str(SHIPPED),
-        metadata={"data_dir": str(expand(config.data_dir)) if config.data_dir else None},
-    )
-    return [_load(manager, name, config.limit) for name in config.suites]
+    metadata = {"data_dir": str(expand(config.data_dir)) if config.data_dir else None}
+    return [_load(name, metadata, config.limit) for name in config.suites]
 
 
 def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
@@ -60,39 +57,43 @@ def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
 
     Raises:
         Stopped: the run was asked to stop.
+        UserError: an answer could not be kept.
     """
     try:
         found = evaluate(
             lm, {"tasks": suite.tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
         )
         return _score(suite, found["results"])
-    except Stopped:
+    except (Stopped, UserError):
         raise
     except Exception as error:  # a suite is others' code and data: a run must outlive it
-        return {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
+        return {"failed": _line(error)}
 
 
-def _load(manager: TaskManager, name: str, limit: int | None) -> Suite:
-    path = expand(name)
-    shipped = SHIPPED / f"{name}.yaml"
-    source = str(path) if path.suffix in (".yaml", ".yml") else f"general_{name}" if shipped.is_file() else name
-    if path.suffix in (".yaml", ".yml") and not path.is_file():
+def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
+    path, shipped = expand(name), (SHIPPED / f"{name}.yaml").is_file()
+    is_file = path.suffix in (".yaml", ".yml")
+    if is_file and not path.is_file():
         raise UserError(f"general.suites: {name}: no such file")
-    if not path.suffix and source not in manager.all_tasks:
+    source = str(path) if is_file else f"general_{name}" if shipped else name
+    # to look through the harness's own thousands of task files takes seconds
+    manager = TaskManager(include_path=str(SHIPPED), include_defaults=not (is_file or shipped), metadata=metadata)
+    if not is_file and source not in manager.all_tasks:
         ours = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise UserError(f'general.suites: unknown suite "{name}"; there are {ours}, and the tasks of lm-eval')
     try:
         tasks: dict[str, Task] = manager.load([source])["tasks"]
         return Suite(name, tasks, _items(tasks, limit))
-    except UserError:
-        raise
     except yaml.YAMLError as error:
         raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
     except Exception as error:  # whatever a task file can get wrong, or a hub that is not reached
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(
-            f"general.suites: {name} cannot be loaded ({reason}); general.data_dir names a folder with its data"
+            f"general.suites: {name} cannot be loaded ({_line(error)}); general.data_dir names a folder with its data"
         ) from None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:

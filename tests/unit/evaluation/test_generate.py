@@ -9,9 +9,8 @@ from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task, TaskSpec
-from codyra_llm.engine.launch import World
 from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.evaluation import evaluate
+from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.generate import Answered, Question, answer_questions, cut_at_stop
 from tests.models import CONFIGS, tiny_model
 
@@ -101,18 +100,17 @@ def test_a_models_sampling_defaults_are_not_used() -> None:
     ("settings", "longest"),
     [({}, 6), ({"max_new_tokens": 3}, 3), ({"max_new_tokens": 30}, 6), ({"parity": True}, 512)],
 )
-def test_how_long_an_answer_may_be(settings: dict, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_long_an_answer_may_be(settings: dict, longest: int) -> None:
     asked: list[Question] = []
 
-    def record(model, tokenizer, questions, *rest):
+    def record(questions):
         asked.extend(questions)
         return [Answered("x", 1, 1.0, False) for _ in questions]
 
-    monkeypatch.setattr(evaluate, "answer_questions", record)
     rows = [{"prompt": "p", "answer": "a"}]
     task = Task("t", TaskSpec("accuracy", max_new_tokens=6, stop=(";",)), rows, rows)
-    world, (example,) = World(0, 1, torch.device("cpu")), some_examples(1)
-    evaluate.evaluate_tasks(None, None, [task], [[example]], EvaluateConfig(**settings), world)
+    (example,) = some_examples(1)
+    evaluate_tasks([task], [[example]], EvaluateConfig(**settings), record)
     assert asked == [Question(example, longest, () if settings.get("parity") else (";",))]
 
 

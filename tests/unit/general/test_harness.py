@@ -132,11 +132,16 @@ def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: 
     def fail(questions):
         raise ZeroDivisionError("of one")
 
+    def cannot_keep(questions):
+        raise UserError("the disk is full")
+
     def stop(questions):
         raise Stopped("now")
 
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
     assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == {"failed": "ZeroDivisionError: of one"}
+    with pytest.raises(UserError, match="disk is full"):
+        score_suite(suite, BatchedLM(ours.tokenizer, cannot_keep, 2048))
     with pytest.raises(Stopped):
         score_suite(suite, BatchedLM(ours.tokenizer, stop, 2048))
 
