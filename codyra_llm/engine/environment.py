@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a command can ask before anything is loaded.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -58,7 +59,7 @@ def find_meeting_point() -> tuple[str, int]:
     Raises:
         UserError: the port is not one, or SLURM cannot name the host.
     """
-    host = os.environ.get("MASTER_ADDR") or _first_host(os.environ["SLURM_STEP_NODELIST"])
+    host = os.environ.get("MASTER_ADDR") or hosts_of_step()[0]
     if "MASTER_PORT" not in os.environ:
         return host, 10_000 + (10 * _integer("SLURM_JOB_ID") + int(os.environ.get("SLURM_STEP_ID", 0))) % 20_000
     port = _integer("MASTER_PORT")
@@ -74,6 +75,24 @@ def local_size() -> int:
         return int(by_launcher or 1)
     per_host = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"])  # such as 2(x3),1
     return [int(tasks) for tasks, hosts in per_host for _ in range(int(hosts or 1))][int(os.environ["SLURM_NODEID"])]
+
+
+def hosts_of_step() -> list[str]:
+    """The hosts of a SLURM step, in the order of their tasks.
+
+    Raises:
+        UserError: SLURM cannot name them.
+    """
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=60
+        )
+        if hosts := listed.stdout.split():
+            return hosts
+    raise UserError(
+        f"environment: `scontrol show hostnames {nodes}` names no host; set MASTER_ADDR to the host of rank 0"
+    )
 
 
 def prints(error: UserError | None = None) -> bool:
@@ -99,15 +118,3 @@ def _integer(name: str) -> int:
         return int(os.environ[name])
     except ValueError:
         raise UserError(f"environment: {name} is {os.environ[name]!r}, not a whole number; {_LAUNCHERS}") from None
-
-
-def _first_host(nodes: str) -> str:
-    try:
-        listed = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=60
-        )
-        return listed.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        raise UserError(
-            f"environment: `scontrol show hostnames {nodes}` names no host; set MASTER_ADDR to the host of rank 0"
-        ) from None

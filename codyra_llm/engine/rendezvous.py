@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,13 @@ from codyra_llm.engine.environment import Process, find_meeting_point
 from codyra_llm.errors import RendezvousError, UserError
 
 
-def meet(process: Process, seconds: float) -> Store:
+def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[str] = ()) -> Store:
     """Waits until every rank has come.
 
     The store is the torchrun agent's where there is one, else rank 0's.
+
+    Args:
+        kind, names: what the processes are called where some are missing; without names, by their ranks.
 
     Returns:
         A store that all ranks share, ready for a process group.
@@ -40,10 +44,11 @@ def meet(process: Process, seconds: float) -> Store:
             )
         while not store.check(keys):
             if time.monotonic() > deadline:
-                missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-                ranks = f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {process.size}"
+                absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+                missing = ", ".join(names[rank] if names else str(rank) for rank in absent)
                 raise RendezvousError(
-                    f"{where}: {ranks} did not come within {seconds:g} s; "
+                    f"{where}: {kind}{'s' * (len(absent) > 1)} {missing} of {process.size} did not come within "
+                    f"{seconds:g} s; "
                     "look for what their hosts say, or raise rendezvous_seconds"
                 )
             time.sleep(0.1)

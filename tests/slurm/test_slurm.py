@@ -218,6 +218,18 @@ def test_bad_input_fails_at_once_with_its_one_line(submit: Callable[..., Job]) -
     assert lines == ["error: nowhere: no such data folder; data_dir holds <task>/train.json and <task>/test.json"]
 
 
+def test_a_node_that_does_not_come_is_named(cluster: dict[str, str], arguments: list[str], tmp_path: Path) -> None:
+    programs = tmp_path / "environment" / "bin"  # on n2 it does not load
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text(f"export PATH={programs}:{sys.prefix}/bin:$PATH\n")
+    (programs / "python").write_text(f'[ "$SLURM_NODEID" = 1 ] && sleep {PATIENCE}\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+    environment = {**cluster, "VENV": str(programs.parent), "RENDEZVOUS_SECONDS": "20"}
+    job = sbatch("train_trace", tmp_path, [*arguments, "--output_dir", str(tmp_path / "run")], environment)
+    assert job.wait() == "FAILED"
+    assert "node n2 of 2 did not come within 20 s; look for what their hosts say" in job.output.read_text()
+
+
 def test_an_index_of_the_array_is_a_method_and_a_seed(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts" / "slurm"
     scripts.mkdir(parents=True)

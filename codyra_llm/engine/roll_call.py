@@ -1,0 +1,29 @@
+"""Before torchrun starts: the nodes of a SLURM step find each other, or it is said which of them did not come.
+
+    srun --ntasks-per-node=1 bash -c 'python -m codyra_llm.engine.roll_call 300 && exec torchrun ...'
+
+torchrun itself waits for its agents before any rank runs, and only counts them. MASTER_ADDR and MASTER_PORT are those
+of this roll call; its one argument is how many seconds it waits.
+"""
+
+import sys
+import time
+
+from codyra_llm.command import main
+from codyra_llm.engine.environment import hosts_of_step, this_process
+from codyra_llm.engine.rendezvous import meet
+
+
+def roll_call() -> None:
+    """Returns once every node of the step has come; at once where there is only one."""
+    node = this_process()
+    if node is None:
+        return
+    store = meet(node, float(sys.argv[1]), "node", hosts_of_step())
+    store.add("gone", 1)
+    while node.rank == 0 and store.add("gone", 0) < node.size:  # the store goes with node 0
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main(roll_call)
