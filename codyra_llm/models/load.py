@@ -127,7 +127,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
     try:
-        reader = ShardReader(_weight_files(source))
+        reader = ShardReader(weight_files(source))
         names = _names_of_weights(model, reader)
     except (OSError, ValueError) as error:
         say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
@@ -177,8 +177,11 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _weight_files(source: str) -> list[Path]:
+def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WEIGHTS_INDEX_NAME) -> list[Path]:
     """The safetensors files of a folder or hub id, fetched where they are not there.
+
+    Args:
+        one, index: the name of the only file, and of the list of several; pickled weights have others.
 
     Raises:
         OSError: it has none.
@@ -188,10 +191,10 @@ def _weight_files(source: str) -> list[Path]:
         return Path(str(cached_file(source, name)))
 
     try:
-        return [find(SAFE_WEIGHTS_NAME)]
+        return [find(one)]
     except OSError:
-        index = json.loads(find(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        return [find(name) for name in sorted(set(index["weight_map"].values()))]
+        listed = json.loads(find(index).read_text(encoding="utf-8"))
+        return [find(name) for name in sorted(set(listed["weight_map"].values()))]
 
 
 def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
