@@ -22,13 +22,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
-# fill(part, start) copies a weight's flattened values from `start` on into `part`
-Fill = Callable[[torch.Tensor, int], None]
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
 
@@ -107,6 +106,20 @@ def load_model(
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
         raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {reason(error)}") from None
     return model.eval()
+
+
+def original_weights(name_or_path: str) -> Callable[[str], Fill]:
+    """How to read any part of any weight as the model's files hold it, by the weight's name in the model.
+
+    Nothing is kept in memory; a value is read whenever it is asked for.
+
+    Raises:
+        OSError, ValueError: the files cannot be read in parts.
+    """
+    source = resolve_model(name_or_path)
+    reader = ShardReader(weight_files(source))
+    names = _names_of_weights(skeleton(AutoConfig.from_pretrained(source)), reader)
+    return lambda name: functools.partial(reader.read, names[name])
 
 
 class _MissingWeights(Exception):
