@@ -83,6 +83,11 @@ class MergeConfig:
     """How a finished task enters the weights."""
 
     scale: float = option(1.0, "share of the update that is merged; below 1 is a control, not the method")
+    mode: Literal["exact", "in_place"] = option(
+        "exact",
+        "exact: after each task, weights are the original ones plus all updates, rounded once; in_place: each task's "
+        "update is added to the weights as they are and rounded again, which needs no original to read from",
+    )
 
 
 @dataclass(frozen=True)

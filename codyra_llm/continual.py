@@ -12,11 +12,10 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Deltas, ModuleRank, apply_deltas
+from codyra_llm.adapter.merge import Fill, ModuleRank
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
@@ -31,8 +30,9 @@ from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.ledger.entry import WEIGHTS, drift, read_entry, write_entry
+from codyra_llm.ledger.entry import WEIGHTS, drift, summed, write_entry
 from codyra_llm.methods import METHODS
+from codyra_llm.models.load import original_weights, reason
 from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
@@ -100,6 +100,7 @@ class _Run:
         self.method = METHODS[config.method](config)
         notes: list[str] = []
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
+        self.original = _original(config, notes.append)
         on_main(world, lambda: self.folder.open(resumed=found is not None))
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -110,7 +111,6 @@ class _Run:
         self.global_step = 0
         self.marked = time.perf_counter()
         self.resumed: TaskState | None = None
-        self.updates: Deltas | None = None  # of the task that is to be merged
         if found:
             self._take_up(found)
         else:
@@ -144,8 +144,7 @@ class _Run:
             self.resumed = TaskState(progress["step"], dict(found.tensors))
         found.tensors.clear()  # else they would be held as long as the run goes on
         merged = len(self.ledger) - (self.position[1] == "merge")
-        for name in list(self.ledger)[:merged]:
-            apply_deltas(self.model, self._read_entry(name), add_delta)
+        self._add_entries(list(self.ledger)[:merged])
 
     def _train(self, number: int) -> None:
         task, batches = self.stream.tasks[number - 1], self.plan.batches[number - 1]
@@ -183,24 +182,46 @@ class _Run:
         progress.close()
         self._begin(task.name, "prune and merge")
         self.report.gates(gated_layers(self.model), number)
-        kept, self.updates = self.method.finish(self.model)
-        name = f"{number:02d}-{task.name}"
-        self.ledger[name] = share(on_main(self.world, lambda: self._write_entry(name)))
+        kept, updates = self.method.finish(self.model)
+        name, base = f"{number:02d}-{task.name}", self.config.model.name_or_path
+        digest = on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
+        self.ledger[name] = share(digest)
         self._keep_ranks(task.name, number, kept)
 
     def _merge(self, number: int) -> None:
         task = self.stream.names[number - 1]
         self._begin(task, "prune and merge")
-        if self.updates is None:
-            self.updates = self._read_entry(list(self.ledger)[-1])
 
-        def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
+        def agree() -> None:
             if self.stop.agreed():
                 raise Stopped(f"while merging task {number} ({task})")
-            add_delta(projection, B, A)
 
-        apply_deltas(self.model, self.updates, add)
-        self.updates = None
+        names = list(self.ledger)
+        if self.original:
+            self._add_sum(names, names[-1], agree)
+        else:
+            self._add_sum(names[-1:], None, agree)
+
+    def _add_entries(self, names: list[str]) -> None:
+        """Brings the base model, as it was loaded, to where these entries of the ledger leave it."""
+        for group in [names] if self.original else [[name] for name in names]:
+            self._add_sum(group)
+
+    def _add_sum(self, names: list[str], of: str | None = None, before: Callable[[], None] = lambda: None) -> None:
+        """Sets weights to the original (where it cannot be read: adds to them as they are) and the sum of entries.
+
+        Args:
+            names: of the entries. of: weights that this one does not touch are left as they are.
+            before: called before each weight, on every rank.
+        """
+        folders = [self.folder.ledger / name for name in names] if self.folder else []
+        touched = self.folder.ledger / of if self.folder and of else None
+        sums = on_main(self.world, lambda: summed(folders, touched))
+        while found := share(on_main(self.world, lambda: next(sums, None))):
+            before()
+            name, (B, A) = found
+            original = self.original and self.original(f"{name}.weight")
+            add_delta(self.model.get_submodule(name), B.to(self.world.device), A.to(self.world.device), original)
 
     def _evaluate(self, number: int) -> None:
         """Scores the model after `number` tasks (0: the base model) and adds a row to the matrix."""
@@ -301,14 +322,6 @@ class _Run:
         if phase != "done":  # what is written last must be what is returned
             self.results["checkpoint_seconds"] += time.perf_counter() - began
 
-    def _write_entry(self, name: str) -> str:
-        return write_entry(self.folder.ledger / name, self.updates, self.config.model.name_or_path)  # type: ignore[arg-type]
-
-    def _read_entry(self, name: str) -> Deltas:
-        updates: Deltas = share(on_main(self.world, lambda: read_entry(self.folder.ledger / name)))
-        device = self.world.device
-        return {module: (B.to(device), A.to(device)) for module, (B, A) in updates.items()}
-
     def _keep_ranks(self, task: str, number: int, kept: list[ModuleRank]) -> None:
         norms = share(on_main(self.world, lambda: drift([self.folder.ledger / name for name in self.ledger])))
         by_kind: dict[str, list[int]] = {}
@@ -355,13 +368,24 @@ class _Run:
             f"{self.stream.name}: {len(self.stream)} tasks; method {self.config.method}; "
             f"ZeRO stage {self.results['zero_stage']} on {self.world.size} x {self.world.device.type}"
         )
-        if self.config.model.dtype != "float32":
+        if not self.original and self.config.model.dtype != "float32":
             log.info(f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again")
         if found:
             number, phase = self.position
             step = f", after step {found.progress['step']}" if found.progress["step"] else ""
             task = f"task {number} ({self.stream.names[number - 1]})" if number else "the base model"
             log.info(f"going on with: {phase} {task}{step}")
+
+
+def _original(config: RunConfig, say: Callable[[str], None]) -> Callable[[str], Fill] | None:
+    """The original weights by name, to add all updates to; None where updates are merged in place."""
+    if config.merge.mode == "in_place":
+        return None
+    try:
+        return original_weights(config.model.name_or_path)
+    except (OSError, ValueError) as error:
+        say(f"updates are merged in place: the original weights cannot be read in parts: {reason(error)}")
+        return None
 
 
 def _phases(config: RunConfig, tasks: int) -> Iterator[tuple[int, str]]:

@@ -1,6 +1,6 @@
 """The end of a task: drop the components whose gate is zero, add the rest to the weights, restore plain layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,10 @@ from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 AddDelta = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
 # Memory that a merge needs beside the weight. Small enough that allocators hand out the same pages again for each tile.
 TILE_BYTES = 16 * 2**20
-Deltas = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Factors = tuple[torch.Tensor, torch.Tensor]  # (B [out_features, rank], A [rank, in_features]), their product an update
+Deltas = dict[str, Factors]
+# fill(part, start) copies a weight's flattened values from `start` on into `part`
+Fill = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,34 @@ def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) 
             tile.copy_(tile.to(A.dtype).addmm_(B_rows, A))
 
 
+def sum_in_tiles(
+    weight: Fill, B: torch.Tensor, A: torch.Tensor, start: int, stop: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The flattened weight + B @ A from `start` to `stop`, a tile at a time: (where it begins, its values).
+
+    Computed in the factors' dtype. The rows of a product are always taken together in the same way, so a value has the
+    same bits whatever part of the weight is asked for.
+
+    Args:
+        weight: fills in the weight's values; a tile is asked for just before it is given.
+        B: [out_features, rank]; A: [rank, in_features].
+    """
+    columns, rows = A.shape[1], tile_rows(A)
+    for row in range(start // columns // rows * rows, -(-stop // columns), rows) if start < stop else ():
+        product = (B[row : row + rows] @ A).flatten()
+        first, last = max(start, row * columns), min(stop, row * columns + len(product))
+        tile = torch.empty(last - first, dtype=A.dtype, device=A.device)
+        weight(tile, first)
+        yield first, tile.add_(product[first - row * columns : last - row * columns])
+
+
 def tile_rows(A: torch.Tensor) -> int:
     """How many rows of the product with A make a tile."""
     return max(1, TILE_BYTES // (A.shape[1] * A.element_size()))
 
 
-def norm_of_sum(updates: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """|B_1 A_1 + B_2 A_2 + ...|_F of one projection's updates (B, A), without forming a product."""
-    B, A = torch.cat([B for B, _ in updates], dim=1), torch.cat([A for _, A in updates])
+def norm_of_product(B: torch.Tensor, A: torch.Tensor) -> float:
+    """|B A|_F without forming the product. Stacked factors of several updates give the norm of their sum."""
     return _product_norm(B.T @ B, A @ A.T)
 
 

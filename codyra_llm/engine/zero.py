@@ -18,13 +18,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import add_delta_in_place, tile_rows
+from codyra_llm.adapter.merge import Fill, add_delta_in_place, sum_in_tiles
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
 from codyra_llm.engine.memory import return_large_blocks
-from codyra_llm.models.load import Fill, Place, load_model
+from codyra_llm.models.load import Place, load_model
 from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
@@ -137,28 +137,32 @@ def own_branches(model: nn.Module) -> None:
             setattr(layer, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
-def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
-    """weight += B @ A without moving a base weight: each rank adds its own rows to its own slice.
+@torch.no_grad()
+def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original: Fill | None = None) -> None:
+    """weight = round(original + B @ A), computed in fp32 and without moving a base weight.
 
-    B [out_features, rank], A [rank, in_features], both whole on every rank.
+    Under ZeRO-3 each rank sets its own slice. With the factors of all finished tasks, stacked, and the weight that the
+    run began with, the weight is rounded once, however many tasks there were.
+
+    Args:
+        projection: a plain one.
+        B: [out_features, rank]; A: [rank, in_features]; fp32, both whole on every rank.
+        original: gives the weight to add to; by default it is the projection's own, in place.
     """
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
-    if not is_zero_param(weight):
+    own, start = weight.view(-1), 0
+    if is_zero_param(weight):
+        weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
+        own, start = _own_slice(weight)
+    elif original is None:
         add_delta_in_place(projection, B, A)
         return
-    weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
-    own, start = _own_slice(weight)
-    if not own.numel():
-        return
-    columns, stop, rows = A.shape[1], start + own.numel(), tile_rows(A)
-    end = (stop - 1) // columns + 1
-    for row in range(start // columns, end, rows):
-        delta = (B[row : min(row + rows, end)] @ A).flatten()
-        first, last = max(start, row * columns), min(stop, row * columns + len(delta))
-        tile = own[first - start : last - start]
-        # offloaded slices are on the CPU
-        delta = delta[first - row * columns : last - row * columns].to(own.device)
-        tile.copy_(delta.add_(tile))
+
+    def as_it_is(part: torch.Tensor, begin: int) -> None:
+        part.copy_(own[begin - start : begin - start + len(part)])
+
+    for begin, values in sum_in_tiles(original or as_it_is, B, A, start, start + len(own)):
+        own[begin - start : begin - start + len(values)].copy_(values)
 
 
 def parameter_count(model: nn.Module) -> int:

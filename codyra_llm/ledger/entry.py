@@ -5,7 +5,7 @@ kept no component are absent. An entry is a delta against the model as the task 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from codyra_llm.adapter.merge import Deltas, norm_of_sum
+from codyra_llm.adapter.merge import Deltas, Factors, norm_of_product
 from codyra_llm.files import replace_folder, sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,22 +58,31 @@ def read_entry(folder: Path) -> Deltas:
         return {name: _read_factors(file, name) for name in _names(file)}
 
 
-def drift(folders: Sequence[Path]) -> dict[str, float]:
-    """Frobenius norm of the sum of all entries' updates, for each projection that has any."""
+def summed(folders: Sequence[Path], of: Path | None = None) -> Iterator[tuple[str, Factors]]:
+    """(projection, factors whose product is the sum of its updates in all entries), by name: B and A are stacked.
+
+    Args:
+        folders: the entries, in the order in which they are added.
+        of: leaves out the projections that this entry does not touch.
+    """
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(folder / WEIGHTS, "pt")) for folder in folders]
         names = [set(_names(file)) for file in files]
-        sums = {}
-        for name in sorted(set().union(*names)):
-            present = [file for file, known in zip(files, names, strict=True) if name in known]
-            sums[name] = norm_of_sum([_read_factors(file, name) for file in present])
-        return sums
+        wanted = set().union(*names) if of is None else names[list(folders).index(of)]
+        for name in sorted(wanted):
+            pairs = [_read_factors(file, name) for file, known in zip(files, names, strict=True) if name in known]
+            yield name, (torch.cat([B for B, _ in pairs], dim=1), torch.cat([A for _, A in pairs]))
+
+
+def drift(folders: Sequence[Path]) -> dict[str, float]:
+    """Frobenius norm of the sum of all entries' updates, for each projection that has any."""
+    return {name: norm_of_product(*factors) for name, factors in summed(folders)}
 
 
 def _names(file: Any) -> list[str]:
     return [key[len(PREFIX) : -len(TAIL)] for key in file.keys() if key.endswith(TAIL)]  # noqa: SIM118 no mapping
 
 
-def _read_factors(file: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_factors(file: Any, name: str) -> Factors:
     B, A = (file.get_tensor(f"{PREFIX}{name}.lora_{part}.weight") for part in "BA")
     return B, A

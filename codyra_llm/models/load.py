@@ -22,13 +22,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
-# fill(part, start) copies a weight's flattened values from `start` on into `part`
-Fill = Callable[[torch.Tensor, int], None]
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
 
@@ -109,6 +108,20 @@ def load_model(
     return model.eval()
 
 
+def original_weights(name_or_path: str) -> Callable[[str], Fill]:
+    """How to read any part of any weight as the model's files hold it, by the weight's name in the model.
+
+    Nothing is kept in memory; a value is read whenever it is asked for.
+
+    Raises:
+        OSError, ValueError: the files cannot be read in parts.
+    """
+    source = resolve_model(name_or_path)
+    reader = ShardReader(weight_files(source))
+    names = _names_of_weights(skeleton(AutoConfig.from_pretrained(source)), reader)
+    return lambda name: functools.partial(reader.read, names[name])
+
+
 class _MissingWeights(Exception):
     pass
 
@@ -127,7 +140,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
     try:
-        reader = ShardReader(_weight_files(source))
+        reader = ShardReader(weight_files(source))
         names = _names_of_weights(model, reader)
     except (OSError, ValueError) as error:
         say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
@@ -177,8 +190,11 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _weight_files(source: str) -> list[Path]:
+def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WEIGHTS_INDEX_NAME) -> list[Path]:
     """The safetensors files of a folder or hub id, fetched where they are not there.
+
+    Args:
+        one, index: the name of the only file, and of the list of several; pickled weights have others.
 
     Raises:
         OSError: it has none.
@@ -188,10 +204,10 @@ def _weight_files(source: str) -> list[Path]:
         return Path(str(cached_file(source, name)))
 
     try:
-        return [find(SAFE_WEIGHTS_NAME)]
+        return [find(one)]
     except OSError:
-        index = json.loads(find(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        return [find(name) for name in sorted(set(index["weight_map"].values()))]
+        listed = json.loads(find(index).read_text(encoding="utf-8"))
+        return [find(name) for name in sorted(set(listed["weight_map"].values()))]
 
 
 def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:

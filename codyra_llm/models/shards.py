@@ -5,6 +5,7 @@ and the values, row by row, so a flat slice of a tensor is one run of bytes. Fil
 a mapping touches would count as memory of the process.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,18 @@ class ShardReader:
                 if stream.readinto(_bytes_of(values)) != values.nbytes:
                     raise ValueError(f"{stored.file} ends within {name}")
                 piece.copy_(values)
+
+    def digest(self, name: str) -> str:
+        """Hexadecimal SHA-256 of a tensor: its dtype, shape and values, wherever they lie."""
+        stored = self._stored[name]
+        digest = hashlib.sha256(f"{stored.dtype} {list(stored.shape)}".encode())
+        left = math.prod(stored.shape) * stored.dtype.itemsize
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.offset)
+            while block := stream.read(min(left, 1 << 20)):
+                digest.update(block)
+                left -= len(block)
+        return digest.hexdigest()
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

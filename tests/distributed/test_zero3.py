@@ -137,6 +137,11 @@ def test_prune_and_merge_move_branches_only(seen: dict) -> None:
     assert learned["control"] == learned["base bytes"] > 0, "a gathered base weight would be counted"
 
 
+def test_each_rank_sets_its_slice_to_the_original_and_all_updates(seen: dict) -> None:
+    assert len(seen["learning"]["merged alike"]) == 21
+    assert all(seen["learning"]["merged alike"]), "to the bit, as one rank that holds the whole weight"
+
+
 def test_every_way_of_gathering_scores_the_same(seen: dict) -> None:
     assert seen["learning"]["in step"] == {"always": False, "never": True, "auto": False}
     assert all(seen["learning"]["trainable through", how] for how in ("always", "never", "auto"))

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.continual import run
 from codyra_llm.data.encode import Example
@@ -32,7 +31,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.generate import Question, answer_questions
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_model
+from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.save import save_model
 from codyra_llm.plan import plan_run
 
@@ -160,6 +159,7 @@ def learning(folder: Path, world: World) -> dict:
     )
     method = METHODS[config.method](config)
     seen: dict = {"scores": [], "in step": {}}
+    original, learned = original_weights(str(folder / "llama")), {}
 
     def evaluate() -> None:
         scores = {}
@@ -188,11 +188,21 @@ def learning(folder: Path, world: World) -> dict:
         base = next(gated_layers(model))[1].base.weight
         with MovedBytes() as moved:
             own_branches(model)
-            apply_deltas(model, method.finish(model)[1], add_delta)
+            for name, (B, A) in method.finish(model)[1].items():
+                earlier_B, earlier_A = learned.get(name, (B[:, :0], A[:0]))
+                learned[name] = torch.cat([earlier_B, B], dim=1), torch.cat([earlier_A, A])
+                add_delta(model.get_submodule(name), *learned[name], original(f"{name}.weight"))
         with MovedBytes() as control, deepspeed.zero.GatheredParameters([base]):
             pass
         seen |= {"moved": moved.total, "control": control.total, "base bytes": 4 * base.ds_numel}
         evaluate()
+    of_one_rank = load_model(str(folder / "llama"))
+    for name, factors in learned.items():
+        add_delta(of_one_rank.get_submodule(name), *factors, original(f"{name}.weight"))
+    expected = dict(whole_weights(of_one_rank))
+    seen["merged alike"] = [
+        torch.equal(weight, expected[name]) for name, weight in whole_weights(model) if world.is_main
+    ]
     return seen
 
 

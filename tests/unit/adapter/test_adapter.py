@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 from codyra_llm import CoDyRAConfig, inject, merge, prune
 from codyra_llm.adapter.injection import describe_targets
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import norm_of_sum
+from codyra_llm.adapter.merge import norm_of_product
 from tests.models import CONFIGS, tiny_model
 
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -70,7 +70,8 @@ def test_the_norm_of_a_sum_of_updates() -> None:
     torch.manual_seed(0)
     updates = [(torch.randn(6, rank), torch.randn(rank, 5)) for rank in (3, 2, 1)]
     total = sum(B @ A for B, A in updates)
-    assert norm_of_sum(updates) == pytest.approx(float(total.norm()), rel=1e-5)
+    B, A = torch.cat([B for B, _ in updates], dim=1), torch.cat([A for _, A in updates])
+    assert norm_of_product(B, A) == pytest.approx(float(total.norm()), rel=1e-5)
 
 
 def test_merge_at_a_share_of_the_update() -> None:

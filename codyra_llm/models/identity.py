@@ -1,0 +1,60 @@
+"""Which model it is, by its weights: a name may mean another model tomorrow, or on another machine."""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from codyra_llm.errors import UserError
+from codyra_llm.files import sha256, write_text
+from codyra_llm.models.gguf import cache_folder
+from codyra_llm.models.load import reason, resolve_model, weight_files
+from codyra_llm.models.shards import ShardReader
+
+
+def model_hash(name_or_path: str) -> str:
+    """Hexadecimal SHA-256 of a model's weights: of the name, dtype, shape and values of each tensor.
+
+    However they are divided over safetensors files, it is the same. Pickled weights are hashed by file. What was found
+    of a file is kept in the cache folder as long as its path, size and time stay: hashing reads every byte.
+
+    Raises:
+        UserError: the model has no weights, or they cannot be read.
+    """
+    try:
+        source = resolve_model(name_or_path)
+        try:
+            files = weight_files(source)
+        except OSError:
+            files = weight_files(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+        contents = {name: digest for file in files for name, digest in _remembered(file).items()}
+    except OSError as error:
+        raise UserError(f"model.name_or_path {name_or_path}: weights cannot be read: {reason(error)}") from None
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+def _remembered(file: Path) -> dict[str, str]:
+    """`_contents`, from the cache where the file is as it was."""
+    file = file.resolve()
+    status = file.stat()
+    key = hashlib.sha256(f"{file} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    kept = cache_folder() / "hashes" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+        return known
+    found = _contents(file)
+    with contextlib.suppress(OSError):  # another process may write the same at once; a cache may be read-only
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps(found))
+    return found
+
+
+def _contents(file: Path) -> dict[str, str]:
+    """The hash of each tensor of a file; of a file that is not known here, that of the whole."""
+    try:
+        reader = ShardReader([file])
+    except ValueError:
+        return {file.name: sha256(file)}
+    return {name: reader.digest(name) for name in reader.shapes}
