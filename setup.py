@@ -15,6 +15,7 @@ setup(
         "transformers>=5.23,<6",
         "deepspeed>=0.18",
         "datasets>=4.0",
+        "pyarrow>=21",
         "bitsandbytes>=0.46",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",

@@ -98,7 +98,7 @@ class _Run:
         self.folder: Any = folder
         self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
-        notes: list[str] = []
+        notes = list(plan.notes)
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
         self.original = _original(config, notes.append)
         on_main(world, lambda: self.folder.open(resumed=found is not None))

@@ -88,11 +88,27 @@ def read_yaml(path: Path, hint: str = "") -> Any:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def cache_folder() -> Path:
+    """Where converted models and tokenised data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm."""
+    return expand(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file beside, flushes it to the disk and renames it."""
+    with replace_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A path beside to write a file to; at the end it is flushed to the disk and renamed to `path`."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    _sync(scratch)
+    try:
+        yield scratch
+        _sync(scratch)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     scratch.replace(path)
     _sync(path.parent)
 

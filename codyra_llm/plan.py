@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
 from codyra_llm.config import RunConfig, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example, check_tokenizer, encode_rows, padding_id
+from codyra_llm.data.cache import TokenCache
+from codyra_llm.data.encode import Example, check_tokenizer, padding_id
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World
@@ -28,21 +31,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability."""
+    """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability.
+
+    Attributes:
+        notes: what whoever runs it should know, a line each.
+    """
 
     stream: TaskStream
     tokenizer: PreTrainedTokenizerBase
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
-    test_examples: list[list[Example]]
+    test_examples: list[Sequence[Example]]
     suites: "list[Suite]"
+    notes: list[str]
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: the settings, the tasks' own, and every token of the data."""
         settings = [decisive(config), [dataclasses.asdict(task.spec) for task in self.stream]]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for batches, test in zip(self.batches, self.test_examples, strict=True):
-            for example in [*batches.examples, *test]:
+            for example in chain(batches.examples, test):
                 for ids in (example.prompt, example.answer):
                     digest.update(array("q", [len(ids), *ids]).tobytes())
         return digest.hexdigest()
@@ -73,28 +81,27 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
     check_tokenizer(tokenizer)
     method = METHODS[config.method](config)
     check_adapter(skeleton(model_config), method.adapter)
+    tokens = TokenCache(tokenizer)
     batches, test_examples = [], []
     for task in stream:
         prompt_length = data.max_prompt_length or task.spec.max_prompt_length
         where = f"{Path(config.data_dir) / task.name}"
-        train_examples = encode_rows(
-            tokenizer,
+        train_examples = tokens.encode_rows(
             task.train,
-            prompt_length,
-            data.max_answer_length,
-            task.spec.body,
+            f"{where}/train.json",
+            task.row_numbers.get("train"),
+            max_prompt_length=prompt_length,
+            max_answer_length=data.max_answer_length,
+            body=task.spec.body,
             drop_long_answers=data.long_answers == "drop",
-            where=f"{where}/train.json",
-            numbers=task.row_numbers.get("train"),
         )
         test_examples.append(
-            encode_rows(
-                tokenizer,
+            tokens.encode_rows(
                 task.test,
-                prompt_length,
+                f"{where}/test.json",
+                task.row_numbers.get("test"),
+                max_prompt_length=prompt_length,
                 body=task.spec.body,
-                where=f"{where}/test.json",
-                numbers=task.row_numbers.get("test"),
             )
         )
         batches.append(
@@ -111,8 +118,8 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
             )
         )
         method.check(task.name, batches[-1].total_steps)
-        _check_positions(task.name, [*train_examples, *test_examples[-1]], model_config)
-    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, _suites(config, stream))
+        _check_positions(task.name, chain(train_examples, test_examples[-1]), model_config)
+    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, _suites(config, stream), tokens.notes)
 
 
 def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
@@ -134,7 +141,7 @@ def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
     return load_suites(config.general)
 
 
-def _check_positions(task: str, examples: list[Example], model_config: PretrainedConfig) -> None:
+def _check_positions(task: str, examples: Iterable[Example], model_config: PretrainedConfig) -> None:
     longest = max(len(example) for example in examples)
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
     if longest > positions:

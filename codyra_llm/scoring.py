@@ -173,7 +173,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     plan = plan_run(config, world)
     folder: Any = on_main(world, lambda: _folder(config))
     on_main(world, lambda: folder.forget_stops())
-    notes: list[str] = []
+    notes = list(plan.notes)
     which, row_name = range(len(plan.stream)), f"model-{_journal_name(config, plan)}"
     with stoppable(world, folder) as stop:
         model = load_base(config, plan.deepspeed_json, world, notes.append)

@@ -5,7 +5,7 @@ continue is exactly what it is given when it generates. A mark that a text spell
 prompt) becomes the tokenizer's mark of that name, as in the published runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -95,14 +95,14 @@ def encode_rows(
     drop_long_answers: bool = False,
     where: str = "rows",
     numbers: Sequence[int] | None = None,
-) -> list[Example]:
-    """The rows as examples, in order; `where` and `numbers` (by default from 1) are what errors call them.
+) -> Iterator[Example]:
+    """The rows as examples, one by one; `where` and `numbers` (by default from 1) are what errors call them.
 
     Raises:
         UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or a
             prompt cannot be cut to size; the message names the row.
     """
-    examples = []
+    kept = 0
     for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
         answer = encode_answer(tokenizer, row["answer"])
         if max_answer_length is not None and len(answer) > max_answer_length:
@@ -113,10 +113,10 @@ def encode_rows(
                 f"is {max_answer_length}; raise it, or set data.long_answers: drop"
             )
         prompt = encode_prompt(tokenizer, row["prompt"], max_prompt_length, body, f"{where} row {number}")
-        examples.append(Example(prompt, answer))
-    if not examples:
+        kept += 1
+        yield Example(prompt, answer)
+    if not kept:
         raise UserError(f"{where}: no answer fits into data.max_answer_length {max_answer_length}; raise it")
-    return examples
 
 
 def _begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:

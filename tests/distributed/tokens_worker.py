@@ -1,0 +1,41 @@
+"""Two ranks plan a run at the same moment; each says which texts it tokenised.
+
+python -m tests.distributed.tokens_worker < JSON list of {"model": folder, "output": folder}
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.config import load_config
+from codyra_llm.engine.launch import start
+from codyra_llm.plan import plan_run
+from tests.distributed.forked import fork_ranks
+
+
+def plan(model: str, output: str, rank: int) -> int:
+    config = load_config(None, {"model.name_or_path": model, "train.global_batch_size": 8})
+    world, texts, tokenise = start(), [], PreTrainedTokenizerBase.__call__
+
+    def counted(self: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
+        texts.append(text)
+        return tokenise(self, text, **options)
+
+    PreTrainedTokenizerBase.__call__ = counted
+    dist.barrier()
+    planned = plan_run(config, world)
+    (Path(output) / f"{rank}.json").write_text(json.dumps({"texts": texts, "run": planned.name(config)}))
+    return 0
+
+
+if __name__ == "__main__":
+    jobs = json.load(sys.stdin)
+    print(
+        json.dumps(
+            [fork_ranks(2, lambda rank, job=job: plan(**job, rank=rank), job["output"] + "/log") for job in jobs]
+        )
+    )
