@@ -1,8 +1,8 @@
-"""The six suites' items, from a local folder or the hub, as lm-evaluation-harness asks for them.
+"""The suites' items, from a local folder or the hub, as lm-evaluation-harness asks for them.
 
 Each function returns {"test": Dataset}. `data_dir` holds one folder per suite in its authors' own format; without it
-the items come from the hub. An item's `shots` is the text that precedes its question, its `stratum` what a limit
-spreads over.
+the items come from the hub. The sample and the text are beside this file. An item's `shots` is the text that precedes
+its question, its `stratum` what a limit spreads over.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset
 
+SAMPLE = Path(__file__).parent / "sample"
 ARTICLES = {"a", "an", "the"}
 MMLU_SHOTS, GSM8K_SHOTS = 5, 8
 
@@ -88,6 +89,21 @@ def piqa(data_dir=None, **_):
     else:
         rows = load_dataset("baber/piqa", split="validation")
     return {"test": Dataset.from_list([{key: row[key] for key in ("goal", "sol1", "sol2", "label")} for row in rows])}
+
+
+def sample_choice(**_):
+    """The built-in sample's questions."""
+    return {"test": Dataset.from_list(_lines(SAMPLE / "choice.jsonl"))}
+
+
+def sample_cloze(**_):
+    """The built-in sample's phrases."""
+    return {"test": Dataset.from_list(_lines(SAMPLE / "cloze.jsonl"))}
+
+
+def text(**_):
+    """The passages of prose."""
+    return {"test": Dataset.from_list(_lines(SAMPLE / "text.jsonl"))}
 
 
 def best_f1(doc, results):
