@@ -81,6 +81,12 @@ def encode_prompt(
     return cut(low)
 
 
+def encode_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text as a user's turn, in the tokenizer's chat template, and of what opens the reply."""
+    turn = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Ids of an answer and the end mark, never cut."""
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
