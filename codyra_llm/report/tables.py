@@ -75,6 +75,39 @@ def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -
     return align(rows)
 
 
+def judged_table(files: dict[str, Any]) -> str:
+    """Win, tie and lose by file of prompts, of the judged pairs in percent, with 95 % intervals."""
+    header = ["", "criterion", "pairs", "win %", "tie %", "lose %", "win - lose", "order decides %", "unjudged"]
+    rows = [header]
+    for name, of_file in files.items():
+        found = of_file["judged"]
+        pairs, judged = of_file["prompts"], of_file["prompts"] - found["unjudged"]
+        if not judged:
+            rows.append([name, of_file["criterion"], str(pairs), *[""] * 5, str(found["unjudged"])])
+            continue
+        win, lose = (
+            "{:.1f} ({:.1f} to {:.1f})".format(found[f"{side}_percent"], *found[f"{side}_interval"])
+            for side in ("win", "lose")
+        )
+        error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
+        bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
+        tie, net = f"{100 * found['tie'] / judged:.1f}", f"{found['net']:+.1f}{error}"
+        rows.append([name, of_file["criterion"], str(pairs), win, tie, lose, net, bias, str(found["unjudged"])])
+    return align(rows)
+
+
+def proxies_table(files: dict[str, Any]) -> str:
+    """What is counted without a judge, for each file of prompts and model."""
+    rows = [["", "refusals %", "words", "tokens", "checks", "passed %", "prompts passed %"]]
+    for name, of_file in files.items():
+        for side, found in of_file["proxies"].items():
+            checks = found["checks"]
+            of_checks = ["" if checks[key] is None else f"{checks[key]:.1f}" for key in ("passed", "prompts_passed")]
+            numbers = [f"{found[key]:.1f}" for key in ("refusal_rate", "mean_words", "mean_tokens")]
+            rows.append([f"{name}, {side}", *numbers, str(checks["count"]), *of_checks])
+    return align(rows)
+
+
 def markdown(table: str) -> str:
     """A table as a preformatted block."""
     return f"```\n{table}\n```"
