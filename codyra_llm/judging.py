@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results import versions
 from codyra_llm.scoring import asking, model_stamp, stoppable
 
+LOG = logging.getLogger("codyra_llm")
 SCHEMA_VERSION = 1
 SIDES = ("model", "against")
 
@@ -155,7 +157,7 @@ def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopR
     kept: dict[int, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
     if len(kept) == len(each.questions):
         return [kept[number] for number in range(len(each.questions))]
-    model = load_base(each.run, read_deepspeed_json(each.run.deepspeed), world, lambda line: None)
+    model = load_base(each.run, read_deepspeed_json(each.run.deepspeed), world, LOG.warning)
     doing, total = f"answering ({side})", len(each.questions)
     with asking(
         model, each.tokenizer, each.run.evaluate, world, folder, stop, each.row_name, doing, total
@@ -239,7 +241,7 @@ def _judge(config: JudgeConfig, local_judge: RunConfig | None, wanted: bool, wor
         yield lambda texts: share(on_main(world, lambda: endpoint(texts)))
     else:
         model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
-        model = load_base(local_judge, read_deepspeed_json(local_judge.deepspeed), world, lambda line: None)
+        model = load_base(local_judge, read_deepspeed_json(local_judge.deepspeed), world, LOG.warning)
         with readable(model, local_judge.evaluate.gather, world) as synced:
             yield LikelihoodJudge(
                 tokenizer,

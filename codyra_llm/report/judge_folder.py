@@ -11,6 +11,8 @@ from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
 from codyra_llm.files import append_journal, expand, read_journal, read_yaml, write_text
 from codyra_llm.report.folder import OutputFolder
 
+OF_THE_JUDGE = ("criteria", "judge", "judge_model")
+
 
 class JudgeFolder(OutputFolder):
     """Only rank 0 has one. Making the object only looks; `open` writes.
@@ -26,7 +28,10 @@ class JudgeFolder(OutputFolder):
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{where}: is a file; name a folder")
         if saved.exists():
-            if read_yaml(saved) != self._settings():
+            found, settings = read_yaml(saved), self._settings()
+            if isinstance(found, dict) and found.get("judge") == "none":  # what was answered can be judged later
+                found |= {name: settings[name] for name in OF_THE_JUDGE}
+            if found != settings:
                 raise UserError(f"{where}: holds another comparison; choose another folder")
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{where}: holds files that are not a comparison; choose an empty or new folder")

@@ -76,23 +76,21 @@ def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -
 
 
 def judged_table(files: dict[str, Any]) -> str:
-    """Win, tie and lose by file of prompts, of the judged pairs in percent, with 95 % intervals."""
-    header = ["", "criterion", "pairs", "win %", "tie %", "lose %", "win - lose", "order decides %", "unjudged"]
-    rows = [header]
+    """Win, tie and lose by file of prompts, percent of the judged pairs with 95 % intervals; net: win minus lose."""
+    rows = [["", "criterion", "pairs", "identical", "unjudged", "win %", "tie %", "lose %", "net", "order decides %"]]
     for name, of_file in files.items():
-        found = of_file["judged"]
-        pairs, judged = of_file["prompts"], of_file["prompts"] - found["unjudged"]
-        if not judged:
-            rows.append([name, of_file["criterion"], str(pairs), *[""] * 5, str(found["unjudged"])])
-            continue
-        win, lose = (
-            "{:.1f} ({:.1f} to {:.1f})".format(found[f"{side}_percent"], *found[f"{side}_interval"])
-            for side in ("win", "lose")
-        )
-        error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
-        bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
-        tie, net = f"{100 * found['tie'] / judged:.1f}", f"{found['net']:+.1f}{error}"
-        rows.append([name, of_file["criterion"], str(pairs), win, tie, lose, net, bias, str(found["unjudged"])])
+        found, judged = of_file["judged"], of_file["prompts"] - of_file["judged"]["unjudged"]
+        counts = [str(number) for number in (of_file["prompts"], found["identical"], found["unjudged"])]
+        shares = [""] * 5
+        if judged:
+            win, lose = (
+                "{:.1f} ({:.1f} to {:.1f})".format(found[f"{side}_percent"], *found[f"{side}_interval"])
+                for side in ("win", "lose")
+            )
+            error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
+            bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
+            shares = [win, f"{100 * found['tie'] / judged:.1f}", lose, f"{found['net']:+.1f}{error}", bias]
+        rows.append([name, of_file["criterion"], *counts, *shares])
     return align(rows)
 
 

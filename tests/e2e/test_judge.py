@@ -90,7 +90,9 @@ def test_an_endpoint_that_prefers_longer_answers(config, tmp_path: Path, capsys:
         judge_models(config(judge=endpoint.url, max_new_tokens=4))
 
 
-def test_an_endpoint_that_prefers_what_comes_first(config) -> None:
+def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(config, monkeypatch) -> None:
+    assert judge_models(config())["files"]["helpful"]["judged"] is None
+    monkeypatch.setattr(generate, "_answer_batch", None)  # every answer is kept
     with serve(lambda text: "[[A]]") as endpoint:
         results = judge_models(config(judge=endpoint.url))
     judged = results["files"]["helpful"]["judged"]
