@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
@@ -82,6 +82,7 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
         Stopped: it was asked to stop; started again, it goes on.
     """
     world = start(config.rendezvous_seconds)
+    read_deepspeed_json(config.deepspeed)
     files = read_prompt_files(config.prompts, config.criteria)
     contestants = {
         "model": _contestant(config, config.model, files),
@@ -132,7 +133,6 @@ def _positions(model_config: Any) -> int:
 
 
 def _run_config(config: JudgeConfig, name: str) -> RunConfig:
-    read_deepspeed_json(config.deepspeed)
     return load_config(
         None,
         {
@@ -157,15 +157,19 @@ def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopR
     kept: dict[int, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
     if len(kept) == len(each.questions):
         return [kept[number] for number in range(len(each.questions))]
-    model = load_base(each.run, read_deepspeed_json(each.run.deepspeed), world, LOG.warning)
-    doing, total = f"answering ({side})", len(each.questions)
+    model, doing = _load(each.run, world), f"answering ({side})"
+    total = len(each.questions)
     with asking(
         model, each.tokenizer, each.run.evaluate, world, folder, stop, each.row_name, doing, total
-    ) as ask:  # fmt: skip
+    ) as ask:
         answers = list(ask(each.questions))
     del model, ask
     return_freed_memory()
     return answers
+
+
+def _load(run: RunConfig, world: World) -> PreTrainedModel:
+    return load_base(run, read_deepspeed_json(run.deepspeed), world, LOG.warning)
 
 
 def _questions_to_judge(
@@ -210,14 +214,15 @@ def _replies(
     )
     with bar as progress, _judge(config, local_judge, bool(wanted), world) as judge:
         for first in range(0, len(wanted), size):
-            of_round = wanted[first : first + size]
-            fresh = judge([each.text for each in of_round])
-            on_main(world, lambda: folder.append_verdicts(map(_line, of_round, fresh)))  # noqa: B023 (called at once)
-            replies |= {each.key: reply for each, reply in zip(of_round, fresh, strict=True)}
+            fresh = _ask_judge(judge, wanted[first : first + size], world, folder)
+            replies |= fresh
             progress.update(len(fresh))
-            if len(fresh) == size and all(reply.problem for reply in fresh):
-                raise UserError(f"judge {config.judge}: {fresh[-1].problem}; the verdicts until now are kept, "
-                                "and the same command goes on from them")  # fmt: skip
+            problems = [reply.problem for reply in fresh.values() if reply.problem]
+            if len(problems) == size:
+                raise UserError(
+                    f"judge {config.judge}: {problems[-1]}; the verdicts until now are kept, and the same command "
+                    "goes on from them"
+                )
             if stop.agreed():
                 raise Stopped(f"while judging, after {progress.n} of {len(asked)} questions")
     if asked and not any(reply.verdict for reply in replies.values()):
@@ -227,30 +232,31 @@ def _replies(
     return replies
 
 
+def _ask_judge(judge: Judge, asked: Sequence[Asked], world: World, folder: Any) -> dict[str, Reply]:
+    """Replies by key of the question, kept in the folder."""
+    replies = judge([each.text for each in asked])
+    lines = [_line(each, reply) for each, reply in zip(asked, replies, strict=True)]
+    on_main(world, lambda: folder.append_verdicts(lines))
+    return {each.key: reply for each, reply in zip(asked, replies, strict=True)}
+
+
 @contextmanager
 def _judge(config: JudgeConfig, local_judge: RunConfig | None, wanted: bool, world: World) -> Iterator[Judge]:
     """The judge, which every rank calls and which gives every rank the same replies."""
     if not wanted:
         yield lambda texts: []
     elif not local_judge:
-        key = os.environ.get(config.api_key_variable)
-        endpoint = EndpointJudge(
-            config.judge, config.judge_model, config.api_key_variable, key, config.timeout, config.retries,
-            config.concurrency,
-        )  # fmt: skip
+        endpoint = EndpointJudge(config)
         yield lambda texts: share(on_main(world, lambda: endpoint(texts)))
     else:
         model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
-        model = load_base(local_judge, read_deepspeed_json(local_judge.deepspeed), world, LOG.warning)
+        model = _load(local_judge, world)
         with readable(model, local_judge.evaluate.gather, world) as synced:
-            yield LikelihoodJudge(
-                tokenizer,
-                lambda questions: answer_questions(
-                    model, tokenizer, questions, config.batch_size, world, synced=synced
-                ),
-                config.chat_template,
-                _positions(model_config),
-            )
+
+            def ask(questions: Sequence[Question]) -> list[Answered]:
+                return answer_questions(model, tokenizer, questions, config.batch_size, world, synced=synced)
+
+            yield LikelihoodJudge(tokenizer, ask, config.chat_template, _positions(model_config))
 
 
 def _line(asked: Asked, reply: Reply) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A judge behind an OpenAI-compatible chat endpoint: bounded in time, tries and requests at once."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.evaluation.judge.verdict import Reply, read_verdict
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -17,32 +19,14 @@ SHOWN = 200  # characters of what an endpoint says of an error
 
 
 class EndpointJudge:
-    """Asks an endpoint; greedy (temperature 0).
+    """Asks the endpoint that a configuration names, greedily (temperature 0)."""
 
-    Args:
-        url: its base URL, to which /chat/completions is added unless it ends so.
-        model: what the endpoint calls the model; None: its only one.
-        key_variable: environment variable that held the key, for errors. key: sent as a bearer token.
-        timeout: seconds until an answer must begin. retries: further tries, for each question.
-        concurrency: requests at once.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        model: str | None,
-        key_variable: str,
-        key: str | None,
-        timeout: float,
-        retries: int,
-        concurrency: int,
-    ) -> None:
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.model, self.key_variable, self.timeout, self.retries = model, key_variable, timeout, retries
-        self.concurrency = concurrency
+    def __init__(self, config: JudgeConfig) -> None:
+        self.config = config
+        self.url = config.judge.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         # waits 0, 2, 4, ... seconds between tries, and no longer if a server asks for it
         retry = Retry(
-            retries,
+            config.retries,
             status_forcelist=TRANSIENT,
             allowed_methods=None,
             backoff_factor=1,
@@ -52,8 +36,8 @@ class EndpointJudge:
         )
         self.session = requests.Session()
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency, max_retries=retry))
-        if key:
+            self.session.mount(scheme, HTTPAdapter(pool_maxsize=config.concurrency, max_retries=retry))
+        if key := os.environ.get(config.api_key_variable):
             self.session.headers["Authorization"] = f"Bearer {key}"
 
     def __call__(self, texts: Sequence[str]) -> list[Reply]:
@@ -62,7 +46,7 @@ class EndpointJudge:
         Raises:
             UserError: the endpoint refuses the key, or knows no such path or model.
         """
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
             waiting = [pool.submit(self._ask, text) for text in texts]
             try:
                 return [each.result() for each in waiting]
@@ -71,7 +55,7 @@ class EndpointJudge:
 
     def _ask(self, text: str) -> Reply:
         reply = Reply(None, "", "never asked")
-        for _ in range(self.retries + 1):
+        for _ in range(self.config.retries + 1):
             reply = self._ask_once(text)
             if reply.verdict or reply.problem:
                 break
@@ -83,15 +67,15 @@ class EndpointJudge:
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
-        if self.model:
-            body["model"] = self.model
+        if self.config.judge_model:
+            body["model"] = self.config.judge_model
         try:
-            response = self.session.post(self.url, json=body, timeout=self.timeout)
+            response = self.session.post(self.url, json=body, timeout=self.config.timeout)
         except requests.RequestException as error:
             return Reply(None, "", self._reason(error))
         said = " ".join(response.text.split())[:SHOWN]
         if response.status_code in (401, 403):
-            known, name = "Authorization" in self.session.headers, self.key_variable
+            known, name = "Authorization" in self.session.headers, self.config.api_key_variable
             key = f"the key in {name} is refused" if known else f"no key was sent; set {name}"
             raise UserError(f"judge {self.url}: status {response.status_code}: {key} ({said})")
         if response.status_code == 404:
@@ -106,6 +90,6 @@ class EndpointJudge:
 
     def _reason(self, error: requests.RequestException) -> str:
         if isinstance(error, requests.Timeout) or "timed out" in str(error):
-            return f"no answer within {self.timeout:g} s"
+            return f"no answer within {self.config.timeout:g} s"
         cause = getattr(error.args[0] if error.args else None, "reason", error)
         return " ".join(str(cause).split(": ")[-1].split())[:SHOWN]

@@ -5,21 +5,23 @@ import torch
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.generate import answer_questions
+from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.evaluation.judge.endpoint import EndpointJudge
 from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
 from tests.endpoint import serve
 from tests.models import tiny_model
 
 
-def judge_of(url: str, key: str | None = None, **changes) -> EndpointJudge:
-    settings = {"timeout": 5.0, "retries": 1, "concurrency": 2, **changes}
-    return EndpointJudge(url, "some-model", "SOME_KEY", key, **settings)
+def judge_of(url: str, **changes) -> EndpointJudge:
+    settings = {"judge": url, "judge_model": "some-model", "timeout": 5.0, "retries": 1, "concurrency": 2, **changes}
+    return EndpointJudge(JudgeConfig("", "", (), api_key_variable="SOME_KEY", **settings))
 
 
-def test_asks_as_an_openai_client_does() -> None:
+def test_asks_as_an_openai_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
     with serve(lambda text: f"[[{text}]]") as endpoint:
         for url in (endpoint.url, endpoint.url + "/chat/completions/"):
-            replies = judge_of(url, "secret")(["A", "B", "C", "A"])
+            replies = judge_of(url)(["A", "B", "C", "A"])
             assert [reply.verdict for reply in replies] == ["A", "B", "C", "A"]
             assert [reply.text for reply in replies] == ["[[A]]", "[[B]]", "[[C]]", "[[A]]"]
         assert set(endpoint.keys) == {"Bearer secret"}
@@ -51,12 +53,13 @@ def test_slow_and_down() -> None:
     assert "Connection refused" in judge_of(endpoint.url, retries=0)(["?"])[0].problem
 
 
-def test_what_no_further_try_can_help() -> None:
+def test_what_no_further_try_can_help(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(lambda text: (401, "who are you")) as endpoint:
         with pytest.raises(UserError, match=r"status 401: no key was sent; set SOME_KEY \(who are you\)"):
             judge_of(endpoint.url)(["?"])
+        monkeypatch.setenv("SOME_KEY", "wrong")
         with pytest.raises(UserError, match="status 401: the key in SOME_KEY is refused"):
-            judge_of(endpoint.url, "wrong")(["?"])
+            judge_of(endpoint.url)(["?"])
         with pytest.raises(UserError, match="status 404: no such path or model"):
             judge_of(endpoint.url + "/else")(["?"])
         assert len(endpoint.asked) == 3
