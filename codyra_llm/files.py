@@ -93,6 +93,47 @@ def cache_folder() -> Path:
     return expand(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm")
 
 
+def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
+    """(line number from 1, value) of every line of a JSONL file that is not blank.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not JSON.
+    """
+    rows = []
+    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
+    for number, line in enumerate(read_text(path, hint).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} line {number}: not valid JSON: {error}") from None
+    return rows
+
+
+def append_journal(path: Path, value: Any) -> None:
+    """Adds a value to a journal, one JSON value a line."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value) + "\n")
+
+
+def read_journal(path: Path) -> list[Any]:
+    """What was added to a journal; a last line that was cut off when the process was killed is taken away."""
+    values: list[Any] = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = 0  # bytes
+    for line in lines:
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError
+            values.append(json.loads(line))
+        except ValueError:
+            os.truncate(path, whole)  # what follows would be written behind it
+            break
+        whole += len(line)
+    return values
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file beside, flushes it to the disk and renames it."""
     with replace_file(path) as scratch:

@@ -36,7 +36,7 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
     return {
         "schema_version": SCHEMA_VERSION,
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "world_size": world_size,
@@ -83,11 +83,12 @@ def taken_up(earlier: dict[str, Any], session: dict[str, Any], position: tuple[i
     return {**earlier, **means, "sessions": [*earlier["sessions"], continued]}
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of Python and of every package that results depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found

@@ -19,7 +19,7 @@ from codyra_llm.evaluation.generate import Answered, Ask, Question, answer_quest
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
 from codyra_llm.plan import RunPlan, plan_run
-from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.folder import OutputFolder, RunFolder, start_log
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import new_results
 from codyra_llm.text import align
@@ -32,7 +32,7 @@ OF_A_RUN = ("schema_version", "command", "versions", "config", "seed", "world_si
 
 
 @contextmanager
-def stoppable(world: World, folder: RunFolder | None) -> Iterator[StopRequest]:
+def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest]:
     """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so."""
     with StopRequest(world, folder.trigger if folder else None) as stop:
         try:
@@ -62,7 +62,7 @@ def score_tasks(
         Stopped: the run was asked to stop.
     """
     rows = [plan.test_examples[i] for i in which]
-    with _asking(
+    with asking(
         model,
         plan.tokenizer,
         config,
@@ -100,7 +100,7 @@ def score_general(
 
     scores = {}
     doing = f"measuring general ability ({row_name})"
-    with _asking(model, tokenizer, config, world, folder, stop, row_name, doing) as ask:
+    with asking(model, tokenizer, config, world, folder, stop, row_name, doing) as ask:
         lm = BatchedLM(tokenizer, ask, model.config.get_text_config().max_position_embeddings)
         for suite in suites:
             scores[suite.name] = score_suite(suite, lm)
@@ -110,12 +110,12 @@ def score_general(
 
 
 @contextmanager
-def _asking(
+def asking(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluateConfig,
     world: World,
-    folder: RunFolder | None,
+    folder: OutputFolder | None,
     stop: StopRequest,
     row_name: str,
     doing: str,
@@ -211,10 +211,15 @@ def score_model(config: RunConfig) -> dict[str, Any]:
 
 
 def _journal_name(config: RunConfig, plan: RunPlan) -> str:
-    """Changes with the settings, the data, and the files of a model that lies here."""
-    files = sorted(expand(config.model.name_or_path).glob("*"))
-    model = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(f"{plan.name(config)} {model}".encode()).hexdigest()[:8]
+    """Changes with the settings, the data, and the model."""
+    stamp = model_stamp(config.model.name_or_path)
+    return hashlib.sha256(f"{plan.name(config)} {stamp}".encode()).hexdigest()[:8]
+
+
+def model_stamp(name_or_path: str) -> list[tuple[str, int, int]]:
+    """Changes with the files of a model that lies here; empty for one of the hub."""
+    files = sorted(expand(name_or_path).glob("*"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _folder(config: RunConfig) -> RunFolder:

@@ -24,7 +24,7 @@ from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
 from codyra_llm.evaluation.scorers import score_rows
-from codyra_llm.files import read_text
+from codyra_llm.files import read_jsonl
 
 ROW_KEYS = ("prompt", "prediction", "reference")
 
@@ -59,16 +59,8 @@ def scorer_of(task: str, task_file: Path) -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a JSONL file; blank lines are skipped."""
-    text = read_text(path, "the predictions cannot be read")
     rows = []
-    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} line {number}: not valid JSON: {error}") from None
+    for number, row in read_jsonl(path, "the predictions cannot be read"):
         for key in ROW_KEYS:
             if not isinstance(row, dict) or not isinstance(row.get(key), str):
                 raise UserError(f'{path} line {number}: no text under "{key}"; every row needs {", ".join(ROW_KEYS)}')

@@ -5,6 +5,7 @@ continue is exactly what it is given when it generates. A mark that a text spell
 prompt) becomes the tokenizer's mark of that name, as in the published runs.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,17 @@ def encode_prompt(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if len(cut(middle)) <= max_length else (low, middle - 1)
     return cut(low)
+
+
+def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: bool = True) -> list[int]:
+    """Ids of a text as a user's turn in the tokenizer's chat template, if it has one and it is wanted, else as it is.
+
+    A template's ids end with what opens the reply; a text as it is has the begin mark. Nothing is cut.
+    """
+    if not (chat_template and tokenizer.chat_template):
+        return encode_prompt(tokenizer, text, sys.maxsize)
+    turn = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:

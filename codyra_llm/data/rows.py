@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,16 @@ def check_rows(rows: Any, where: str) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"{where}: no rows; the list is empty, and {EXPECTED}")
     for number, row in enumerate(rows, start=1):
-        if problem := _problem(row):
+        if problem := row_problem(row):
             raise UserError(f"{where} row {number}: {problem}; {EXPECTED}")
     return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
 
 
-def _problem(row: Any) -> str | None:
+def row_problem(row: Any, keys: Sequence[str] = ("prompt", "answer")) -> str | None:
+    """What is wrong with a row that must have text under each of these keys; None where nothing is."""
     if not isinstance(row, dict):
         return f"is {_kind(row)}, not an object"
-    for key in ("prompt", "answer"):
+    for key in keys:
         if key not in row:
             return f'no "{key}"'
         text = row[key]

@@ -8,8 +8,7 @@ from pathlib import Path
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import sha256, write_text
-from codyra_llm.models.gguf import cache_folder
+from codyra_llm.files import cache_folder, sha256, write_text
 from codyra_llm.models.load import reason, resolve_model, weight_files
 from codyra_llm.models.shards import ShardReader
 

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.matrix import write_matrix_csv
-from codyra_llm.files import expand, write_text
+from codyra_llm.files import append_journal, expand, read_journal, write_text
 
 CONTENTS = (
     "results.json",
@@ -34,7 +33,52 @@ CONTENTS = (
 )
 
 
-class RunFolder:
+class OutputFolder:
+    """Where a command writes: its results, and what it was answered until now. Making the object only looks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def trigger(self) -> Path:
+        """The file that asks the run to stop."""
+        return self.path / "stop"
+
+    def forget_stops(self) -> None:
+        """Takes away what an earlier start was asked, or left; what is asked from now on counts."""
+        for path in (self.trigger, self.path / "stopped"):
+            if path.exists():
+                path.unlink()
+
+    def write_stopped(self, where: str) -> None:
+        """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
+        write_text(self.path / "stopped", where + "\n")
+        self.trigger.unlink(missing_ok=True)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """results.json: everything a table needs."""
+        write_text(
+            self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    def read_answers(self, row_name: str) -> dict[int, Answered]:
+        """What was answered of a row before the command was interrupted, by the question's number."""
+        return {
+            int(question): Answered(*answer)
+            for content in read_journal(self._journal(row_name))
+            for question, answer in content.items()
+        }
+
+    def append_answers(self, row_name: str, answered: dict[int, Answered]) -> None:
+        """Keeps answers (by the question's number)."""
+        content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
+        append_journal(self._journal(row_name), content)
+
+    def _journal(self, row_name: str) -> Path:
+        return self.path / "predictions" / f"{row_name}.partial"
+
+
+class RunFolder(OutputFolder):
     """Where a run writes: config.yaml and all of CONTENTS. Making the object only looks; `open` writes.
 
     Raises:
@@ -42,8 +86,8 @@ class RunFolder:
     """
 
     def __init__(self, config: RunConfig) -> None:
+        super().__init__(expand(config.output_dir))
         self.config = config
-        self.path = expand(config.output_dir)
         self._check()
 
     def open(self, resumed: bool = False) -> None:
@@ -72,28 +116,6 @@ class RunFolder:
         """Where the updates of finished tasks are kept."""
         return self.path / "ledger"
 
-    @property
-    def trigger(self) -> Path:
-        """The file that asks the run to stop."""
-        return self.path / "stop"
-
-    def forget_stops(self) -> None:
-        """Takes away what an earlier start was asked, or left; what is asked from now on counts."""
-        for path in (self.trigger, self.path / "stopped"):
-            if path.exists():
-                path.unlink()
-
-    def write_stopped(self, where: str) -> None:
-        """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
-        write_text(self.path / "stopped", where + "\n")
-        self.trigger.unlink(missing_ok=True)
-
-    def write_results(self, results: dict[str, Any]) -> None:
-        """results.json: everything a table needs."""
-        write_text(
-            self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
-
     def write_matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
         """matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""
         write_matrix_csv(self.path / "matrix.csv", list(tasks), matrix)
@@ -105,37 +127,14 @@ class RunFolder:
 
     def read_answers(self, row_name: str) -> dict[int, Answered]:
         """What was answered of a row of the matrix before the run was interrupted; forgets those of other rows."""
-        journal = self._journal(row_name)
-        self.drop_answers(but=journal)
-        answered: dict[int, Answered] = {}
-        lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-        whole = 0  # bytes
-        for line in lines:
-            try:
-                content = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                content = None
-            if content is None:  # cut off when the run was killed; what follows would be written behind it
-                os.truncate(journal, whole)
-                break
-            answered |= {int(question): Answered(*answer) for question, answer in content.items()}
-            whole += len(line)
-        return answered
-
-    def append_answers(self, row_name: str, answered: dict[int, Answered]) -> None:
-        """Keeps answers (by the question's number) until all of the row's predictions are written."""
-        content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
-        with self._journal(row_name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(content) + "\n")
+        self.drop_answers(but=self._journal(row_name))
+        return super().read_answers(row_name)
 
     def drop_answers(self, but: Path | None = None) -> None:
-        """Forgets what `append_answers` kept."""
+        """Forgets what `append_answers` kept: all of the row's predictions are written."""
         for journal in (self.path / "predictions").glob("*.partial"):
             if journal != but:
                 journal.unlink()
-
-    def _journal(self, row_name: str) -> Path:
-        return self.path / "predictions" / f"{row_name}.partial"
 
     def append_ranks(self, task: str, report: Sequence[ModuleRank], drift: dict[str, float]) -> None:
         """ranks.csv: for each task and module its rank, update norm, bound, and the norm of all updates so far."""

@@ -75,6 +75,37 @@ def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -
     return align(rows)
 
 
+def judged_table(files: dict[str, Any]) -> str:
+    """Win, tie and lose by file of prompts, percent of the judged pairs with 95 % intervals; net: win minus lose."""
+    rows = [["", "criterion", "pairs", "identical", "unjudged", "win %", "tie %", "lose %", "net", "order decides %"]]
+    for name, of_file in files.items():
+        found, judged = of_file["judged"], of_file["prompts"] - of_file["judged"]["unjudged"]
+        counts = [str(number) for number in (of_file["prompts"], found["identical"], found["unjudged"])]
+        shares = [""] * 5
+        if judged:
+            win, lose = (
+                "{:.1f} ({:.1f} to {:.1f})".format(found[f"{side}_percent"], *found[f"{side}_interval"])
+                for side in ("win", "lose")
+            )
+            error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
+            bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
+            shares = [win, f"{100 * found['tie'] / judged:.1f}", lose, f"{found['net']:+.1f}{error}", bias]
+        rows.append([name, of_file["criterion"], *counts, *shares])
+    return align(rows)
+
+
+def proxies_table(files: dict[str, Any]) -> str:
+    """What is counted without a judge, for each file of prompts and model."""
+    rows = [["", "refusals %", "words", "tokens", "checks", "passed %", "prompts passed %"]]
+    for name, of_file in files.items():
+        for side, found in of_file["proxies"].items():
+            checks = found["checks"]
+            of_checks = ["" if checks[key] is None else f"{checks[key]:.1f}" for key in ("passed", "prompts_passed")]
+            numbers = [f"{found[key]:.1f}" for key in ("refusal_rate", "mean_words", "mean_tokens")]
+            rows.append([f"{name}, {side}", *numbers, str(checks["count"]), *of_checks])
+    return align(rows)
+
+
 def markdown(table: str) -> str:
     """A table as a preformatted block."""
     return f"```\n{table}\n```"

@@ -1,0 +1,91 @@
+"""The settings of a comparison of two models: each field is an option of scripts/judge.py."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from codyra_llm.adapter.config import option
+from codyra_llm.command import Parser
+from codyra_llm.errors import UserError
+
+_AtLeastOne = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_REQUIRED = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Two models, the prompts that they answer, and who judges."""
+
+    model: str = option(_REQUIRED, "the model whose wins are counted: hub id, HF folder, .gguf file")
+    against: str = option(_REQUIRED, "the other one; base: what the run that saved --model started from")
+    prompts: tuple[str, ...] = option(_REQUIRED, 'files, JSON list or JSONL, of {"prompt"}, with commas between')
+    criteria: tuple[str, ...] = option(
+        ("helpfulness",), "what each file's answers are judged by: helpfulness, harmlessness or a .txt template"
+    )
+    judge: str = option("none", "URL of an OpenAI-compatible endpoint, a causal LM, or none: proxies only")
+    judge_model: str | None = option(None, "the endpoint's name of its model; empty: it has only one")
+    api_key_variable: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key", neutral=True)
+    timeout: _Seconds = option(60.0, "seconds to wait for the endpoint", neutral=True)
+    retries: Annotated[int, Field(ge=0)] = option(3, "further tries for each question to the endpoint", neutral=True)
+    concurrency: _AtLeastOne = option(4, "questions to the endpoint at once", neutral=True)
+    output_dir: str = option("runs/judge", "folder for the answers, verdicts and results", neutral=True)
+    max_new_tokens: _AtLeastOne = option(512, "tokens of an answer")
+    chat_template: bool = option(True, "put prompts into the tokenizer's chat template where it has one")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the weights")
+    batch_size: _AtLeastOne = option(16, "rows answered at once on one rank", neutral=True)
+    deepspeed: str | None = option(None, "DeepSpeed JSON; empty: whole weights on each rank", neutral=True)
+    rendezvous_seconds: _Seconds = option(300.0, "how long to wait at the start for the other processes", neutral=True)
+
+    @property
+    def has_endpoint(self) -> bool:
+        """Whether the judge is given by URL."""
+        return self.judge.startswith(("http://", "https://"))
+
+
+def decisive(config: JudgeConfig) -> dict[str, Any]:
+    """The settings that results depend on."""
+    return {
+        each.name: getattr(config, each.name)
+        for each in dataclasses.fields(JudgeConfig)
+        if not each.metadata["neutral"]
+    }
+
+
+def parse_command_line(arguments: Sequence[str], description: str | None) -> JudgeConfig:
+    """The configuration that a command line means.
+
+    Raises:
+        UserError: an option is unknown or missing, or its value cannot work.
+    """
+    parser = Parser(description=description)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    for each in dataclasses.fields(JudgeConfig):
+        required = each.default is _REQUIRED
+        default = "" if required or each.default is None else f" (default: {_show(each.default)})"
+        parser.add_argument(
+            f"--{each.name}",
+            required=required,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=each.metadata["help"].replace("%", "%%") + default,
+        )
+    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    given.pop("local_rank")
+    for name in ("prompts", "criteria"):
+        if name in given:
+            given[name] = [part.strip() for part in given[name].split(",") if part.strip()]
+    try:
+        return pydantic.TypeAdapter(JudgeConfig).validate_python(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"command line: --{first['loc'][0]}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _show(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)

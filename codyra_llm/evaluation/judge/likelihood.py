@@ -1,0 +1,48 @@
+"""A causal language model as a judge: its verdict is the likeliest of the three that a template asks for."""
+
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.data.encode import Example, encode_request
+from codyra_llm.evaluation.generate import Ask, Question
+from codyra_llm.evaluation.judge.verdict import Reply
+
+VERDICTS = ("A", "B", "C")
+
+
+class LikelihoodJudge:
+    """Compares log P([[A]]), log P([[B]]) and log P([[C]]) as replies to a filled template.
+
+    Args:
+        tokenizer: of the judge. ask: answers questions by the judge's model. chat_template: whether to use its own.
+        positions: how many the model knows; what is longer is not judged.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ask: Ask, chat_template: bool, positions: int) -> None:
+        self.tokenizer, self.ask, self.chat_template, self.positions = tokenizer, ask, chat_template, positions
+        self.verdicts = [tokenizer(f"[[{verdict}]]", add_special_tokens=False)["input_ids"] for verdict in VERDICTS]
+
+    def __call__(self, texts: Sequence[str]) -> list[Reply]:
+        """Replies to filled templates, in their order; a reply's text states the three log-likelihoods in nats."""
+        prompts = [encode_request(self.tokenizer, text, self.chat_template) for text in texts]
+        fits = [len(prompt) + max(map(len, self.verdicts)) <= self.positions for prompt in prompts]
+        questions = [
+            Question(Example(prompt, verdict), max_new_tokens=0)
+            for prompt, fit in zip(prompts, fits, strict=True)
+            if fit
+            for verdict in self.verdicts
+        ]
+        losses = iter([answer.loss for answer in self.ask(questions)])
+        return [
+            self._reply([next(losses) for _ in VERDICTS])
+            if fit
+            else Reply(None, f"{len(prompt)} tokens to judge, the model knows {self.positions} positions")
+            for prompt, fit in zip(prompts, fits, strict=True)
+        ]
+
+    def _reply(self, losses: list[float]) -> Reply:
+        text = ", ".join(f"{verdict} {-loss:.4f}" for verdict, loss in zip(VERDICTS, losses, strict=True))
+        best = min(zip(losses, VERDICTS, strict=True))[1] if all(map(math.isfinite, losses)) else None
+        return Reply(best, text)

@@ -1,0 +1,332 @@
+"""Comparing two models on prompts of the user's: their answers, a judge's verdicts in both orders, and proxies."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from codyra_llm.config import RunConfig, load_config
+from codyra_llm.data.encode import Example, check_tokenizer, encode_request
+from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.engine.launch import World, on_main, share, start
+from codyra_llm.engine.memory import return_freed_memory
+from codyra_llm.engine.stop import StopRequest
+from codyra_llm.engine.zero import load_base, readable
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.generate import Answered, Question, answer_questions
+from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
+from codyra_llm.evaluation.judge.endpoint import EndpointJudge
+from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
+from codyra_llm.evaluation.judge.prompts import PromptFile, read_prompt_files
+from codyra_llm.evaluation.judge.proxies import proxies
+from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
+from codyra_llm.files import expand, sha256
+from codyra_llm.models.load import load_config_and_tokenizer
+from codyra_llm.report.folder import start_log
+from codyra_llm.report.judge_folder import JudgeFolder
+from codyra_llm.report.tables import judged_table, proxies_table
+from codyra_llm.results import versions
+from codyra_llm.scoring import asking, model_stamp, stoppable
+
+LOG = logging.getLogger("codyra_llm")
+SCHEMA_VERSION = 1
+SIDES = ("model", "against")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One of the two models: its configuration as a run's, its tokenizer, and the prompts as questions to it."""
+
+    run: RunConfig
+    tokenizer: PreTrainedTokenizerBase
+    questions: list[Question]
+
+    @property
+    def row_name(self) -> str:
+        """Names its answers by all that they depend on."""
+        asked = [(question.example.prompt, question.max_new_tokens) for question in self.questions]
+        model = self.run.model
+        return hashlib.sha256(f"{model} {model_stamp(model.name_or_path)} {asked}".encode()).hexdigest()[:8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One question to the judge: about which prompt, which answer came first, and its text."""
+
+    number: int
+    first: str
+    text: str
+    key: str
+
+
+def judge_models(config: JudgeConfig) -> dict[str, Any]:
+    """Compares config.model with config.against on the prompts.
+
+    Leaves in config.output_dir: judge.yaml, answers.jsonl, verdicts.jsonl, results.json. What was answered or judged
+    is not asked for again by a second start.
+
+    Returns:
+        What stands in results.json: of each file of prompts what `tally` and, for each model, what `proxies` gives.
+
+    Raises:
+        UserError: settings, prompts or a model are unfit, the judge does not answer, or output_dir holds something
+            else.
+        Stopped: it was asked to stop; started again, it goes on.
+    """
+    world = start(config.rendezvous_seconds)
+    read_deepspeed_json(config.deepspeed)
+    files = read_prompt_files(config.prompts, config.criteria)
+    contestants = {
+        "model": _contestant(config, config.model, files),
+        "against": _contestant(config, _base(config.model) if config.against == "base" else config.against, files),
+    }
+    local_judge = None if config.has_endpoint or config.judge == "none" else _run_config(config, config.judge)
+    if local_judge:
+        load_config_and_tokenizer(local_judge.model.name_or_path)
+    folder: Any = on_main(world, lambda: JudgeFolder(config))
+    on_main(world, lambda: folder.forget_stops())
+    on_main(world, lambda: folder.open())
+    start_log(folder.path / "judge.log" if folder else None)
+    with stoppable(world, folder) as stop:
+        answers = {side: _answers(each, side, world, folder, stop) for side, each in contestants.items()}
+        on_main(world, lambda: folder.write_answers(_answer_rows(files, answers)))
+        asked = [] if config.judge == "none" else _questions_to_judge(config, files, answers)
+        replies = _replies(config, local_judge, asked, world, folder, stop)
+    results = _results(config, contestants, files, answers, asked, replies, world)
+
+    def write() -> None:
+        folder.write_results(results)
+        print(_table(results))
+        print(f"\nall results are in {folder.path}")
+
+    on_main(world, write)
+    return results
+
+
+def _contestant(config: JudgeConfig, name: str, files: Sequence[PromptFile]) -> Contestant:
+    run = _run_config(config, name)
+    model_config, tokenizer = load_config_and_tokenizer(name)
+    check_tokenizer(tokenizer)
+    positions = _positions(model_config)
+    questions = []
+    for prompt in (prompt for file in files for prompt in file.prompts):
+        ids = encode_request(tokenizer, prompt.text, config.chat_template)
+        if len(ids) + config.max_new_tokens > positions:
+            raise UserError(
+                f"{prompt.where}: {len(ids)} tokens and {config.max_new_tokens} of an answer, {name} knows {positions} "
+                "positions; lower max_new_tokens or shorten the prompt"
+            )
+        questions.append(Question(Example(ids, []), config.max_new_tokens))
+    return Contestant(run, tokenizer, questions)
+
+
+def _positions(model_config: Any) -> int:
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def _run_config(config: JudgeConfig, name: str) -> RunConfig:
+    return load_config(
+        None,
+        {
+            "model.name_or_path": name,
+            "model.dtype": config.dtype,
+            "evaluate.batch_size": config.batch_size,
+            "deepspeed": config.deepspeed,
+        },
+    )
+
+
+def _base(model: str) -> str:
+    """What the run that saved a model started from."""
+    saved = expand(model).absolute().parent / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"against base: {model} is not the model folder of a run ({saved} is not there); name the base")
+    return load_config(saved).model.name_or_path
+
+
+def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopRequest) -> list[Answered]:
+    """The answers of a model to all prompts; it is loaded only if one is missing."""
+    kept: dict[int, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
+    if len(kept) == len(each.questions):
+        return [kept[number] for number in range(len(each.questions))]
+    model, doing = _load(each.run, world), f"answering ({side})"
+    total = len(each.questions)
+    with asking(model, each.tokenizer, each.run.evaluate, world, folder, stop, each.row_name, doing, total) as ask:
+        answers = list(ask(each.questions))
+    del model, ask
+    return_freed_memory()
+    return answers
+
+
+def _load(run: RunConfig, world: World) -> PreTrainedModel:
+    return load_base(run, read_deepspeed_json(run.deepspeed), world, LOG.warning)
+
+
+def _questions_to_judge(
+    config: JudgeConfig, files: Sequence[PromptFile], answers: dict[str, list[Answered]]
+) -> list[Asked]:
+    """Two for each prompt whose answers differ, by number of the prompt: the model's answer first, and last."""
+    judge = [config.judge, config.judge_model, model_stamp(config.judge)]
+    prompts = [(file.template, prompt.text) for file in files for prompt in file.prompts]
+    asked = []
+    for number, ((template, prompt), ours, theirs) in enumerate(
+        zip(prompts, answers["model"], answers["against"], strict=True)
+    ):
+        if ours.text == theirs.text:
+            continue
+        for first, of_a, of_b in (("model", ours, theirs), ("against", theirs, ours)):
+            text = fill(template, prompt, of_a.text, of_b.text)
+            asked.append(Asked(number, first, text, hashlib.sha256(json.dumps([judge, text]).encode()).hexdigest()))
+    return asked
+
+
+def _replies(
+    config: JudgeConfig,
+    local_judge: RunConfig | None,
+    asked: Sequence[Asked],
+    world: World,
+    folder: Any,
+    stop: StopRequest,
+) -> dict[str, Reply]:
+    """Replies by key of the question; what the folder holds is not asked again, unless there was no reply.
+
+    Raises:
+        UserError: a whole round got no reply, or there is no verdict at all.
+        Stopped: it was asked to stop.
+    """
+    lines: list[dict[str, Any]] = share(on_main(world, lambda: folder.read_verdicts()))
+    kept = {line["key"]: Reply(line["verdict"], line["reply"]) for line in lines if line["problem"] is None}
+    wanted = list({each.key: each for each in asked if each.key not in kept}.values())
+    replies = {each.key: kept[each.key] for each in asked if each.key in kept}
+    size = config.batch_size * world.size if local_judge else 2 * config.concurrency
+    bar = tqdm(
+        total=len(asked), initial=len(asked) - len(wanted), desc="judging", leave=False, disable=not world.is_main
+    )
+    with bar as progress, _judge(config, local_judge, bool(wanted), world) as judge:
+        for first in range(0, len(wanted), size):
+            fresh = _ask_judge(judge, wanted[first : first + size], world, folder)
+            replies |= fresh
+            progress.update(len(fresh))
+            problems = [reply.problem for reply in fresh.values() if reply.problem]
+            if len(problems) == size:
+                raise UserError(
+                    f"judge {config.judge}: {problems[-1]}; the verdicts until now are kept, and the same command "
+                    "goes on from them"
+                )
+            if stop.agreed():
+                raise Stopped(f"while judging, after {progress.n} of {len(asked)} questions")
+    if asked and not any(reply.verdict for reply in replies.values()):
+        last = replies[asked[-1].key]
+        why = last.problem or f"no [[A]], [[B]] or [[C]] in its replies, such as {' '.join(last.text.split())[:100]!r}"
+        raise UserError(f"judge {config.judge}: not one of {len(asked)} questions got a verdict: {why}")
+    return replies
+
+
+def _ask_judge(judge: Judge, asked: Sequence[Asked], world: World, folder: Any) -> dict[str, Reply]:
+    """Replies by key of the question, kept in the folder."""
+    replies = judge([each.text for each in asked])
+    lines = [_line(each, reply) for each, reply in zip(asked, replies, strict=True)]
+    on_main(world, lambda: folder.append_verdicts(lines))
+    return {each.key: reply for each, reply in zip(asked, replies, strict=True)}
+
+
+@contextmanager
+def _judge(config: JudgeConfig, local_judge: RunConfig | None, wanted: bool, world: World) -> Iterator[Judge]:
+    """The judge, which every rank calls and which gives every rank the same replies."""
+    if not wanted:
+        yield lambda texts: []
+    elif not local_judge:
+        endpoint = EndpointJudge(config)
+        yield lambda texts: share(on_main(world, lambda: endpoint(texts)))
+    else:
+        model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
+        model = _load(local_judge, world)
+        with readable(model, local_judge.evaluate.gather, world) as synced:
+
+            def ask(questions: Sequence[Question]) -> list[Answered]:
+                return answer_questions(model, tokenizer, questions, config.batch_size, world, synced=synced)
+
+            yield LikelihoodJudge(tokenizer, ask, config.chat_template, _positions(model_config))
+
+
+def _line(asked: Asked, reply: Reply) -> dict[str, Any]:
+    """A line of verdicts.jsonl."""
+    return {
+        "key": asked.key,
+        "number": asked.number,
+        "first": asked.first,
+        "verdict": reply.verdict,
+        "reply": reply.text,
+        "problem": reply.problem,
+    }
+
+
+def _answer_rows(files: Sequence[PromptFile], answers: dict[str, list[Answered]]) -> Iterator[dict[str, Any]]:
+    prompts = [(file.name, prompt) for file in files for prompt in file.prompts]
+    for number, (name, prompt) in enumerate(prompts):
+        of_sides = {side: answers[side][number].text for side in SIDES}
+        yield {
+            "number": number,
+            "file": name,
+            "id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.text,
+            **of_sides,
+        }
+
+
+def _results(
+    config: JudgeConfig,
+    contestants: dict[str, Contestant],
+    files: Sequence[PromptFile],
+    answers: dict[str, list[Answered]],
+    asked: Sequence[Asked],
+    replies: dict[str, Reply],
+    world: World,
+) -> dict[str, Any]:
+    verdicts = {(each.number, each.first): replies[each.key].verdict for each in asked}
+    settings = json.dumps([decisive(config), [(file.template, sha256(file.path)) for file in files]])
+    by_file, begin = {}, 0
+    for file in files:
+        numbers = range(begin, begin + len(file.prompts))
+        begin = numbers.stop
+        pairs = [
+            Pair(
+                answers["model"][number].text == answers["against"][number].text,
+                (verdicts.get((number, "model")), verdicts.get((number, "against"))),
+            )
+            for number in numbers
+        ]
+        by_file[file.name] = {
+            "sha256": sha256(file.path),
+            "prompts": len(file.prompts),
+            "criterion": file.criterion,
+            "judged": None if config.judge == "none" else tally(pairs),
+            "proxies": {side: proxies(file.prompts, answers[side][numbers.start : numbers.stop]) for side in SIDES},
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": sys.argv,
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+        "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "world_size": world.size,
+        "models": {side: each.run.model.name_or_path for side, each in contestants.items()},
+        "files": by_file,
+    }
+
+
+def _table(results: dict[str, Any]) -> str:
+    models, files = results["models"], results["files"]
+    parts = [f"model: {models['model']}, against: {models['against']}"]
+    if results["config"]["judge"] != "none":
+        parts.append(f"Judged by {results['config']['judge']}, each pair in both orders\n{judged_table(files)}")
+    parts.append(f"Proxies, counted without a judge\n{proxies_table(files)}")
+    return "\n\n".join(parts)

@@ -1,0 +1,66 @@
+"""The folder of a comparison of two models: judge.yaml, answers.jsonl, verdicts.jsonl, results.json, judge.log."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
+from codyra_llm.files import append_journal, expand, read_journal, read_yaml, write_text
+from codyra_llm.report.folder import OutputFolder
+
+OF_THE_JUDGE = ("criteria", "judge", "judge_model")
+
+
+class JudgeFolder(OutputFolder):
+    """Only rank 0 has one. Making the object only looks; `open` writes.
+
+    Raises:
+        UserError: the folder holds another comparison or other files.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__(expand(config.output_dir))
+        self.config = config
+        where, saved = f"output_dir {self.path}", self.path / "judge.yaml"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{where}: is a file; name a folder")
+        if saved.exists():
+            found, settings = read_yaml(saved), self._settings()
+            if isinstance(found, dict) and found.get("judge") == "none":  # what was answered can be judged later
+                found |= {name: settings[name] for name in OF_THE_JUDGE}
+            if found != settings:
+                raise UserError(f"{where}: holds another comparison; choose another folder")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{where}: holds files that are not a comparison; choose an empty or new folder")
+
+    def open(self) -> None:
+        """Makes the folder and writes judge.yaml; what is there already stays.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            (self.path / "predictions").mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "judge.yaml", yaml.safe_dump(self._settings(), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror}") from None
+
+    def write_answers(self, rows: Iterable[dict[str, Any]]) -> None:
+        """answers.jsonl: each prompt with the answers of both models."""
+        write_text(self.path / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def read_verdicts(self) -> list[dict[str, Any]]:
+        """The lines of verdicts.jsonl, in the order in which they were given."""
+        return read_journal(self.path / "verdicts.jsonl")
+
+    def append_verdicts(self, lines: Iterable[dict[str, Any]]) -> None:
+        """verdicts.jsonl: each reply of the judge as it came, what it was asked about, and the verdict in it."""
+        for line in lines:
+            append_journal(self.path / "verdicts.jsonl", line)
+
+    def _settings(self) -> dict[str, Any]:
+        """As YAML gives them back."""
+        return json.loads(json.dumps(decisive(self.config)))
