@@ -104,9 +104,8 @@ class RunFolder:
         write_text(self.path / "predictions" / f"{row_name}.{task}.jsonl", lines)
 
     def read_answers(self, row_name: str) -> dict[int, Answered]:
-        """What was answered of a row of the matrix before the run was interrupted; forgets those of other rows."""
+        """What was answered under this name before the run was interrupted."""
         journal = self._journal(row_name)
-        self.drop_answers(but=journal)
         answered: dict[int, Answered] = {}
         lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
         whole = 0  # bytes
@@ -128,11 +127,10 @@ class RunFolder:
         with self._journal(row_name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(content) + "\n")
 
-    def drop_answers(self, but: Path | None = None) -> None:
+    def drop_answers(self) -> None:
         """Forgets what `append_answers` kept."""
         for journal in (self.path / "predictions").glob("*.partial"):
-            if journal != but:
-                journal.unlink()
+            journal.unlink()
 
     def _journal(self, row_name: str) -> Path:
         return self.path / "predictions" / f"{row_name}.partial"

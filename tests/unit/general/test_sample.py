@@ -39,7 +39,9 @@ def test_passages_are_of_a_few_hundred_characters() -> None:
     assert sum(len(row["text"]) for row in rows("text")) > 3000
 
 
-@pytest.mark.parametrize(("suite", "items"), [("sample", 100), ("sample_choice", 60), ("sample_cloze", 40), ("text", 8)])
+@pytest.mark.parametrize(
+    ("suite", "items"), [("sample", 100), ("sample_choice", 60), ("sample_cloze", 40), ("text", 8)]
+)
 def test_they_are_suites(suite: str, items: int) -> None:
     (loaded,) = load_suites(GeneralConfig(suites=(suite,)))
     assert sum(map(len, loaded.items.values())) == items
