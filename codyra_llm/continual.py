@@ -16,6 +16,7 @@ import torch
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Fill, ModuleRank
+from codyra_llm.asking import stoppable
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
@@ -27,9 +28,10 @@ from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import add_delta, load_base, weight_layout, whole_weights
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
-from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.files import read_json
+from codyra_llm.general import base_identity, score_general, set_row
 from codyra_llm.ledger.entry import WEIGHTS, drift, summed, write_entry
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import original_weights, reason
@@ -40,7 +42,7 @@ from codyra_llm.report.model_card import model_card
 from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
-from codyra_llm.scoring import score_general, score_tasks, stoppable
+from codyra_llm.scoring import score_tasks
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     if found and found.progress["phase"] == "done":
         if folder:
             print(f"this run is finished: {folder.path}; `--resume never` starts over")
-        return found.progress["results"]
+        return share(on_main(world, lambda: read_json(folder.path / "results.json")))  # type: ignore[union-attr]
     with stoppable(world, folder) as stop:
         return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
 
@@ -256,8 +258,8 @@ class _Run:
 
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
-        rows = self.results["general"]["scores"]
-        rows[row_name] = score_general(
+        whom = base_identity(self.config, self.tokenizer, self.world) if row_name == "0-base" else None
+        found = score_general(
             self.model,
             self.tokenizer,
             self.plan.suites,
@@ -265,10 +267,10 @@ class _Run:
             self.world,
             self.folder,
             self.stop,
-            f"general-{row_name}",
+            row_name,
+            whom,
         )
-        delta = general_delta(rows[row_name], rows.get("0-base", {}))
-        self.results["general"]["delta"][row_name] = delta
+        delta = set_row(self.results["general"], row_name, found)
         self.report.general(row_name, delta)
 
     def _save(self, number: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
 from codyra_llm.engine.ds_config import read_deepspeed_json
@@ -33,7 +34,7 @@ from codyra_llm.report.folder import start_log
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results import versions
-from codyra_llm.scoring import asking, model_stamp, stoppable
+from codyra_llm.scoring import model_stamp
 
 LOG = logging.getLogger("codyra_llm")
 SCHEMA_VERSION = 1

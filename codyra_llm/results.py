@@ -34,18 +34,7 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
     tasks, stream = len(plan.stream), plan.stream
     empty: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
     return {
-        "schema_version": SCHEMA_VERSION,
-        "command": sys.argv,
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-        "seed": config.seed,
-        "world_size": world_size,
-        "zero_stage": plan.deepspeed_json.get("zero_optimization", {}).get("stage", 0),
-        "model": {
-            "name": config.model.name_or_path,
-            "architecture": type(model).__name__,
-            "parameters": parameter_count(model),
-        },
+        **of_a_model(config, plan.deepspeed_json, model, world_size),
         "data": {
             "stream": stream.name,
             "version": config.data.version or stream.version,
@@ -73,6 +62,24 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
         "losses": [],
         "ranks": [],
         "phases": [],
+    }
+
+
+def of_a_model(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Module, world_size: int) -> dict[str, Any]:
+    """What any results say of how they came about: command, versions, configuration, model."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": sys.argv,
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "world_size": world_size,
+        "zero_stage": deepspeed_json.get("zero_optimization", {}).get("stage", 0),
+        "model": {
+            "name": config.model.name_or_path,
+            "architecture": type(model).__name__,
+            "parameters": parameter_count(model),
+        },
     }
 
 

@@ -125,16 +125,10 @@ class RunFolder(OutputFolder):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(self.path / "predictions" / f"{row_name}.{task}.jsonl", lines)
 
-    def read_answers(self, row_name: str) -> dict[int, Answered]:
-        """What was answered of a row of the matrix before the run was interrupted; forgets those of other rows."""
-        self.drop_answers(but=self._journal(row_name))
-        return super().read_answers(row_name)
-
-    def drop_answers(self, but: Path | None = None) -> None:
+    def drop_answers(self) -> None:
         """Forgets what `append_answers` kept: all of the row's predictions are written."""
         for journal in (self.path / "predictions").glob("*.partial"):
-            if journal != but:
-                journal.unlink()
+            journal.unlink()
 
     def append_ranks(self, task: str, report: Sequence[ModuleRank], drift: dict[str, float]) -> None:
         """ranks.csv: for each task and module its rank, update norm, bound, and the norm of all updates so far."""

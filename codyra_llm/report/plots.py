@@ -34,23 +34,30 @@ def plot_ranks(results: dict[str, Any], path: Path) -> None:
 
 
 def plot_general(results: dict[str, Any], path: Path) -> None:
-    """Score of each suite of general ability (lines, with standard errors) after each task."""
+    """Each suite of general ability (lines, with standard errors) after each task; a panel for each unit."""
     found = results["general"]["scores"]
-    figure, axes = plt.subplots(figsize=(3 + 0.8 * len(found), 4))
-    for suite in next(iter(found.values())):
-        measured = [(x, of_row[suite]) for x, of_row in enumerate(found.values()) if "score" in of_row[suite]]
-        axes.errorbar(
-            [x for x, _ in measured],
-            [each["score"] for _, each in measured],
-            yerr=[each["stderr"] for _, each in measured],
-            marker="o",
-            capsize=3,
-            label=suite,
-        )
-    axes.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
-    axes.set_ylabel("score (0 to 100)")
-    axes.set_title("General ability")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    suites = list(dict.fromkeys(suite for of_row in found.values() for suite in of_row))
+    lines: dict[str, dict[str, list[tuple[int, dict[str, Any]]]]] = {}  # unit -> suite -> (row, what was found)
+    for suite in suites:
+        measured = [(x, of_row[suite]) for x, of_row in enumerate(found.values()) if "score" in of_row.get(suite, {})]
+        if measured:
+            lines.setdefault(measured[0][1]["unit"], {})[suite] = measured
+    size = (3 + 0.8 * len(found), 1 + 3 * max(1, len(lines)))
+    figure, panels = plt.subplots(max(1, len(lines)), figsize=size, sharex=True, squeeze=False)
+    for axes, (unit, of_suites) in zip(panels[:, 0], lines.items(), strict=False):
+        for suite, measured in of_suites.items():
+            axes.errorbar(
+                [x for x, _ in measured],
+                [each["score"] for _, each in measured],
+                yerr=[each["stderr"] or 0 for _, each in measured],
+                marker="o",
+                capsize=3,
+                label=suite,
+            )
+        axes.set_ylabel("score (0 to 100)" if unit == "percent" else f"{unit} (lower is better)")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[0, 0].set_title("General ability")
+    panels[-1, 0].set_xticks(range(len(found)), list(found), rotation=30, ha="right")
     _save(figure, path)
 
 

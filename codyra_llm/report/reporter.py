@@ -96,7 +96,8 @@ class Reporter:
         self.log.info(f"\n{tables.metrics_table(results)}")
         if results["general"]["scores"]:
             general = tables.general_table(results["general"]["scores"], results["general"]["delta"])
-            self.log.info(f"\nGeneral ability (0 to 100; change: mean over suites against the base model)\n{general}")
+            head = "General ability (0 to 100 unless a unit stands there; change: mean over suites against the base)"
+            self.log.info(f"\n{head}\n{general}")
         self.log.info(f"\nSurviving rank\n{tables.rank_table(results)}")
         self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
 

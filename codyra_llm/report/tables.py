@@ -58,21 +58,29 @@ def rank_table(results: dict[str, Any]) -> str:
 
 
 def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -> str:
-    """General ability: the score of each suite (0 to 100, +- its standard error), a row for each time it was measured.
+    """General ability: the score of each suite, +- its standard error, a row for each time it was measured.
 
     Args:
-        scores: row -> suite -> what was found. delta: row -> mean change against the base model.
+        scores: row -> suite -> what was found. delta: row -> mean change of what is in percent against the base model.
     """
-    suites = list(next(iter(scores.values())))
-    rows = [["", *suites, *(["change"] if delta else [])]]
+    suites = list(dict.fromkeys(suite for found in scores.values() for suite in found))
+    units = {suite: each["unit"] for found in scores.values() for suite, each in found.items() if "unit" in each}
+    heads = [suite if units.get(suite, "percent") == "percent" else f"{suite} ({units[suite]})" for suite in suites]
+    rows = [["", *heads, *(["change"] if delta else [])]]
     for name, found in scores.items():
-        cells = [
-            "failed" if "failed" in found[suite] else f"{found[suite]['score']:.1f} +-{found[suite]['stderr']:.1f}"
-            for suite in suites
-        ]
         change = [] if not delta else ["" if delta[name] is None else f"{delta[name]:+.2f}"]
-        rows.append([name, *cells, *change])
+        rows.append([name, *(_general_cell(found.get(suite)) for suite in suites), *change])
     return align(rows)
+
+
+def _general_cell(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    if "failed" in found:
+        return "failed"
+    decimals = 1 if found["unit"] == "percent" else 3
+    error = "" if found["stderr"] is None else f" +-{found['stderr']:.{decimals}f}"
+    return f"{found['score']:.{decimals}f}{error}"
 
 
 def judged_table(files: dict[str, Any]) -> str:

@@ -179,7 +179,9 @@ def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_pa
         assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5, True)}
     folder.append_answers("0-base", {4: Answered("four", 2, 1.5, False)})
     assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5, True), 4: Answered("four", 2, 1.5, False)}
-    assert folder.read_answers("1-FOMC") == {}
+    assert folder.read_answers("general-0-base") == {}  # another name does not forget this one's
+    assert journal.exists()
+    folder.drop_answers()
     assert not journal.exists()
 
 

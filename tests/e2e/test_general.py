@@ -1,32 +1,71 @@
-"""A run that measures general ability after its tasks, stopped in the middle of that and gone on with."""
+"""A run that measures general ability after its tasks: stopped there, failing there, measured later, known before."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from codyra_llm import run
+from codyra_llm import asking, run
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
+from codyra_llm.general import measure_later, saved_config, score_suites
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite
 
+ROWS = ["0-base", *(f"{n}-{task}" for n, task in enumerate(TASKS, 1))]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, where no answer is known yet."""
+    monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers were given in each round of a measurement."""
+    counts = []
+
+    def count(model, tokenizer, questions, *rest):
+        *most, on_round, synced = rest
+
+        def counted(fresh) -> None:
+            if not questions[0].max_new_tokens:  # a suite's choices
+                counts.append(len(fresh))
+            on_round(fresh)
+
+        return answer_questions(model, tokenizer, questions, *most, counted, synced)
+
+    answer_questions = asking.answer_questions
+    monkeypatch.setattr(asking, "answer_questions", count)
+    return counts
+
 
 def test_a_run_measures_general_ability_and_can_be_stopped_there(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, asked: list[int]
 ) -> None:
     suite = write_suite(tmp_path)
     overrides = {"general.suites": [suite], "general.limit": 6, "evaluate.batch_size": 2}
     whole = run(tiny_config(tiny_folder, tmp_path / "whole", **overrides))
     general = whole["general"]
     base = general["scores"]["0-base"][suite]["score"]
-    assert list(general["scores"]) == ["0-base", *(f"{n}-{task}" for n, task in enumerate(TASKS, 1))]
+    assert list(general["scores"]) == ROWS
     for row, found in general["scores"].items():
         assert found[suite]["items"] == 6
         assert general["delta"][row] == pytest.approx(found[suite]["score"] - base)
     assert (tmp_path / "whole" / "general.png").stat().st_size > 1000
     assert "General ability" in (tmp_path / "whole" / "train.log").read_text()
 
+    per_row = len(asked) // len(ROWS)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "predictions").glob("*.general.*")}
+    assert list(kept) and set(kept) == {f"{row}.general.evens.jsonl" for row in ROWS}
+    for line in kept["0-base.general.evens.jsonl"].splitlines():
+        assert set(json.loads(line)) == {"task", "item", "prompt_sha256", "answers", "target", "score"}
+
+    shutil.rmtree(cache)
     output = tmp_path / "stopped"
     likelihoods = lm.BatchedLM._loglikelihood_tokens
 
@@ -38,10 +77,98 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     monkeypatch.setattr(lm.BatchedLM, "_loglikelihood_tokens", stop_first)
     with pytest.raises(Stopped, match=r"while measuring general ability \(general-0-base\), after 6 answers"):
         run(tiny_config(tiny_folder, output, **overrides))  # two rows of three choices each
-    monkeypatch.undo()
+    monkeypatch.setattr(lm.BatchedLM, "_loglikelihood_tokens", likelihoods)
+    asked.clear()
     resumed = run(tiny_config(tiny_folder, output, **overrides))
+    assert len(asked) == per_row * len(ROWS) - 1  # what was answered is not asked again
     assert resumed["general"] == general
     assert json.loads((output / "results.json").read_text())["general"] == json.loads(json.dumps(general))
+    for name, content in kept.items():
+        assert (output / "predictions" / name).read_bytes() == content
+    assert not list(output.rglob("*.partial"))
+
+
+def test_the_base_model_is_measured_once(tiny_folder: Path, tmp_path: Path, asked: list[int], cache: Path) -> None:
+    overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 6, "order": TASKS[:1]}
+    first = run(tiny_config(tiny_folder, tmp_path / "codyra", **overrides))
+    rounds = len(asked)
+    second = run(tiny_config(tiny_folder, tmp_path / "lora", method="lora", **overrides))
+    assert len(asked) == 1.5 * rounds
+    assert "18 answers of this model are known from before" in (tmp_path / "lora" / "train.log").read_text()
+    assert second["general"]["scores"]["0-base"] == first["general"]["scores"]["0-base"]
+    name = "predictions/0-base.general.evens.jsonl"
+    assert (tmp_path / "lora" / name).read_bytes() == (tmp_path / "codyra" / name).read_bytes()
+
+    for file in cache.glob("answers/*"):
+        file.write_text(file.read_text()[:-2])
+    again = run(tiny_config(tiny_folder, tmp_path / "again", **overrides))
+    assert len(asked) == 2.5 * rounds
+    assert again["general"] == first["general"]
+
+
+def test_a_suite_that_failed_is_measured_later(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = write_suite(tmp_path)
+    overrides = {"general.suites": ["text", suite], "general.limit": 4}
+    whole = run(tiny_config(tiny_folder, tmp_path / "whole", **overrides))
+
+    def fail(self, requests, **rest):
+        raise MemoryError("no room\nfor this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lm.BatchedLM, "_loglikelihood_tokens", fail)
+        output = tmp_path / "failing"
+        failed = run(tiny_config(tiny_folder, output, **overrides))
+    assert failed["matrix"] == whole["matrix"]
+    for row in ROWS:
+        assert failed["general"]["scores"][row][suite] == {"failed": "MemoryError: no room"}
+        assert failed["general"]["scores"][row]["text"] == whole["general"]["scores"][row]["text"]
+        assert failed["general"]["delta"][row] is None
+    assert "failed" in (output / "train.log").read_text()
+
+    output = output.rename(tmp_path / "elsewhere")
+    shutil.rmtree(cache)
+    config = saved_config(output)
+    some = measure_later(output, config, [TASKS[1]])
+    assert [row for row in ROWS if "score" in some["general"]["scores"][row][suite]] == [ROWS[0], ROWS[2]]
+    later = measure_later(output, config)
+    for row in ROWS:
+        mine, theirs = (results["general"]["scores"][row][suite] for results in (later, whole))
+        assert mine == theirs
+        name = f"predictions/{row}.general.evens.jsonl"
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert later["general"] == json.loads(json.dumps(whole["general"]))
+    assert json.loads((output / "results.json").read_text()) == later
+    assert run(dataclasses.replace(tiny_config(tiny_folder, output, **overrides)))["general"] == later["general"]
+    assert "change" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match="--after nosuch: not a task of this run"):
+        measure_later(output, config, ["nosuch"])
+    other = dataclasses.replace(config, general=dataclasses.replace(config.general, suites=("sample",), limit=3))
+    shutil.rmtree(output / "ledger" / f"02-{TASKS[1]}")
+    with pytest.raises(UserError, match=f"02-{TASKS[1]}: no such entry"):
+        measure_later(output, other)
+    (output / "results.json").unlink()
+    with pytest.raises(UserError, match="name the folder of a finished run"):
+        measure_later(output, config)
+
+
+def test_suites_alone_need_no_task_data(tiny_folder: Path, tmp_path: Path) -> None:
+    overrides = {"general.suites": [write_suite(tmp_path), "sample"], "general.limit": 5}
+    learned = run(tiny_config(tiny_folder, tmp_path / "run", order=TASKS[:1], **overrides))
+    config = tiny_config(
+        tmp_path / "run" / "model", tmp_path / "scores", data_dir=str(tmp_path / "nowhere"), **overrides
+    )
+    scores = score_suites(config)
+    assert scores["general"]["scores"]["model"] == learned["general"]["scores"][f"1-{TASKS[0]}"]
+    assert scores["general"]["items"] == learned["general"]["items"]
+    assert json.loads((tmp_path / "scores" / "results.json").read_text())["model"] == scores["model"]
+    assert {path.name for path in (tmp_path / "scores" / "predictions").iterdir()} == {
+        "model.general.evens.jsonl",
+        "model.general.sample.jsonl",
+    }
+    assert score_suites(config)["general"] == scores["general"]
 
 
 def test_measured_only_after_the_tasks_that_are_named(tiny_folder: Path, tmp_path: Path) -> None:

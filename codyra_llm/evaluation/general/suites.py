@@ -1,23 +1,25 @@
-"""Suites of general ability: lm-evaluation-harness tasks, with a fixed subset of items and one score each."""
+"""Suites of general ability: lm-evaluation-harness tasks, with a fixed subset of their items."""
 
 import logging
 import random
+import re
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 from lm_eval.api.task import Task
-from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from codyra_llm.config import REPOSITORY, GeneralConfig
-from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation.general.lm import BatchedLM
+from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say of every task file
 
 SHIPPED = REPOSITORY / "tasks" / "general"
+TRACE = ("mmlu", "gsm8k", "bbh", "tydiqa", "boolq", "piqa")  # what TRACE measures, together `general`
 SUBSET_SEED = 1234  # of the items that a limit leaves: the same in every run
 
 
@@ -35,44 +37,45 @@ class Suite:
     tasks: dict[str, Task]
     items: dict[str, list[int]]
 
+    @property
+    def label(self) -> str:
+        """The name as part of a file's."""
+        return re.sub(r"[^\w.-]", "-", Path(self.name).stem if _is_file(self.name) else self.name)
+
 
 def load_suites(config: GeneralConfig) -> list[Suite]:
     """The suites that a configuration names, their data read.
 
-    A name is one of tasks/general, a YAML file in the harness's task format, or any task or group of the harness.
+    A name is one of tasks/general, `general` for the six of TRACE, a YAML file in the harness's task format, or any
+    task or group of the harness.
 
     Raises:
-        UserError: a suite is unknown, its file is malformed, or its data is not there.
+        UserError: a suite is unknown or named twice, its file is malformed, or its data is not there.
     """
     if not config.suites:
         return []
     if config.data_dir and not expand(config.data_dir).is_dir():
         raise UserError(f"general.data_dir {config.data_dir}: no such folder")
     metadata = {"data_dir": str(expand(config.data_dir)) if config.data_dir else None}
-    return [_load(name, metadata, config.limit) for name in config.suites]
+    names = [each for name in config.suites for each in (TRACE if name == "general" else (name,))]
+    suites = [_load(name, metadata, config.limit) for name in names]
+    for label, count in Counter(suite.label for suite in suites).items():
+        if count > 1:
+            raise UserError(f"general.suites: {label} stands there {count} times; give each suite a name of its own")
+    return suites
 
 
-def score_suite(suite: Suite, lm: BatchedLM) -> dict[str, Any]:
-    """Scores a model on a suite -> {"score" 0 to 100, "stderr", "metric", "items"}; {"failed": why} where that fails.
+def line_of(error: Exception) -> str:
+    """An error's type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".split("\n")[0]
 
-    Raises:
-        Stopped: the run was asked to stop.
-        UserError: an answer could not be kept.
-    """
-    try:
-        found = evaluate(
-            lm, {"tasks": suite.tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
-        )
-        return _score(suite, found["results"])
-    except (Stopped, UserError):
-        raise
-    except Exception as error:  # a suite is others' code and data: a run must outlive it
-        return {"failed": _line(error)}
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
-    path, shipped = expand(name), (SHIPPED / f"{name}.yaml").is_file()
-    is_file = path.suffix in (".yaml", ".yml")
+    path, is_file, shipped = expand(name), _is_file(name), (SHIPPED / f"{name}.yaml").is_file()
     if is_file and not path.is_file():
         raise UserError(f"general.suites: {name}: no such file")
     source = str(path) if is_file else f"general_{name}" if shipped else name
@@ -88,12 +91,8 @@ def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
         raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
     except Exception as error:  # whatever a task file can get wrong, or a hub that is not reached
         raise UserError(
-            f"general.suites: {name} cannot be loaded ({_line(error)}); general.data_dir names a folder with its data"
+            f"general.suites: {name} cannot be loaded ({line_of(error)}); general.data_dir names a folder with its data"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
@@ -118,25 +117,3 @@ def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
     for task, number in turns[:limit]:
         chosen[task].append(number)
     return {name: sorted(numbers) for name, numbers in chosen.items() if numbers}
-
-
-def _score(suite: Suite, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Mean over items of each task's first metric, of its first filter, and the standard error of that mean."""
-    items = {name: len(suite.items.get(name, [])) for name in suite.tasks}
-    total, score, variance, metrics = sum(items.values()), 0.0, 0.0, set()
-    for name, count in items.items():
-        if not count:
-            continue
-        key = next(key for key in results[name] if "," in key and "_stderr" not in key)
-        metric, _, chain = key.partition(",")
-        metrics.add(metric)
-        share = count / total
-        score += share * results[name][key]
-        error = results[name].get(f"{metric}_stderr,{chain}")
-        variance += (share * error) ** 2 if isinstance(error, float) else 0.0
-    return {
-        "score": float(100 * score),
-        "stderr": float(100 * variance**0.5),
-        "metric": ", ".join(sorted(metrics)),
-        "items": total,
-    }

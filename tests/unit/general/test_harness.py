@@ -1,9 +1,12 @@
 """General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
@@ -11,7 +14,8 @@ from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.general.lm import BatchedLM
-from codyra_llm.evaluation.general.suites import load_suites, score_suite
+from codyra_llm.evaluation.general.score import score_suite
+from codyra_llm.evaluation.general.suites import load_suites
 from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 from tests.suites import write_suite
@@ -75,10 +79,61 @@ def test_answers_are_those_the_harness_gets(ours, theirs) -> None:
 
 def test_a_suite_of_ones_own(ours, theirs, tmp_path: Path) -> None:
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
-    mine = score_suite(suite, ours)
-    assert mine == score_suite(suite, theirs)
-    assert mine["items"] == 8
-    assert 0 <= mine["score"] <= 100
+    mine, answers = score_suite(suite, ours)
+    their_score, their_answers = score_suite(suite, theirs)
+    assert mine == their_score
+    found = evaluate(theirs, {"tasks": suite.tasks, "groups": {}, "group_map": {}})["results"]["evens"]
+    assert (mine["score"], mine["stderr"]) == pytest.approx((100 * found["acc,none"], 100 * found["acc_stderr,none"]))
+    assert mine["stderr"] > 0
+    assert (mine["unit"], mine["metric"], mine["items"]) == ("percent", "acc", 8)
+    for number, (answer, other) in enumerate(zip(answers, their_answers, strict=True)):
+        assert answer["item"] == number
+        assert answer["prompt_sha256"] == other["prompt_sha256"]
+        assert [nats for nats, _ in answer["answers"]] == pytest.approx([n for n, _ in other["answers"]], abs=1e-3)
+    assert sum(answer["score"] for answer in answers) / 8 == pytest.approx(mine["score"] / 100)
+
+
+def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours, theirs) -> None:
+    (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
+    mine, answers = score_suite(suite, ours)
+    assert mine["score"] == pytest.approx(score_suite(suite, theirs)[0]["score"], abs=1e-4)
+    assert 0.5 < mine["score"] < 2
+    assert (mine["unit"], mine["higher_is_better"], mine["stderr"]) == ("bits_per_byte", False, None)
+    assert len(answers) == mine["items"] == 2
+    assert general_delta({"text": mine}, {"text": mine}) is None
+
+
+def test_tasks_that_a_limit_leaves_out_are_not_asked(ours) -> None:
+    (suite,) = load_suites(GeneralConfig(suites=("sample",), limit=1))
+    score, answers = score_suite(suite, ours)
+    assert score["items"] == len(answers) == 1
+    assert score["stderr"] is None
+
+
+def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> None:
+    generates = {
+        "output_type": "generate_until",
+        "doc_to_choice": None,
+        "doc_to_target": "{{choices[0]}}",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 6, "do_sample": False},
+        "filter_list": [
+            {"name": "word", "filter": [{"function": "regex", "regex_pattern": "(\\w+)"}, {"function": "take_first"}]}
+        ],
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path, **generates),), limit=3))
+    score, answers = score_suite(suite, ours)
+    assert score["metric"] == "exact_match"
+    assert any(answer["answers"][0].strip() for answer in answers)
+    for answer in answers:
+        assert answer["filtered"] == (re.findall(r"\w+", answer["answers"][0]) or ["[invalid]"])[:1]
+        assert answer["target"] == "it is even"
+
+
+def test_a_suite_that_mixes_units_fails_and_says_so(ours) -> None:
+    (choice,), (text,) = (load_suites(GeneralConfig(suites=(name,), limit=1)) for name in ("sample_choice", "text"))
+    both = dataclasses.replace(choice, tasks=choice.tasks | text.tasks, items=choice.items | text.items)
+    assert "measured in bits_per_byte and percent" in score_suite(both, ours)[0]["failed"]
 
 
 def test_a_limit_leaves_the_same_items_every_time(tmp_path: Path) -> None:
@@ -139,7 +194,7 @@ def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: 
         raise Stopped("now")
 
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
-    assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == {"failed": "ZeroDivisionError: of one"}
+    assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == ({"failed": "ZeroDivisionError: of one"}, [])
     with pytest.raises(UserError, match="disk is full"):
         score_suite(suite, BatchedLM(ours.tokenizer, cannot_keep, 2048))
     with pytest.raises(Stopped):
@@ -147,7 +202,10 @@ def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: 
 
 
 def test_the_change_counts_suites_that_both_have() -> None:
-    base = {"a": {"score": 50.0}, "b": {"score": 20.0}, "c": {"failed": "why"}}
-    after = {"a": {"score": 46.0}, "b": {"score": 22.0}, "c": {"score": 90.0}}
+    def found(score: float, unit: str = "percent") -> dict:
+        return {"score": score, "unit": unit}
+
+    base = {"a": found(50.0), "b": found(20.0), "c": {"failed": "why"}, "text": found(1.0, "bits_per_byte")}
+    after = {"a": found(46.0), "b": found(22.0), "c": found(90.0), "text": found(3.0, "bits_per_byte")}
     assert general_delta(after, base) == pytest.approx(-1.0)
     assert general_delta(after, {}) is None

@@ -1,0 +1,89 @@
+"""Asking a model questions in a run: the ranks share them, answers are kept as they come, a stop is heeded."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from codyra_llm.config import EvaluateConfig
+from codyra_llm.engine.launch import World, on_main, share
+from codyra_llm.engine.stop import StopRequest
+from codyra_llm.engine.zero import readable
+from codyra_llm.errors import Stopped
+from codyra_llm.evaluation.generate import Answered, Ask, Question, answer_questions
+from codyra_llm.evaluation.memory import recall, remember
+from codyra_llm.report.folder import OutputFolder
+
+LOG = logging.getLogger("codyra_llm")
+
+
+@contextmanager
+def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest]:
+    """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so."""
+    with StopRequest(world, folder.trigger if folder else None) as stop:
+        try:
+            yield stop
+        except Stopped as stopped:
+            where = str(stopped)
+            on_main(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
+            LOG.info(f"\nstopped {where}, as asked; the same command goes on from there")
+            raise
+
+
+@contextmanager
+def asking(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    world: World,
+    folder: OutputFolder | None,
+    stop: StopRequest,
+    row_name: str,
+    doing: str,
+    total: int | None = None,
+    whom: str | None = None,
+) -> Iterator[Ask]:
+    """Within, questions can be asked of the model; the ranks share them, each has all the answers.
+
+    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again: questions
+    are numbered from call to call, so that they must come in the same order every time.
+
+    Args:
+        doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
+        whom: who is asked, by all that its answers depend on (rank 0's); its answers are kept beyond the run, and what
+            is known of it already is not asked again. None: a model of this run alone.
+
+    Raises:
+        Stopped: the run was asked to stop.
+    """
+    kept: Any = folder
+    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    asked, of_total = 0, "" if total is None else f" of {total}"
+    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
+    model.eval()
+    with bar as progress, readable(model, config.gather, world) as synced:
+
+        def ask(questions: Sequence[Question]) -> list[Answered]:
+            nonlocal asked
+            first, asked = asked, asked + len(questions)
+            known = share(on_main(world, lambda: recall(whom, questions))) if whom else None
+            if known is not None:
+                LOG.info(f"{doing}: {len(known)} answers of this model are known from before")
+                return known
+            of_these = {i - first: answer for i, answer in answered.items() if first <= i < asked}
+
+            def on_round(fresh: dict[int, Answered]) -> None:
+                on_main(world, lambda: kept.append_answers(row_name, {first + i: each for i, each in fresh.items()}))
+                progress.update(len(fresh))
+                if stop.agreed():
+                    raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
+
+            given = answer_questions(model, tokenizer, questions, config.batch_size, world, of_these, on_round, synced)
+            if whom:
+                on_main(world, lambda: remember(whom, questions, given))
+            return given
+
+        yield ask

@@ -1,0 +1,122 @@
+"""The score of a model on a suite, from lm-evaluation-harness's metrics, and every answer behind it."""
+
+import contextlib
+import io
+import json
+import math
+import statistics
+from typing import Any, NamedTuple
+
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
+
+from codyra_llm.errors import Stopped, UserError
+from codyra_llm.evaluation.general.lm import BatchedLM
+from codyra_llm.evaluation.general.suites import Suite, line_of
+
+OUT_OF_100 = {"bleu", "chrf", "ter"}  # metrics that the harness gives in percent already
+
+
+class _OfTask(NamedTuple):
+    """One task's first metric, of its first filter.
+
+    Attributes:
+        values: of its items, where the metric is their mean; else None.
+        stderr: the harness's own, where it has one.
+    """
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    value: float
+    stderr: float | None
+    values: list[float] | None
+    rows: list[dict[str, Any]]
+
+
+def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores a model on a suite.
+
+    Returns:
+        {"score", "stderr", "unit", "higher_is_better", "metric", "items"}, or {"failed": why}; and every answer:
+        {"task", "item", "prompt_sha256", "answers", "filtered", "target", "score"}. The unit is "percent", or the
+        metric's name where lower is better. "stderr" is the sample's, None where the metric has none.
+
+    Raises:
+        Stopped: the run was asked to stop.
+        UserError: an answer could not be kept.
+    """
+    tasks = {name: suite.tasks[name] for name in suite.items}  # the harness would ask all items of the others
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar for each task
+            found: Any = evaluate(
+                lm, {"tasks": tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
+            )
+        parts = [_of_task(task, found["results"][name], found["samples"][name]) for name, task in tasks.items()]
+        rows = [{"task": name, **row} for name, part in zip(tasks, parts, strict=True) for row in part.rows]
+        return _together(parts), rows
+    except (Stopped, UserError):
+        raise
+    except Exception as error:  # a suite is others' code and data: a run must outlive it
+        return {"failed": line_of(error)}, []
+
+
+def _of_task(task: Task, results: dict[str, Any], samples: list[dict[str, Any]]) -> _OfTask:
+    key = next(key for key in results if "," in key and "_stderr" not in key)
+    metric, _, chain = key.partition(",")
+    rows = [_row(sample, metric) for sample in samples if sample["filter"] == chain]
+    higher = bool(task.higher_is_better().get(metric, True))
+    scale = 100.0 if higher and metric not in OUT_OF_100 else 1.0
+    error = results.get(f"{metric}_stderr,{chain}")
+    values = [scale * row["score"] for row in rows if isinstance(row["score"], int | float)]
+    return _OfTask(
+        metric,
+        "percent" if higher else metric,
+        higher,
+        scale * float(results[key]),
+        scale * error if isinstance(error, float) and math.isfinite(error) else None,
+        values if task.aggregation().get(metric) is mean else None,
+        rows,
+    )
+
+
+def _together(parts: list[_OfTask]) -> dict[str, Any]:
+    """The mean over all items, and its standard error as of a simple sample; strata would only make it less."""
+    units = {part.unit for part in parts}
+    if len(units) > 1:
+        raise ValueError(f"its tasks are measured in {' and '.join(sorted(units))}; name them as suites of their own")
+    counts = [len(part.rows) for part in parts]
+    values = [value for part in parts for value in part.values or ()]
+    error: float | None = None
+    if len(values) == sum(counts) > 1:
+        error = statistics.stdev(values) / len(values) ** 0.5
+    elif all(part.stderr is not None for part in parts):
+        error = sum((n * (part.stderr or 0.0)) ** 2 for n, part in zip(counts, parts, strict=True)) ** 0.5 / sum(counts)
+    return {
+        "score": sum(n * part.value for n, part in zip(counts, parts, strict=True)) / sum(counts),
+        "stderr": error,
+        "unit": parts[0].unit,
+        "higher_is_better": parts[0].higher_is_better,
+        "metric": ", ".join(sorted({part.metric for part in parts})),
+        "items": sum(counts),
+    }
+
+
+def _row(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    answers = {
+        "item": sample["doc_id"],
+        "prompt_sha256": sample["prompt_hash"],
+        "answers": [tried[0] for tried in sample["resps"]],
+        "filtered": sample["filtered_resps"],
+        "target": sample["target"],
+        "score": sample.get(metric),
+    }
+    if answers["filtered"] == answers["answers"]:
+        del answers["filtered"]
+    plain: dict[str, Any] = json.loads(json.dumps(answers, default=_plain))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,45 @@
+"""Answers kept beyond a run: many runs begin with the same model, and ask it the same.
+
+A file of the cache folder holds all answers to one list of questions. It is named by whom they were asked and by what
+was asked, token by token, so that a changed model, tokenizer, item, prompt or limit is asked anew; scores are computed
+from the answers every time. A first line vouches for the rest: what is damaged is as if it were not there.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from codyra_llm.evaluation.generate import Answered, Question
+from codyra_llm.files import write_text
+from codyra_llm.models.gguf import cache_folder
+
+VERSION = 1  # of how answers come about: greedy decoding, stops, losses
+
+
+def recall(whom: str, questions: Sequence[Question]) -> list[Answered] | None:
+    """The answers to these questions, in their order; None where they are not known."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        vouched, _, text = _file(whom, questions).read_text(encoding="utf-8").partition("\n")
+        if vouched == _digest(text):
+            return [Answered(*answer) for answer in json.loads(text)]
+    return None
+
+
+def remember(whom: str, questions: Sequence[Question], answers: Sequence[Answered]) -> None:
+    """Keeps answers for `recall`; a cache that cannot be written keeps nothing."""
+    text, file = json.dumps([dataclasses.astuple(answer) for answer in answers]), _file(whom, questions)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, f"{_digest(text)}\n{text}")
+
+
+def _file(whom: str, questions: Sequence[Question]) -> Path:
+    asked = [(q.example.prompt, q.example.answer, q.max_new_tokens, list(q.stop)) for q in questions]
+    return cache_folder() / "answers" / f"{_digest(json.dumps([VERSION, whom, asked]))}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
