@@ -168,6 +168,9 @@ class RunConfig:
     data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
     task_file: str = option("tasks/trace/trace.yaml", "the stream's tasks as data: scorers, lengths, epochs, orders")
     order: str | tuple[str, ...] = option("order1", "an order of the task file by name, or a list of tasks")
+    extend: str | None = option(
+        None, "folder `ledger` of a finished run: learn new tasks on top of it; model.name_or_path is the base it names"
+    )
     method: Literal["codyra", "lora"] = option("codyra", "codyra, or lora: fixed rank, gates frozen at one")
     seed: int = option(1234, "seed of the adapters' draws and of the order of rows")
     deepspeed: str | None = option(

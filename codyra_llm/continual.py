@@ -15,7 +15,7 @@ import torch
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Fill, ModuleRank
+from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.asking import stoppable
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
@@ -25,16 +25,17 @@ from codyra_llm.engine.memory import return_freed_memory
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import add_delta, load_base, weight_layout, whole_weights
+from codyra_llm.engine.zero import load_base, weight_layout, whole_weights
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.files import read_json
+from codyra_llm.files import expand, read_json
 from codyra_llm.general import base_identity, score_general, set_row
-from codyra_llm.ledger.entry import WEIGHTS, drift, summed, write_entry
+from codyra_llm.ledger.entry import drift, write_entry
+from codyra_llm.ledger.ledger import Entry, Ledger, copy_entries, open_ledger, write_ledger
+from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import original_weights, reason
 from codyra_llm.models.save import save_model
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
@@ -101,14 +102,15 @@ class _Run:
         self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
         notes = list(plan.notes)
+        begun = found.progress["ledger"] if found else None
+        self.ledger: Ledger = share(on_main(world, lambda: open_ledger(config, begun)))
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
-        self.original = _original(config, notes.append)
+        self.original = find_original(config, notes.append)
         on_main(world, lambda: self.folder.open(resumed=found is not None))
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.phases = [*_phases(config, len(self.stream)), (len(self.stream), "done")]
         self.results = new_results(config, plan, self.model, world.size)
-        self.ledger: dict[str, str] = {}  # entries in order, each with the hash of its weights
         self.position: tuple[int, str] = self.phases[0]
         self.global_step = 0
         self.marked = time.perf_counter()
@@ -116,6 +118,8 @@ class _Run:
         if found:
             self._take_up(found)
         else:
+            on_main(world, lambda: copy_entries(self.ledger, expand(config.extend or ""), self.folder.ledger))
+            self._merge_entries(len(self.ledger.entries))
             self._checkpoint(*self.position)
         self.report = on_main(world, lambda: Reporter(folder, self.global_step)) or Reporter(None, 0)
         for note in [*(f"skipped a checkpoint: {problem}" for problem in problems), *notes]:
@@ -140,13 +144,11 @@ class _Run:
         progress = found.progress
         self.position = (progress["task"], progress["phase"])
         self.global_step = progress["global_step"]
-        self.ledger = progress["ledger"]
         self.results = taken_up(progress["results"], self.results, self.position, progress["step"])
         if self.position[1] == "train" and progress["step"]:
             self.resumed = TaskState(progress["step"], dict(found.tensors))
         found.tensors.clear()  # else they would be held as long as the run goes on
-        merged = len(self.ledger) - (self.position[1] == "merge")
-        self._add_entries(list(self.ledger)[:merged])
+        self._merge_entries(len(self.ledger.entries) - (self.position[1] == "merge"))
 
     def _train(self, number: int) -> None:
         task, batches = self.stream.tasks[number - 1], self.plan.batches[number - 1]
@@ -185,9 +187,19 @@ class _Run:
         self._begin(task.name, "prune and merge")
         self.report.gates(gated_layers(self.model), number)
         kept, updates = self.method.finish(self.model)
-        name, base = f"{number:02d}-{task.name}", self.config.model.name_or_path
-        digest = on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
-        self.ledger[name] = share(digest)
+        name, base = self.ledger.name_of_next(task.name), self.config.model.name_or_path
+        files = share(on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base)))
+        self.ledger = self.ledger.with_entry(
+            Entry(
+                name,
+                task.name,
+                files,
+                projections=sum(module.rank > 0 for module in kept),
+                components=sum(module.rank for module in kept),
+                norm=sum(module.norm**2 for module in kept) ** 0.5,
+                settings=self.plan.name(self.config),
+            )
+        )
         self._keep_ranks(task.name, number, kept)
 
     def _merge(self, number: int) -> None:
@@ -198,32 +210,12 @@ class _Run:
             if self.stop.agreed():
                 raise Stopped(f"while merging task {number} ({task})")
 
-        names = list(self.ledger)
-        if self.original:
-            self._add_sum(names, names[-1], agree)
-        else:
-            self._add_sum(names[-1:], None, agree)
+        self._merge_entries(len(self.ledger.entries), last_only=True, before=agree)
 
-    def _add_entries(self, names: list[str]) -> None:
-        """Brings the base model, as it was loaded, to where these entries of the ledger leave it."""
-        for group in [names] if self.original else [[name] for name in names]:
-            self._add_sum(group)
-
-    def _add_sum(self, names: list[str], of: str | None = None, before: Callable[[], None] = lambda: None) -> None:
-        """Sets weights to the original (where it cannot be read: adds to them as they are) and the sum of entries.
-
-        Args:
-            names: of the entries. of: weights that this one does not touch are left as they are.
-            before: called before each weight, on every rank.
-        """
-        folders = [self.folder.ledger / name for name in names] if self.folder else []
-        touched = self.folder.ledger / of if self.folder and of else None
-        sums = on_main(self.world, lambda: summed(folders, touched))
-        while found := share(on_main(self.world, lambda: next(sums, None))):
-            before()
-            name, (B, A) = found
-            original = self.original and self.original(f"{name}.weight")
-            add_delta(self.model.get_submodule(name), B.to(self.world.device), A.to(self.world.device), original)
+    def _merge_entries(self, count: int, last_only: bool = False, before: Callable[[], None] = lambda: None) -> None:
+        names = [entry.name for entry in self.ledger.entries[:count]]
+        ledger = self.folder.ledger if self.folder else None
+        merge_entries(self.model, self.original, ledger, names, self.world, last_only, before)
 
     def _evaluate(self, number: int) -> None:
         """Scores the model after `number` tasks (0: the base model) and adds a row to the matrix."""
@@ -248,6 +240,9 @@ class _Run:
         if self.plan.suites and (not number or not named or after in named):
             self._measure_general(row_name)
         self.report.scores(self.results, number)
+        if number:
+            row = zip(self.stream.names, self.results["matrix"][number], strict=True)
+            self.ledger = self.ledger.with_scores({task: score for task, score in row if score is not None})
         self.results["metrics"] = {variant: matrix_metrics(self.results["matrices"][variant]) for variant in VARIANTS}
 
         def write() -> None:
@@ -258,7 +253,8 @@ class _Run:
 
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
-        whom = base_identity(self.config, self.tokenizer, self.world) if row_name == "0-base" else None
+        is_base = row_name == "0-base"
+        whom = base_identity(self.config, self.tokenizer, self.world, self.ledger) if is_base else None
         found = score_general(
             self.model,
             self.tokenizer,
@@ -307,10 +303,10 @@ class _Run:
             "phase": phase,
             "step": step,
             "global_step": self.global_step,
-            "ledger": self.ledger,
+            "ledger": dataclasses.asdict(self.ledger),
             "results": self.results,
         }
-        rests_on = {f"ledger/{name}/{WEIGHTS}": digest for name, digest in self.ledger.items()}
+        rests_on = {f"ledger/{name}": digest for name, digest in self.ledger.files.items()}
 
         def write() -> None:
             if not step:
@@ -318,6 +314,7 @@ class _Run:
                 self.folder.write_matrix(self.stream.names, self.results["matrix"])
             self.checkpoints.write(progress, tensors or {}, rests_on)
             if not step:
+                write_ledger(self.folder.ledger, self.ledger)
                 self.folder.drop_answers()
 
         on_main(self.world, write)
@@ -325,7 +322,9 @@ class _Run:
             self.results["checkpoint_seconds"] += time.perf_counter() - began
 
     def _keep_ranks(self, task: str, number: int, kept: list[ModuleRank]) -> None:
-        norms = share(on_main(self.world, lambda: drift([self.folder.ledger / name for name in self.ledger])))
+        norms = share(
+            on_main(self.world, lambda: drift([self.folder.ledger / entry.name for entry in self.ledger.entries]))
+        )
         by_kind: dict[str, list[int]] = {}
         for module in kept:
             by_kind.setdefault(kind_of(module.name), []).append(module.rank)
@@ -377,17 +376,6 @@ class _Run:
             step = f", after step {found.progress['step']}" if found.progress["step"] else ""
             task = f"task {number} ({self.stream.names[number - 1]})" if number else "the base model"
             log.info(f"going on with: {phase} {task}{step}")
-
-
-def _original(config: RunConfig, say: Callable[[str], None]) -> Callable[[str], Fill] | None:
-    """The original weights by name, to add all updates to; None where updates are merged in place."""
-    if config.merge.mode == "in_place":
-        return None
-    try:
-        return original_weights(config.model.name_or_path)
-    except (OSError, ValueError) as error:
-        say(f"updates are merged in place: the original weights cannot be read in parts: {reason(error)}")
-        return None
 
 
 def _phases(config: RunConfig, tasks: int) -> Iterator[tuple[int, str]]:

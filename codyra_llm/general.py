@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, load_config
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World, on_main, share, start
 from codyra_llm.engine.stop import StopRequest
-from codyra_llm.engine.zero import add_delta, load_base
+from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.files import read_json
-from codyra_llm.ledger.entry import WEIGHTS, read_entry
+from codyra_llm.ledger.ledger import Ledger, read_ledger
+from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
 from codyra_llm.report.folder import RunFolder, start_log
@@ -81,14 +81,20 @@ def score_general(
     return scores
 
 
-def base_identity(config: RunConfig, tokenizer: PreTrainedTokenizerBase, world: World) -> str:
-    """Whom a run begins with, for `asking`: all that the answers of config.model depend on but the questions."""
+def base_identity(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, world: World, ledger: Ledger | None = None
+) -> str:
+    """Whom a run begins with, for `asking`: all that answers depend on but the questions.
+
+    Args:
+        ledger: what is added to config.model before its first task.
+    """
 
     def identify() -> str:
         held = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
         held["model.name_or_path"] = model_hash(config.model.name_or_path)
         ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-        return json.dumps([held, ends, world.device.type])
+        return json.dumps([held, ends, world.device.type, ledger.files if ledger else {}])
 
     found: str = share(on_main(world, identify))
     return found
@@ -160,7 +166,9 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
     world = start(config.rendezvous_seconds)
     folder: Any = on_main(world, lambda: RunFolder(saved_config(run)))
     results = share(on_main(world, lambda: _finished(folder)))
+    ledger: Ledger = share(on_main(world, lambda: read_ledger(folder.ledger)))
     rows = [(0, "base"), *enumerate(results["tasks"], 1)]
+    begun = len(ledger.entries) - len(results["tasks"])  # entries that the run began with
     if unknown := sorted(set(after) - set(results["tasks"])):
         raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results['tasks'])}")
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
@@ -174,12 +182,14 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
         model = load_base(config, read_deepspeed_json(config.deepspeed), world, LOG.warning)
+        original = find_original(config, LOG.warning)
         start_log(folder.path / "train.log" if folder else None)
-        whom = base_identity(config, tokenizer, world)
+        first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
+        whom = base_identity(config, tokenizer, world, first)
         for number, task in rows:
             name = f"{number}-{task}"
-            if number:
-                _add_entry(model, world, folder, f"{number:02d}-{task}")
+            entries = [entry.name for entry in ledger.entries[: begun + number]]
+            merge_entries(model, original, folder.ledger if folder else None, entries, world, last_only=number > 0)
             known = general["scores"].get(name, {})
             missing = [suite for suite in suites if "score" not in known.get(suite.name, {})]
             if not missing or (number and after and task not in after):
@@ -209,21 +219,6 @@ def saved_config(run: Path) -> RunConfig:
         UserError: the folder holds no run.
     """
     return dataclasses.replace(load_config(run / "config.yaml"), output_dir=str(run))
-
-
-def _add_entry(model: PreTrainedModel, world: World, folder: RunFolder | None, name: str) -> None:
-    """Brings a model to where the next entry of a ledger leaves it."""
-    kept: Any = folder
-
-    def read() -> Any:
-        entry = kept.ledger / name
-        if not (entry / WEIGHTS).is_file():
-            raise UserError(f"{entry}: no such entry; without it, the model after this task cannot be rebuilt")
-        return read_entry(entry)
-
-    updates = share(on_main(world, read))
-    device = world.device
-    apply_deltas(model, {module: (B.to(device), A.to(device)) for module, (B, A) in updates.items()}, add_delta)
 
 
 def _finished(folder: RunFolder) -> dict[str, Any]:

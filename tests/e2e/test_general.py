@@ -70,7 +70,7 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     likelihoods = lm.BatchedLM._loglikelihood_tokens
 
     def stop_first(self, requests, **rest):
-        if not (output / "stopped").exists() and not list(output.glob("ledger/*")):
+        if not (output / "stopped").exists() and not list(output.glob("ledger/0*")):
             (output / "stop").touch()
         return likelihoods(self, requests, **rest)
 
@@ -147,7 +147,7 @@ def test_a_suite_that_failed_is_measured_later(
         measure_later(output, config, ["nosuch"])
     other = dataclasses.replace(config, general=dataclasses.replace(config.general, suites=("sample",), limit=3))
     shutil.rmtree(output / "ledger" / f"02-{TASKS[1]}")
-    with pytest.raises(UserError, match=f"02-{TASKS[1]}: no such entry"):
+    with pytest.raises(UserError, match=f"02-{TASKS[1]}/.* cannot be read"):
         measure_later(output, other)
     (output / "results.json").unlink()
     with pytest.raises(UserError, match="name the folder of a finished run"):

@@ -98,7 +98,7 @@ def test_only_what_an_entry_touches(tmp_path: Path) -> None:
     write_entry(first, small_updates(model, 0, (Q, UP)), "base")
     write_entry(second, small_updates(model, 1, (UP,)), "base")
     assert [name for name, _ in summed([first, second])] == [Q, UP]
-    ((name, (B, A)),) = summed([first, second], second)
+    ((name, (B, A)),) = summed([first, second], of=second)
     assert (name, B.shape[1], len(A)) == (UP, 4, 4)
 
 

@@ -1,0 +1,48 @@
+"""A ledger as text: its entries, and how it differs from another."""
+
+import math
+from pathlib import Path
+
+from codyra_llm.adapter.merge import norm_of_product
+from codyra_llm.errors import UserError
+from codyra_llm.ledger.entry import drift, summed
+from codyra_llm.ledger.ledger import Ledger
+from codyra_llm.text import align
+
+
+def describe(ledger: Ledger) -> str:
+    """The base model, and of each entry its size and what was scored right after it."""
+    tasks = list(dict.fromkeys(task for entry in ledger.entries for task in entry.scores))
+    rows = [["entry", "projections", "components", "norm", *tasks]]
+    for entry in ledger.entries:
+        scores = [f"{entry.scores[task]:.1f}" if task in entry.scores else "" for task in tasks]
+        rows.append([entry.name, str(entry.projections), str(entry.components), f"{entry.norm:.3f}", *scores])
+    base = ledger.base_model
+    head = f"{base.name}, {base.dtype}, weights {base.sha256[:12]}; state {ledger.state[:12]}"
+    return f"{head}\n{align(rows)}"
+
+
+def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
+    """Entry by entry, whether two ledgers hold the same; and how far apart the models are that they give.
+
+    Raises:
+        UserError: they begin with different models.
+    """
+    if ours.base_model.sha256 != theirs.base_model.sha256:
+        bases = " and ".join(f"{ledger.base_model.name} ({ledger.base_model.sha256[:12]})" for ledger in (ours, theirs))
+        raise UserError(f"the ledgers begin with different models, {bases}; only those of one model can be compared")
+    rows = [["entry", "norm", "norm", ""]]
+    mine, yours = ({entry.name: entry for entry in ledger.entries} for ledger in (ours, theirs))
+    same = {name for name in mine if name in yours and mine[name].sha256 == yours[name].sha256}
+    for name in dict.fromkeys([*mine, *yours]):
+        pair = [mine.get(name), yours.get(name)]
+        remark = "differs" if None not in pair else "only in the " + ("first", "second")[not pair[0]]
+        remark = "same" if name in same else remark
+        rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in pair), remark])
+    folders = [first / name for name in mine if name not in same]
+    signs = [1.0] * len(folders)
+    folders += [second / name for name in yours if name not in same]
+    signs += [-1.0] * (len(folders) - len(signs))
+    apart = math.hypot(*(norm_of_product(*factors) for _, factors in summed(folders, signs)))
+    size = math.hypot(*drift([first / name for name in mine]).values())
+    return f"{align(rows)}\nthe models are {apart:.3g} apart; the first is {size:.3g} from the base model"

@@ -1,0 +1,151 @@
+"""Adapters in and out: a ledger as one PEFT adapter, and an adapter that PEFT trained as an entry."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from codyra_llm.adapter.merge import Deltas, norm_of_product
+from codyra_llm.errors import UserError
+from codyra_llm.files import read_json
+from codyra_llm.ledger.entry import CONFIG, PREFIX, WEIGHTS, summed, write_entry
+from codyra_llm.ledger.ledger import Entry, Ledger, check_base, write_ledger
+from codyra_llm.ledger.materialize import check_shapes
+from codyra_llm.models.load import reason, resolve_model, skeleton
+from codyra_llm.models.shards import checkpoint_tensors
+
+OF_A_SUM = "The sum of these updates, which belongs to the base model alone, as it was before any of them: "
+# of PEFT's settings those that make an adapter more than W + B A, or that change W itself, where they are on
+NOT_AN_UPDATE = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "fan_in_fan_out",
+)
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights that also rewrite W
+
+
+def export_sum(
+    folder: Path,
+    ledger: Ledger,
+    shares: Mapping[str, float],
+    output: Path,
+    rank: int | None,
+    belongs: str | None = None,
+) -> int:
+    """Writes the wanted shares of entries as one adapter; returns its largest rank.
+
+    Args:
+        folder: where the ledger lies. shares: {entry: share of it}. output: the new folder.
+        rank: pads every projection to it; None: each keeps its own.
+        belongs: says to what model the adapter belongs; by default the base model.
+
+    Raises:
+        UserError: the output folder is there already, or a projection needs a larger rank.
+    """
+    if output.exists():
+        raise UserError(f"{output}: is there already; name a new folder")
+    updates = dict(summed([folder / entry for entry in shares], list(shares.values())))
+    with _writing(output):
+        write_entry(output, updates, ledger.base_model.name, belongs or OF_A_SUM + ", ".join(shares), rank)
+    return rank or max((len(A) for _, A in updates.values()), default=0)
+
+
+def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base: str | None) -> Entry:
+    """Adds a LoRA adapter that PEFT wrote as the next entry.
+
+    Args:
+        folder: where the ledger lies. adapter: a folder in PEFT's format. task: what the entry is called.
+        base: where the base model is; by default what the run called it.
+
+    Raises:
+        UserError: the adapter is more than a low-rank update, is damaged, or does not fit the base model.
+    """
+    if not re.fullmatch(r"[\w.+-]+", task):
+        raise UserError(f'task "{task}": use letters, digits and . + - _ only; it names a folder')
+    name = base or ledger.base_model.name
+    check_base(ledger, name)
+    updates = read_adapter(adapter)
+    layout = checkpoint_tensors(skeleton(AutoConfig.from_pretrained(resolve_model(name))))
+    check_shapes(adapter, {module: (len(B), A.shape[1]) for module, (B, A) in updates.items()}, layout)
+    new = folder / ledger.name_of_next(task)
+    with _writing(folder):
+        files = write_entry(new, updates, ledger.base_model.name)
+    entry = Entry(
+        new.name,
+        task,
+        files,
+        projections=len(updates),
+        components=sum(len(A) for _, A in updates.values()),
+        norm=math.hypot(*(norm_of_product(B, A) for B, A in updates.values())),
+    )
+    with _writing(folder):
+        write_ledger(folder, ledger.with_entry(entry))
+    return entry
+
+
+def read_adapter(folder: Path) -> Deltas:
+    """The updates of a LoRA adapter in PEFT's format, alpha folded into B, fp32.
+
+    Raises:
+        UserError: it is not there, not whole, or more than a low-rank update of projections.
+    """
+    config = read_json(folder / CONFIG, "name the folder of an adapter that PEFT saved")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{folder / CONFIG}: not a LoRA adapter; others cannot be added to weights here")
+    start = str(config.get("init_lora_weights")).lower()
+    found = [key for key in NOT_AN_UPDATE if config.get(key)]
+    found += ["bias"] if config.get("bias", "none") != "none" else []
+    found += [f"init_lora_weights {start}"] if start.startswith(CHANGES_THE_BASE) else []
+    if found:
+        raise UserError(
+            f"{folder / CONFIG}: {found[0]}: the adapter is more than an update of W by B A; merge it with PEFT"
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
+    updates = {}
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        module = key.removesuffix(".lora_A.weight")
+        A, B = tensors.pop(key).float(), tensors.pop(f"{module}.lora_B.weight", torch.empty(0)).float()
+        if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A):
+            raise UserError(
+                f"{folder / WEIGHTS}: {module}: lora_A {list(A.shape)} and lora_B {list(B.shape)} do not fit"
+            )
+        module = module.removeprefix(PREFIX)
+        updates[module] = (B * _scaling(config, module, len(A))).contiguous(), A.contiguous()
+        if not all(torch.isfinite(factor).all() for factor in updates[module]):
+            raise UserError(f"{folder / WEIGHTS}: {module} holds values that are not finite")
+    if tensors or not updates:
+        problem = f"{next(iter(tensors))} is not part of an update of a projection" if tensors else "no update in it"
+        raise UserError(f"{folder / WEIGHTS}: {problem}")
+    return updates
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written: {reason(error)}") from None
+
+
+def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """What PEFT multiplies B A by: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern is matched as PEFT does."""
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    matched = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    alpha = matched[0] if matched else config["lora_alpha"]
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,175 @@
+"""The ledger of a run: the base model, and what each finished task added to it, in order.
+
+ledger/
+    ledger.json     base model by name and hash; of each entry its hashes, size, settings and scores
+    01-FOMC/        an entry (`ledger.entry`): a LoRA adapter in PEFT's format
+    02-.../
+
+A model is the base model plus the sum of its entries, so an entry can be left out, or weighed, at any time. Entries are
+added and never changed; what is read is checked against the hashes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from codyra_llm.config import RunConfig
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand, read_json, replace_folder, sha256, write_text
+from codyra_llm.models.identity import model_hash
+
+FILE = "ledger.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a ledger begins with: what it was called, the hash of its weights, the dtype it was held in."""
+
+    name: str
+    sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished task.
+
+    `sha256` of its files by name; `components`: the sum of its ranks over `projections`; `norm`: the Frobenius norm of
+    its update; `settings`: the hash of what it was learned with; `scores` of each task right after it.
+    """
+
+    name: str
+    task: str
+    sha256: dict[str, str]
+    projections: int
+    components: int
+    norm: float
+    settings: str = ""
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What stands in ledger.json."""
+
+    base_model: BaseModel
+    entries: tuple[Entry, ...] = ()
+
+    def name_of_next(self, task: str) -> str:
+        """The folder of the entry that a task will have."""
+        return f"{len(self.entries) + 1:02d}-{task}"
+
+    def with_entry(self, entry: Entry) -> "Ledger":
+        """The ledger and one entry more."""
+        return dataclasses.replace(self, entries=(*self.entries, entry))
+
+    def with_scores(self, scores: dict[str, float]) -> "Ledger":
+        """The ledger with what was scored after its last entry."""
+        return dataclasses.replace(
+            self, entries=(*self.entries[:-1], dataclasses.replace(self.entries[-1], scores=scores))
+        )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file of the entries, by path relative to the ledger."""
+        return {f"{entry.name}/{file}": digest for entry in self.entries for file, digest in entry.sha256.items()}
+
+    @property
+    def state(self) -> str:
+        """SHA-256 of the base model and all entries in order: names what they sum up to."""
+        return hashlib.sha256(json.dumps([self.base_model.sha256, list(self.files.items())]).encode()).hexdigest()
+
+    def position(self, name: str) -> int:
+        """Where an entry stands, from 0: by its task or, where a task was learned twice, by its folder.
+
+        Raises:
+            UserError: there is no such entry, or several.
+        """
+        found = [i for i, entry in enumerate(self.entries) if name in (entry.name, entry.task)]
+        if len(found) != 1:
+            problem = f'no entry is "{name}"' if not found else f'"{name}" was learned {len(found)} times'
+            raise UserError(f"{problem}; the ledger has {', '.join(entry.name for entry in self.entries) or 'none'}")
+        return found[0]
+
+
+def parse_ledger(content: Any, where: str) -> Ledger:
+    """A ledger from what JSON holds of it.
+
+    Raises:
+        UserError: something is missing or of the wrong kind.
+    """
+    try:
+        return pydantic.TypeAdapter(Ledger).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {place}: {first['msg']}; it is not a ledger that a run wrote") from None
+
+
+def write_ledger(folder: Path, ledger: Ledger) -> None:
+    """Writes ledger.json beside and renames it; the entries' folders stand already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"schema_version": SCHEMA_VERSION, "state": ledger.state, **dataclasses.asdict(ledger)}
+    write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """A ledger whose every file is as it was written.
+
+    Raises:
+        UserError: it is none, or a file is missing or damaged.
+    """
+    content = read_json(folder / FILE, "name the folder `ledger` of a run")
+    ledger = parse_ledger(content, str(folder / FILE))
+    if (version := content.get("schema_version")) != SCHEMA_VERSION:
+        raise UserError(f"{folder / FILE}: schema_version is {version}; this is written for {SCHEMA_VERSION}")
+    if content.get("state") != ledger.state:
+        raise UserError(f"{folder / FILE}: its entries are not those that were written; restore the file")
+    for name, digest in ledger.files.items():
+        try:
+            if sha256(folder / name) != digest:
+                raise UserError(f"{folder / name} is damaged; restore it from a copy")
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from None
+    return ledger
+
+
+def open_ledger(config: RunConfig, begun: dict[str, Any] | None) -> Ledger:
+    """The ledger that a run adds to: the one it began, or the one it extends, or an empty one.
+
+    Args:
+        begun: the ledger as a checkpoint keeps it.
+
+    Raises:
+        UserError: the run's model is not the one that the ledger begins with, or the ledger to extend is not whole.
+    """
+    name = config.model.name_or_path
+    if begun is None and config.extend is None:
+        return Ledger(BaseModel(name, model_hash(name), config.model.dtype))
+    ledger = parse_ledger(begun, "checkpoint") if begun else read_ledger(expand(config.extend or ""))
+    check_base(ledger, name)
+    return dataclasses.replace(ledger, base_model=dataclasses.replace(ledger.base_model, dtype=config.model.dtype))
+
+
+def check_base(ledger: Ledger, name_or_path: str) -> None:
+    """Raises UserError where a model is not the one that a ledger begins with."""
+    found, base = model_hash(name_or_path), ledger.base_model
+    if found != base.sha256:
+        raise UserError(
+            f"the ledger was made for {base.name} (weights {base.sha256[:12]}), {name_or_path} has other weights "
+            f"({found[:12]}); give the model that it was made for"
+        )
+
+
+def copy_entries(ledger: Ledger, source: Path, target: Path) -> None:
+    """Copies the entries' folders into another ledger."""
+    for entry in ledger.entries:
+        with replace_folder(target / entry.name) as scratch:
+            shutil.copytree(source / entry.name, scratch, dirs_exist_ok=True)

@@ -1,0 +1,109 @@
+"""A ledger as a model: the base weights plus the wanted share of each entry, an ordinary HF folder.
+
+Weights go one by one from the base model's files to the new ones, so memory does not grow with the model.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from codyra_llm.adapter.merge import sum_in_tiles
+from codyra_llm.errors import UserError
+from codyra_llm.ledger.entry import shapes, summed
+from codyra_llm.ledger.ledger import Ledger, check_base
+from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, resolve_model, skeleton
+from codyra_llm.models.save import save_model
+from codyra_llm.models.shards import checkpoint_tensors
+
+
+def materialize(
+    folder: Path, ledger: Ledger, shares: Mapping[str, float], output: Path, base: str | None, dtype: str | None
+) -> None:
+    """Writes the model that the entries give; in the dtype of the run, it has the bits of the model that the run saved.
+
+    Args:
+        folder: where the ledger lies. shares: {entry: share of it}, as `Ledger.select` gives it.
+        output: the new folder.
+        base: where the base model is; by default what the run called it. dtype: by default the run's.
+
+    Raises:
+        UserError: the base model is another, does not fit the entries or cannot be read in parts; the output folder is
+            there already, or cannot be written. Nothing is left in its place then.
+    """
+    name, dtype = base or ledger.base_model.name, dtype or ledger.base_model.dtype
+    if output.exists():
+        raise UserError(f"{output}: is there already; name a new folder")
+    config, tokenizer = load_config_and_tokenizer(name)
+    check_base(ledger, name)
+    try:
+        original = original_weights(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: the weights cannot be read in parts: {reason(error)}; save it as safetensors"
+        ) from None
+    model = skeleton(config, dtype=getattr(torch, dtype))
+    with contextlib.suppress(OSError):  # a model without one has what its configuration says
+        model.generation_config = GenerationConfig.from_pretrained(resolve_model(name))
+    layout, folders = checkpoint_tensors(model), [folder / entry for entry in shares]
+    for entry in folders:
+        check_shapes(entry, shapes(entry), layout)
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        left = dict(layout)
+        for module, factors in summed(folders, list(shares.values())):
+            weight = torch.empty_like(left.pop(f"{module}.weight"), device="cpu")
+            flat = weight.view(-1)
+            for begin, tile in sum_in_tiles(original(f"{module}.weight"), *factors, 0, len(flat)):
+                flat[begin : begin + len(tile)] = tile
+            yield f"{module}.weight", weight
+        for tensor_name, like in left.items():
+            tensor = torch.empty_like(like, device="cpu")
+            original(tensor_name)(tensor.view(-1), 0)
+            yield tensor_name, tensor
+
+    with torch.no_grad():
+        save_model(model, layout, weights(), tokenizer, output, _card(ledger, shares))
+
+
+def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:
+    """Raises UserError where there is an update for a projection that the model has not, or has in another shape.
+
+    Args:
+        where: named in the error. updated: (out_features, in_features) of each projection. layout: the model's weights.
+    """
+    for module, shape in updated.items():
+        weight = layout.get(f"{module}.weight")
+        if weight is None or weight.shape != shape:
+            found = "no such projection" if weight is None else f"one of {list(weight.shape)}"
+            raise UserError(f"{where}: has an update of {list(shape)} for {module}; the base model has {found}")
+
+
+def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
+    """Raises UserError where a ledger's base model is another, or an entry does not fit it; `base`: where it is."""
+    name = base or ledger.base_model.name
+    config, _ = load_config_and_tokenizer(name)
+    check_base(ledger, name)
+    for entry in ledger.entries:
+        check_shapes(folder / entry.name, shapes(folder / entry.name), checkpoint_tensors(skeleton(config)))
+
+
+def _card(ledger: Ledger, shares: Mapping[str, float]) -> str:
+    used = "\n".join(f"- {name}" + ("" if share == 1 else f", at {share:g}") for name, share in shares.items())
+    return f"""---
+base_model: {ledger.base_model.name}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [continual-learning, codyra]
+---
+# {ledger.base_model.name} plus {len(shares)} of {len(ledger.entries)} updates
+
+Made from a ledger of low-rank updates (state `{ledger.state[:12]}`): the base model (weights
+`{ledger.base_model.sha256[:12]}`) plus
+
+{used or "nothing"}
+
+Nothing but transformers is needed to use it. The terms of the base model and of the data apply.
+"""

@@ -1,0 +1,62 @@
+"""Bringing a loaded model to where the entries of a ledger leave it: the one way, live and after a restart."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from codyra_llm.adapter.merge import Fill
+from codyra_llm.config import RunConfig
+from codyra_llm.engine.launch import World, on_main, share
+from codyra_llm.engine.zero import add_delta
+from codyra_llm.ledger.entry import summed
+from codyra_llm.models.load import original_weights, reason
+
+Original = Callable[[str], Fill]
+
+
+def find_original(config: RunConfig, say: Callable[[str], None]) -> Original | None:
+    """The original weights by name, to add all updates to; None where updates are merged in place.
+
+    Args:
+        say: told where in place is not what the configuration asks for.
+    """
+    if config.merge.mode == "in_place":
+        return None
+    try:
+        return original_weights(config.model.name_or_path)
+    except (OSError, ValueError) as error:
+        say(f"updates are merged in place: the original weights cannot be read in parts: {reason(error)}")
+        return None
+
+
+def merge_entries(
+    model: nn.Module,
+    original: Original | None,
+    ledger: Path | None,
+    names: Sequence[str],
+    world: World,
+    last_only: bool = False,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Sets each weight that entries touch to round(original + the sum of their updates). Every rank must call it.
+
+    Without an original, updates are added one after another to the weights as they are.
+
+    Args:
+        model: plain, without branches.
+        ledger: the folder that the entries lie in, on rank 0.
+        names: the entries, in order.
+        last_only: all but the last one are in the weights already.
+        before: called before each weight is set; may raise to stop.
+    """
+    folders = [ledger / name for name in names] if ledger else []
+    last = folders[-1] if folders and last_only else None
+    groups = [folders] if original else [[folder] for folder in (folders[-1:] if last_only else folders)]
+    updates = itertools.chain.from_iterable(summed(group, of=last) for group in groups)  # read on rank 0 alone
+    while found := share(on_main(world, lambda: next(updates, None))):
+        before()
+        name, (B, A) = found
+        fill = original and original(f"{name}.weight")
+        add_delta(model.get_submodule(name), B.to(world.device), A.to(world.device), fill)

@@ -1,0 +1,419 @@
+"""What a run's ledger is good for: the same model again, tasks taken out, tasks learned on top, adapters in and out."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from codyra_llm import run
+from codyra_llm.config import RunConfig
+from codyra_llm.engine.launch import start
+from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
+from codyra_llm.models.gguf import BUILTIN, builtin_model_folder
+from codyra_llm.models.identity import model_hash
+from tests.conftest import REPOSITORY
+from tests.e2e.test_run import tiny_config
+from tests.models import tiny_model
+
+TASKS = ["FOMC", "NumGLUE-cm"]
+IDS = torch.arange(3, 43).view(2, 20)
+Command = Callable[..., str]
+
+
+def config_of(model: Path, output: Path, **overrides: object) -> RunConfig:
+    short = {"order": TASKS, "train.num_train_epochs": 1, "data.max_train_examples": 48, "data.max_test_examples": 3}
+    return tiny_config(model, output, **{**short, "evaluate.max_new_tokens": 2, **overrides})
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def finished(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two tasks."""
+    output = tmp_path_factory.mktemp("ledger") / "run"
+    run(config_of(tiny_folder, output, **{"model.dtype": request.param}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def apart(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of one task each, which touch different modules; and with both, the second ledger put on the first."""
+    folders = [tmp_path_factory.mktemp("apart") / name for name in ("q", "up")]
+    for folder, task, module in zip(folders, TASKS, ("q_proj", "up_proj"), strict=True):
+        overrides = {"order": [task], "adapter.target_modules": [module], "evaluate.tasks": "last"}
+        run(config_of(tiny_folder, folder, **overrides))
+    return folders
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+    """Runs a script in this process and returns what it printed."""
+
+    def act(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(REPOSITORY / "scripts" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    start()  # a command ends with all ranks; here there is one
+    return act
+
+
+@pytest.fixture
+def refused(command: Command, capsys: pytest.CaptureFixture) -> Command:
+    """Runs a script that must end with one line and status 2; returns the line."""
+
+    def act(script: str, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(script, *arguments)
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return act
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(folder: Path, expected: Path) -> None:
+    assert weights(folder).keys() == weights(expected).keys()
+    for name, weight in weights(expected).items():
+        assert torch.equal(weights(folder)[name], weight), name
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.float().eval()(input_ids=IDS).logits
+
+
+def test_the_ledger_holds_what_each_task_added(finished: Path) -> None:
+    ledger, results = read_ledger(finished / "ledger"), json.loads((finished / "results.json").read_text())
+    assert [entry.name for entry in ledger.entries] == ["01-FOMC", "02-NumGLUE-cm"]
+    assert ledger.base_model.name == results["model"]["name"]
+    for number, entry in enumerate(ledger.entries):
+        assert entry.scores == dict(zip(TASKS, results["matrix"][number + 1], strict=True))
+        assert entry.norm == pytest.approx(results["ranks"][number]["update_norm"])
+        assert entry.components == pytest.approx(14 * results["ranks"][number]["mean"])
+        ranks = json.loads((finished / "ledger" / entry.name / "adapter_config.json").read_text())["rank_pattern"]
+        assert (len(ranks), sum(ranks.values())) == (entry.projections, entry.components)
+        assert "not the base model alone" in (finished / "ledger" / entry.name / "README.md").read_text()
+
+
+def test_base_and_ledger_give_the_files_that_the_run_saved(finished: Path, tmp_path: Path, command: Command) -> None:
+    command("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "again")
+    names = sorted(path.name for path in (finished / "model").iterdir())
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
+    for name in set(names) - {"README.md"}:
+        assert (tmp_path / "again" / name).read_bytes() == (finished / "model" / name).read_bytes(), name
+    command("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "none", "--upto", 0)
+    base = read_ledger(finished / "ledger").base_model
+    expected = AutoModelForCausalLM.from_pretrained(base.name, dtype=getattr(torch, base.dtype)).state_dict()
+    for name, weight in weights(tmp_path / "none").items():
+        assert torch.equal(weight, expected[name])
+    command(
+        *("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "half"),
+        *("--dtype", "float16", "--scale", "FOMC=0.5", "--upto", "FOMC"),
+    )
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    assert half.dtype == torch.float16
+    name = "model.layers.0.self_attn.o_proj"
+    entry = load_file(finished / "ledger" / "01-FOMC" / "adapter_model.safetensors")
+    B, A = (entry[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA")
+    original = tiny_model().get_submodule(name).weight
+    assert torch.equal(half.get_submodule(name).weight, (original + 0.5 * B @ A).half())
+
+
+def test_a_task_taken_out_was_never_there(apart: list[Path], tmp_path: Path, command: Command) -> None:
+    both = tmp_path / "ledger"
+    shutil.copytree(apart[0] / "ledger", both)
+    command("ledger.py", "append", both, "--adapter", apart[1] / "ledger" / "01-NumGLUE-cm", "--task", "NumGLUE-cm")
+    for number, task in enumerate(TASKS):
+        command("materialize.py", "--ledger", both, "--output_dir", tmp_path / task, "--without", task)
+        assert_same_weights(tmp_path / task, apart[1 - number] / "model")
+    command("materialize.py", "--ledger", both, "--output_dir", tmp_path / "both")
+    q, up = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    found = weights(tmp_path / "both")
+    assert torch.equal(found[q], weights(apart[0] / "model")[q])
+    assert torch.equal(found[up], weights(apart[1] / "model")[up])
+    assert not torch.equal(found[up], weights(apart[0] / "model")[up])
+
+
+def test_a_ledger_is_extended_elsewhere_as_if_it_had_never_ended(
+    finished: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    dtype = {"model.dtype": read_ledger(finished / "ledger").base_model.dtype}
+    run(config_of(tiny_folder, tmp_path / "first", **{**dtype, "order": TASKS[:1]}))
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    shutil.move(tmp_path / "first" / "ledger", tmp_path / "ledger")
+    shutil.rmtree(tmp_path / "first")
+    extended = config_of(
+        tmp_path / "base", tmp_path / "second", **dtype, extend=str(tmp_path / "ledger"), order=TASKS[1:]
+    )
+    results, expected = run(extended), json.loads((finished / "results.json").read_text())
+    assert results["tasks"] == TASKS[1:]
+    assert results["losses"] == expected["losses"][1:]
+    assert [row[0] for row in results["matrix"]] == [row[1] for row in expected["matrix"][1:]]
+    assert results["ranks"] == expected["ranks"][1:]
+    assert_same_weights(tmp_path / "second" / "model", finished / "model")
+    ours, theirs = (read_ledger(folder / "ledger") for folder in (tmp_path / "second", finished))
+    weights_of = [
+        {name: digest for name, digest in ledger.files.items() if "model" in name} for ledger in (ours, theirs)
+    ]
+    assert weights_of[0] == weights_of[1]
+    assert run(extended)["losses"] == results["losses"], "a finished one is left as it is"
+
+
+@pytest.mark.parametrize("scaling", ["plain", "rslora", "patterns"])
+def test_an_adapter_that_peft_trained_becomes_an_entry(
+    apart: list[Path], tiny_folder: Path, tmp_path: Path, command: Command, scaling: str
+) -> None:
+    config = LoraConfig(
+        r=4,
+        lora_alpha=12,
+        target_modules=["q_proj", "down_proj"],
+        use_rslora=scaling == "rslora",
+        rank_pattern={"layers.0.mlp.down_proj": 2} if scaling == "patterns" else {},
+        alpha_pattern={"q_proj": 3, "layers.0.mlp.down_proj": 7} if scaling == "patterns" else {},
+        task_type="CAUSAL_LM",
+    )
+    base = AutoModelForCausalLM.from_pretrained(apart[0] / "model")
+    theirs = get_peft_model(base, config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ledger = tmp_path / "ledger"
+    shutil.copytree(apart[0] / "ledger", ledger)
+    assert "02-mine" in command("ledger.py", "append", ledger, "--adapter", tmp_path / "adapter", "--task", "mine")
+    command("materialize.py", "--ledger", ledger, "--output_dir", tmp_path / "model")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-5, rtol=1e-5)
+    merged = theirs.merge_and_unload().state_dict()
+    for name, weight in ours.state_dict().items():
+        torch.testing.assert_close(weight, merged[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_ledger_is_one_adapter_against_the_base_model(
+    finished: Path, tiny_folder: Path, tmp_path: Path, command: Command, padded: bool
+) -> None:
+    said = command(
+        *("ledger.py", "export", finished / "ledger", "--output_dir", tmp_path / "sum"), *(["--rank", 8] * padded)
+    )
+    entries = read_ledger(finished / "ledger").entries
+    config = json.loads((tmp_path / "sum" / "adapter_config.json").read_text())
+    ranks = {
+        len(A) for name, A in load_file(tmp_path / "sum" / "adapter_model.safetensors").items() if "lora_A" in name
+    }
+    if padded:
+        assert (ranks, config["rank_pattern"], config["r"]) == ({8}, {}, 8)
+    else:
+        assert sum(config["rank_pattern"].values()) == sum(entry.components for entry in entries)
+        assert f"rank {max(ranks)}" in said
+    assert "belongs to the base model alone" in (tmp_path / "sum" / "README.md").read_text()
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "sum")
+    command("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "model", "--dtype", "float32")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert (logits(ours) - logits(AutoModelForCausalLM.from_pretrained(tiny_folder))).abs().max() > 0.05
+    torch.testing.assert_close(logits(theirs), logits(ours), atol=1e-4, rtol=1e-4)
+
+
+def test_one_entry_padded_for_servers_of_one_rank(finished: Path, tmp_path: Path, command: Command) -> None:
+    command("ledger.py", "export", finished / "ledger", "--output_dir", tmp_path / "one", "--only", "FOMC", "--rank", 8)
+    padded = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    own = load_file(finished / "ledger" / "01-FOMC" / "adapter_model.safetensors")
+    assert padded.keys() == own.keys()
+    for name in (name for name in own if "lora_A" in name):
+        B = name.replace("lora_A", "lora_B")
+        assert len(padded[name]) == 8
+        torch.testing.assert_close(padded[B] @ padded[name], own[B] @ own[name])
+    assert "not the base model alone" in (tmp_path / "one" / "README.md").read_text()
+
+
+def test_a_base_that_came_as_gguf(tmp_path: Path, command: Command) -> None:
+    name, ledger = "model.layers.3.mlp.down_proj", tmp_path / "ledger"
+    torch.manual_seed(0)
+    B, A = torch.randn(576, 2) * 0.01, torch.randn(2, 1536)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=[name], task_type="CAUSAL_LM")
+    config.save_pretrained(tmp_path / "adapter")
+    key = f"base_model.model.{name}.lora_"
+    save_file({f"{key}A.weight": A, f"{key}B.weight": B}, tmp_path / "adapter" / "adapter_model.safetensors")
+    write_ledger(ledger, Ledger(BaseModel(BUILTIN, model_hash(BUILTIN), "bfloat16")))
+    command("ledger.py", "append", ledger, "--adapter", tmp_path / "adapter", "--task", "mine")
+    command("materialize.py", "--ledger", ledger, "--output_dir", tmp_path / "model")
+    found, original = weights(tmp_path / "model"), weights(builtin_model_folder())
+    for weight_name, weight in original.items():
+        expected = weight + B @ A if weight_name == f"{name}.weight" else weight
+        torch.testing.assert_close(found[weight_name], expected.bfloat16(), atol=0, rtol=0)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
+
+
+def test_show_verify_and_diff(finished: Path, apart: list[Path], tmp_path: Path, command: Command) -> None:
+    ledger = finished / "ledger"
+    shown = command("ledger.py", "show", ledger).splitlines()
+    assert shown[1].split() == ["entry", "projections", "components", "norm", *TASKS]
+    assert [line.split()[0] for line in shown[2:]] == ["01-FOMC", "02-NumGLUE-cm"]
+    assert "2 entries, all as they were written" in command("ledger.py", "verify", ledger)
+    assert "the models are 0 apart" in command("ledger.py", "diff", ledger, ledger)
+    lines = command("ledger.py", "diff", ledger, apart[0] / "ledger").splitlines()
+    assert (lines[1].split()[-1], lines[2].split()[-1]) == ("differs", "first")
+    base = weights(Path(read_ledger(ledger).base_model.name))
+    command("materialize.py", "--ledger", ledger, "--output_dir", tmp_path / "model", "--dtype", "float32")
+    ours, theirs = weights(tmp_path / "model"), weights(apart[0] / "model")
+    far = sum(float((ours[name] - theirs[name]).norm()) ** 2 for name in base) ** 0.5
+    assert f"the models are {far:.3g} apart" in lines[-1]
+
+
+def test_pickled_weights_are_merged_in_place_and_it_is_said(
+    tmp_path: Path, tiny_folder: Path, refused: Command
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, folder)
+    torch.save(weights(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    run(config_of(folder, tmp_path / "run", order=TASKS[:1]))
+    assert (
+        "updates are merged in place: the original weights cannot be read" in (tmp_path / "run/train.log").read_text()
+    )
+    entry = load_file(tmp_path / "run" / "ledger" / "01-FOMC" / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.o_proj"
+    B, A = (entry[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA")
+    expected = tiny_model().get_submodule(name).weight + B @ A
+    torch.testing.assert_close(weights(tmp_path / "run" / "model")[f"{name}.weight"], expected)
+    said = refused("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "model")
+    assert "weights cannot be read in parts" in said
+
+
+@pytest.fixture
+def ledger(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a ledger that may be damaged."""
+    shutil.copytree(finished / "ledger", tmp_path / "ledger")
+    return tmp_path / "ledger"
+
+
+def other_base(ledger: Path) -> list:
+    tiny_model(seed=9).save_pretrained(ledger / "other")
+    base = json.loads((ledger / "ledger.json").read_text())["base_model"]["name"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(base) / name, ledger / "other" / name)
+    return ["--base", ledger / "other"]
+
+
+def remove(ledger: Path) -> None:
+    (ledger / "02-NumGLUE-cm" / "adapter_model.safetensors").unlink()
+
+
+def flip(ledger: Path) -> None:
+    file = ledger / "01-FOMC" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+
+def reorder(ledger: Path) -> None:
+    content = json.loads((ledger / "ledger.json").read_text())
+    (ledger / "ledger.json").write_text(json.dumps({**content, "entries": content["entries"][::-1]}))
+
+
+def drop_norm(ledger: Path) -> None:
+    content = json.loads((ledger / "ledger.json").read_text())
+    del content["entries"][0]["norm"]
+    (ledger / "ledger.json").write_text(json.dumps(content))
+
+
+def no_ledger(ledger: Path) -> None:
+    (ledger / "ledger.json").unlink()
+
+
+@pytest.mark.parametrize("finished", ["float32"], indirect=True)
+@pytest.mark.parametrize(
+    ("damage", "arguments", "message"),
+    [
+        (other_base, [], r"the ledger was made for .* has other weights \([0-9a-f]{12}\)"),
+        (remove, [], r"02-NumGLUE-cm/adapter_model.safetensors cannot be read: No such file"),
+        (flip, [], r"01-FOMC/adapter_model.safetensors is damaged"),
+        (reorder, [], r"ledger.json: its entries are not those that were written"),
+        (drop_norm, [], r"ledger.json: entries.0.norm: Field required"),
+        (no_ledger, [], r"ledger.json: No such file or directory; name the folder `ledger` of a run"),
+        (None, ["--without", "FMOC"], r'no entry is "FMOC"; the ledger has 01-FOMC, 02-NumGLUE-cm'),
+        (None, ["--upto", "3"], r"there is no entry 3; the ledger has 2"),
+        (None, ["--scale", "FOMC"], r"--scale FOMC: write TASK=SHARE"),
+        (None, ["--scale", "FOMC=nan"], r"the share of FOMC is nan"),
+        (None, ["--upto", "1", "--without", "NumGLUE-cm"], r"02-NumGLUE-cm comes after the entries that are wanted"),
+        (None, ["--base", "nothing.gguf"], r"nothing.gguf: no such file"),
+        (None, ["--dtype", "int3"], r"invalid choice: 'int3'"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    ledger: Path, tmp_path: Path, refused: Command, damage: Callable | None, arguments: list, message: str
+) -> None:
+    more = damage(ledger) if damage else None
+    output = tmp_path / "model"
+    line = refused("materialize.py", "--ledger", ledger, "--output_dir", output, *arguments, *(more or []))
+    assert re.search(message, line), line
+    assert not list(tmp_path.glob("model*"))
+
+
+@pytest.mark.parametrize("finished", ["float32"], indirect=True)
+def test_entries_of_another_shape(ledger: Path, tmp_path: Path, refused: Command, tiny_folder: Path) -> None:
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    (tmp_path / "adapter").mkdir()
+    LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(tmp_path / "adapter")
+    file, before = tmp_path / "adapter" / "adapter_model.safetensors", (ledger / "ledger.json").read_bytes()
+    append = ("ledger.py", "append", ledger, "--adapter", tmp_path / "adapter", "--task", "mine")
+    A, B = torch.ones(2, 33), torch.ones(32, 2)
+    for tensors, message in [
+        ({f"{key}A.weight": A, f"{key}B.weight": B}, r"has an update of [32, 33] for model.layers.0.self_attn.q_proj"),
+        ({f"{key}A.weight": A, f"{key}B.weight": B[:, :1].clone()}, "lora_A [2, 33] and lora_B [32, 1] do not fit"),
+        ({f"{key}A.weight": A}, "do not fit"),
+        ({f"{key}A.weight": A * torch.nan, f"{key}B.weight": B}, "holds values that are not finite"),
+        ({f"{key}magnitude": A}, "lora_magnitude is not part of an update"),
+        ({f"{key.replace('q_proj', 'z_proj')}{part}.weight": value for part, value in (("A", A), ("B", B))},
+         "the base model has no such projection"),
+    ]:  # fmt: skip
+        save_file(tensors, file)
+        assert message in refused(*append)
+    for setting, message in [
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
+    ]:
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, **setting}))
+        assert f"{message}: that is more than an update" in refused(*append)
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert "names a folder" in refused(*append[:-1], "../mine")
+    assert (ledger / "ledger.json").read_bytes() == before
+    assert sorted(path.name for path in ledger.iterdir()) == ["01-FOMC", "02-NumGLUE-cm", "ledger.json"]
+    assert "must be at least that" in refused(
+        "ledger.py", "export", ledger, "--output_dir", tmp_path / "sum", "--rank", 1
+    )
+    assert not (tmp_path / "sum").exists()
+
+
+@pytest.mark.parametrize("finished", ["float32"], indirect=True)
+def test_a_run_cannot_extend_a_ledger_of_another_model(ledger: Path, tmp_path: Path, refused: Command) -> None:
+    _, other = other_base(ledger)
+    line = refused(
+        *("train_trace.py", "--model.name_or_path", other, "--output_dir", tmp_path / "run", "--order", "FOMC"),
+        *("--extend", ledger, "--adapter.rank", 4),
+    )
+    assert "has other weights" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("finished", ["float32"], indirect=True)
+def test_a_full_disk_leaves_nothing_behind(ledger: Path, tmp_path: Path, refused: Command, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(8 * 2**20 - 200_000))
+    line = refused("materialize.py", "--ledger", ledger, "--output_dir", small_disk / "model")
+    assert "model: the model cannot be saved: No space left on device" in line
+    line = refused("ledger.py", "export", ledger, "--output_dir", small_disk / "adapter", "--rank", 600)
+    assert "adapter: cannot be written" in line
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
