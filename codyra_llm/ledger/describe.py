@@ -35,10 +35,12 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
     mine, yours = ({entry.name: entry for entry in ledger.entries} for ledger in (ours, theirs))
     same = {name for name in mine if name in yours and mine[name].sha256 == yours[name].sha256}
     for name in dict.fromkeys([*mine, *yours]):
-        pair = [mine.get(name), yours.get(name)]
-        remark = "differs" if None not in pair else "only in the " + ("first", "second")[not pair[0]]
-        remark = "same" if name in same else remark
-        rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in pair), remark])
+        one, other = mine.get(name), yours.get(name)
+        if one and other:
+            remark = "same" if name in same else "differs"
+        else:
+            remark = f"only in the {'first' if one else 'second'}"
+        rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in (one, other)), remark])
     folders = [first / name for name in mine if name not in same]
     signs = [1.0] * len(folders)
     folders += [second / name for name in yours if name not in same]

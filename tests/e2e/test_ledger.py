@@ -387,7 +387,7 @@ def test_entries_of_another_shape(ledger: Path, tmp_path: Path, refused: Command
     ]:
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, **setting}))
-        assert f"{message}: that is more than an update" in refused(*append)
+        assert f"{message}: the adapter is more than an update" in refused(*append)
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     assert "names a folder" in refused(*append[:-1], "../mine")
     assert (ledger / "ledger.json").read_bytes() == before
