@@ -1,12 +1,16 @@
 """What a computation costs beside time: operations, bytes that operators touch, bytes kept for the backward pass."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from codyra_llm.engine.memory import return_freed_memory
 
 ATEN = torch.ops.aten
 # operand positions of (left, right) in the products; torch's own counter takes an in-place addmm_ for nothing
@@ -15,7 +19,9 @@ PRODUCTS = {ATEN.mm: (0, 1), ATEN.addmm: (1, 2), ATEN.addmm_: (1, 2), ATEN.bmm: 
 
 @dataclass
 class Cost:
-    """Multiply-adds count as two operations; `traffic` is bytes read and written by operators that are not views."""
+    """Multiply-adds count as two operations, of matrix products alone (what a fused attention computes is left out);
+    `traffic` is bytes read and written by operators that are not views.
+    """
 
     flops: int = 0
     traffic: int = 0
@@ -27,6 +33,11 @@ class _Counter(TorchDispatchMode):
         self.cost = Cost()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():  # which hands over operators whole that autograd would take apart
+            with self:
+                output = func.decompose(*args, **(kwargs or {}))
+            if output is not NotImplemented:
+                return output
         output = func(*args, **(kwargs or {}))
         if not func.is_view and func not in (ATEN.detach.default, ATEN._unsafe_view.default):
             read = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
@@ -39,6 +50,23 @@ class _Counter(TorchDispatchMode):
         return output
 
 
+def costs(run: Callable[[], object], parameters: Iterable[torch.Tensor] | None = None) -> dict[str, object]:
+    """Columns of a table, of three more runs: a counted one, one whose memory is watched, one for what autograd keeps.
+
+    Args:
+        parameters: left out of what is kept; None: there is no backward pass.
+    """
+    counted = cost(run)
+    columns: dict[str, object] = {
+        "GFLOPs": counted.flops / 1e9,
+        "operator traffic, GB": counted.traffic / 1e9,
+        "extra memory, MB": round(extra_bytes(run) / 1e6),
+    }
+    return (
+        columns if parameters is None else columns | {"kept activations, MB": round(saved_bytes(run, parameters) / 1e6)}
+    )
+
+
 def cost(run: Callable[[], object]) -> Cost:
     """Of all that `run` computes, backward passes on the CPU included."""
     with _Counter() as counter:
@@ -46,18 +74,49 @@ def cost(run: Callable[[], object]) -> Cost:
     return counter.cost
 
 
+def extra_bytes(run: Callable[[], object]) -> int:
+    """How far memory rises above where it stands while `run` runs: CUDA's where there is one, else resident memory."""
+    return_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
 def saved_bytes(run: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes that autograd keeps of what `run` computes, each storage counted once, parameters left out."""
+    """Most bytes that autograd keeps at one time of what `run` computes, each storage once, parameters left out."""
     left_out = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, int] = {}
+    uses: Counter[int] = Counter()
+    now = most = 0
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in left_out:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    class Kept:
+        """A tensor that autograd keeps, until it lets go of this."""
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = run()  # alive while others are packed, so that no address is given out twice
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal now, most
+            storage = tensor.untyped_storage()
+            self.tensor, self.place = tensor, storage.data_ptr()
+            self.size = 0 if self.place in left_out else storage.nbytes()
+            now += 0 if uses[self.place] else self.size
+            uses[self.place] += 1
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            uses[self.place] -= 1
+            now -= 0 if uses[self.place] else self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        held = run()  # a forward pass keeps what it does as long as its output is alive
     del held
-    return sum(kept.values())
+    return most
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))

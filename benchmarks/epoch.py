@@ -4,21 +4,24 @@
 
 The same rows (contexts up to 512 tokens), rank, targets, learning rate, micro batch and global batch, on the built-in
 135M model in fp32; each round trains fresh branches. The Trainer pads with DataCollatorForSeq2Seq (its default
-collator does not pad labels), shuffles, and computes the loss of transformers, logits at every position.
+collator does not pad labels), shuffles, and computes the loss of transformers, logits at every position. Operations,
+operator traffic, extra memory (growth of the peak) and kept activations (the most at one time, weights of the model
+left out) are those of one more epoch each.
 """
 
 import argparse
 import copy
+import functools
 import logging
 import tempfile
 
 import peft
-import psutil
 import torch
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainingArguments
 
+from benchmarks.counting import costs
 from benchmarks.mix import epoch_tokens, examples
-from benchmarks.rounds import interleave, ratios, report
+from benchmarks.rounds import compared, interleave, report
 from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.merge import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
@@ -84,37 +87,28 @@ def main() -> None:
     train = TrainConfig(
         global_batch_size=options.global_batch, per_device_train_batch_size=options.micro_batch, learning_rate=RATE
     )
-    padded: dict[str, float] = {}
+    padded: dict[str, str] = {}
 
     def epoch(packing: str) -> None:
-        batches = ours(model, rows, train, packing, world)
-        tokens, cells = epoch_tokens(batches)
-        padded[f"ours, {packing}"] = 1 - tokens / cells
+        tokens, cells = epoch_tokens(ours(model, rows, train, packing, world))
+        padded[f"ours, {packing}"] = f"{1 - tokens / cells:.1%}"
 
     with tempfile.TemporaryDirectory() as folder:
-        seconds = interleave(
-            {
-                "PEFT and Trainer": lambda: theirs(model, rows, train, tokenizer, folder),
-                **{
-                    f"ours, {packing}": lambda packing=packing: epoch(packing) for packing in ("none", "bucket", "pack")
-                },
-            },
-            options.rounds,
-            warmup=1,
-        )
-    found = ratios(seconds, "PEFT and Trainer")
-    table = [
-        {
-            "contestant": name,
-            "time / PEFT and Trainer": found[name]["median"],
-            "10th to 90th percentile": f"{found[name]['p10']:.3f} to {found[name]['p90']:.3f}",
-            "padded": f"{padded[name]:.1%}" if name in padded else "as it falls",
+        contestants = {
+            "PEFT and Trainer": functools.partial(theirs, model, rows, train, tokenizer, folder),
+            **{f"ours, {packing}": functools.partial(epoch, packing) for packing in ("none", "bucket", "pack")},
         }
-        for name in seconds
-    ]
-    tokens, peak = sum(map(len, rows)), psutil.Process().memory_info().rss / 1e9
-    title = f"one epoch, {len(rows)} rows, {tokens} tokens, {options.rounds} rounds, {peak:.1f} GB resident"
-    report(title, table, options.json)
+        times = compared(interleave(contestants, options.rounds, warmup=1), "PEFT and Trainer")
+        table = [
+            {
+                "contestant": name,
+                **times[name],
+                "padded": padded.get(name, "as it falls"),
+                **costs(run, model.parameters()),
+            }
+            for name, run in contestants.items()
+        ]
+    report(f"one epoch, {len(rows)} rows, {sum(map(len, rows))} tokens, {options.rounds} rounds", table, options.json)
 
 
 if __name__ == "__main__":

@@ -1,84 +1,89 @@
-"""Answering the test rows of all TRACE tasks: ours, beside transformers' generate over padded batches.
+"""Answering the test rows of all TRACE tasks: ours, beside transformers' generate over padded batches of the same size.
 
-    python -m benchmarks.generate --data_dir LLM-CL-Benchmark_500
+    python -m benchmarks.generate --data_dir LLM-CL-Benchmark_500 --rows 16
+    python -m benchmarks.generate --data_dir LLM-CL-Benchmark_500 --rows 16 --model runs/x/model    # it knows the tasks
 
-The built-in 135M model, greedy. Plain: task after task in the file's order, batches padded on the left, each with its
-task's limit of new tokens; a row ends at the end-of-sequence token, a batch with its last row. Ours ends a row at its
-task's stop strings as well, and computes the loss of every true answer beside its own answer. `generate, same stops`
-gives transformers' generate the stop strings too.
+Greedy, batches padded on the left, a batch of generate goes on until its last row has ended:
+
+- generate: rows as they come, task after task in the file's order; one limit of new tokens for all, and a row ends at
+  the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
+- generate, limits: a batch is of one task and has that task's limit, where it is below the one for all.
+- generate, limits and stops: it has the task's stop strings as well.
+- ours: the same limits and stops, and the loss of every true answer beside the model's own.
+
+Batches of one task are full only where --rows is a multiple of --batch_size. An answer that is long for want of an end
+costs generate its whole limit, so a model that has not learned the tasks makes limits count for more.
+Operations, operator traffic and extra memory (growth of the peak) are those of one more pass each.
 """
 
 import argparse
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.counting import costs
 from benchmarks.mix import examples
-from benchmarks.rounds import interleave, ratios, report
+from benchmarks.rounds import compared, interleave, report
 from codyra_llm.data.encode import Example
-from codyra_llm.data.stream import Task
 from codyra_llm.evaluation.generate import Question, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
-
-Mix = Sequence[tuple[Task, list[Example]]]
 
 
 @torch.inference_mode()
 def plain(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mix: Mix, batch_size: int, cap: int, stops: bool
-) -> int:
-    """Answers by transformers' generate; returns the number of decoding steps."""
-    steps = 0
-    for task, rows in mix:
-        for first in range(0, len(rows), batch_size):
-            prompts = [{"input_ids": row.prompt} for row in rows[first : first + batch_size]]
-            batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
-            output = model.generate(
-                **batch,
-                max_new_tokens=min(cap, task.spec.max_new_tokens),
-                do_sample=False,
-                **({"stop_strings": list(task.spec.stop), "tokenizer": tokenizer} if stops and task.spec.stop else {}),
-            )
-            steps += output.shape[1] - batch["input_ids"].shape[1]
-    return steps
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Example],
+    batch_size: int,
+    limit: int,
+    stop: Sequence[str] = (),
+) -> None:
+    """Answers by transformers' generate."""
+    stops = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+    for first in range(0, len(rows), batch_size):
+        prompts = [{"input_ids": row.prompt} for row in rows[first : first + batch_size]]
+        batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
+        model.generate(**batch, max_new_tokens=limit, do_sample=False, **stops)
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="tasks/trace/sample")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="as model.name_or_path, in fp32")
     parser.add_argument("--rows", type=int, default=4, help="of each task")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="cap on the task file's own limits")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="the limit for all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    model = load_model("smollm2-135m-instruct")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
-    mix, cap = examples(tokenizer, options.data_dir, options.rows, "test"), options.max_new_tokens
+    model, size, cap = load_model(options.model), options.batch_size, options.max_new_tokens
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(options.model))
+    mix = examples(tokenizer, options.data_dir, options.rows, "test")
+    mixed = [row for _, rows in mix for row in rows]
     questions = [
         Question(row, min(cap, task.spec.max_new_tokens), task.spec.stop) for task, rows in mix for row in rows
     ]
-    contestants = {
-        "generate": lambda: plain(model, tokenizer, mix, options.batch_size, cap, stops=False),
-        "generate, same stops": lambda: plain(model, tokenizer, mix, options.batch_size, cap, stops=True),
-        "ours, with the true answers' losses": lambda: answer_questions(
-            model, tokenizer, questions, options.batch_size
-        ),
+
+    def by_task(stops: bool) -> None:
+        for task, rows in mix:
+            limit, stop = min(cap, task.spec.max_new_tokens), task.spec.stop if stops else ()
+            plain(model, tokenizer, rows, size, limit, stop)
+
+    contestants: dict[str, Callable[[], object]] = {
+        "generate": functools.partial(plain, model, tokenizer, mixed, size, cap),
+        "generate, limits": functools.partial(by_task, stops=False),
+        "generate, limits and stops": functools.partial(by_task, stops=True),
+        "ours, with the true answers' losses": lambda: answer_questions(model, tokenizer, questions, size),
     }
-    found = ratios(interleave(contestants, options.rounds, warmup=1), "generate")
-    table = [
-        {
-            "contestant": name,
-            "time / generate": ratio["median"],
-            "10th to 90th percentile": f"{ratio['p10']:.3f} to {ratio['p90']:.3f}",
-        }
-        for name, ratio in found.items()
-    ]
-    report(f"{len(questions)} test rows, batches of {options.batch_size}, {options.rounds} rounds", table, options.json)
+    times = compared(interleave(contestants, options.rounds, warmup=1), "generate")
+    table = [{"contestant": name, **times[name], **costs(run)} for name, run in contestants.items()]
+    title = f"{len(questions)} test rows, batches of {size}, at most {cap} new tokens, {options.rounds} rounds"
+    report(f"{options.model}, {title}", table, options.json)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,17 @@ def ratios(seconds: dict[str, list[float]], of: str) -> dict[str, dict[str, floa
     return found
 
 
+def compared(seconds: dict[str, list[float]], of: str) -> dict[str, dict[str, object]]:
+    """For each contestant the columns of a table that `ratios` gives."""
+    return {
+        name: {
+            f"time / {of}": each["median"],
+            "10th to 90th percentile": f"{each['p10']:.3f} to {each['p90']:.3f}",
+        }
+        for name, each in ratios(seconds, of).items()
+    }
+
+
 def versions() -> dict[str, str]:
     """Of Python, of the packages that a figure depends on, and how many threads computed it."""
     found = {package: version(package) for package in PACKAGES}

@@ -8,7 +8,7 @@ gradients; `reference` and `fused` are ours; `PEFT` is its LoRA at the same rank
 Llama-3.2-1B's and of Gemma-2-2B's shape and four small ones of hidden size 1024, with random weights (a random
 gradient stands for the loss), and the built-in 135M model on random ids with a fifth of them in the answers, where
 PEFT also runs with the loss of transformers (logits at every position).
-Counted figures (bytes, operations) come from one more step of each.
+Counted figures (bytes, operations, growth of the peak of memory) come from one more step of each.
 """
 
 import argparse
@@ -16,13 +16,12 @@ import copy
 from collections.abc import Callable
 
 import peft
-import psutil
 import torch
 from torch import nn
 from transformers import AutoModel, Gemma2Config, LlamaConfig
 
-from benchmarks.counting import cost, saved_bytes
-from benchmarks.rounds import interleave, ratios, report
+from benchmarks.counting import cost, costs, saved_bytes
+from benchmarks.rounds import compared, interleave, ratios, report
 from codyra_llm.adapter import CoDyRAConfig, inject
 from codyra_llm.adapter.config import DEFAULT_TARGETS
 from codyra_llm.adapter.layer import gated_layers
@@ -120,22 +119,17 @@ def timed(name: str, rank: int, tokens: int, rounds: int, as_json: bool) -> None
         variant.zero_grad(set_to_none=True)
 
     seconds = interleave({key: lambda v=variant: step(v) for key, variant in made.items()}, rounds)
-    over_bound, over_peft = ratios(seconds, "bound"), ratios(seconds, "PEFT")
-    rows = []
-    for key, variant in made.items():
-        spread = over_bound[key]
-        rows.append(
-            {
-                "contestant": key,
-                "time / bound": spread["median"],
-                "10th to 90th percentile": f"{spread['p10']:.3f} to {spread['p90']:.3f}",
-                "time / PEFT": over_peft[key]["median"],
-                "kept activations, MB": round(saved_bytes(lambda v=variant: forward(v), variant.parameters()) / 1e6),
-                "operator traffic, GB": cost(lambda v=variant: step(v)).traffic / 1e9,
-            }
-        )
-    peak = psutil.Process().memory_info().rss / 1e9
-    report(f"{name}, fp32, rank {rank}, {tokens} tokens, {rounds} rounds, {peak:.1f} GB resident", rows, as_json)
+    over_bound, over_peft = compared(seconds, "bound"), ratios(seconds, "PEFT")
+    rows = [
+        {
+            "contestant": key,
+            **over_bound[key],
+            "time / PEFT": over_peft[key]["median"],
+            **costs(lambda v=variant: step(v), variant.parameters()),
+        }
+        for key, variant in made.items()
+    ]
+    report(f"{name}, fp32, rank {rank}, {tokens} tokens, {rounds} rounds", rows, as_json)
 
 
 def counted(rank: int, tokens: int, width: int, dtype: torch.dtype, as_json: bool) -> None:
