@@ -36,6 +36,15 @@ def trace_500() -> Path:
 
 
 @pytest.fixture(scope="session")
+def general_data() -> Path:
+    """Real data of the six general-ability suites; tests that need it skip where it is absent."""
+    folder = SHARED / "data" / "general"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: no real data of the suites to test with")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sample_texts() -> list[str]:
     """All text of the built-in sample, to train tokenizers on."""
     rows = [row for file in sorted(SAMPLE.glob("*/*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]

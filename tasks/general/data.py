@@ -10,6 +10,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import lm_eval
+import yaml
 from datasets import Dataset, load_dataset
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -45,25 +47,43 @@ def gsm8k(data_dir=None, **_):
 def bbh(data_dir=None, **_):
     """23 kinds of problem in 27 tasks, each after its authors' three worked examples."""
     rows = []
-    for file in sorted(Path(_local(data_dir, "bbh"), "bbh").glob("*.json")):
-        prompt = Path(data_dir, "bbh", "cot-prompts", f"{file.stem}.txt").read_text(encoding="utf-8")
-        shots = prompt.split("-----", 1)[-1].strip()
+    for name, shots in bbh_shots(data_dir):
+        if data_dir:
+            file = Path(data_dir, "bbh", "bbh", f"{name}.json")
+            problems = json.loads(file.read_text(encoding="utf-8"))["examples"]
+        else:
+            problems = load_dataset("SaylorTwift/bbh", name, split="test")
         rows += [
-            {"question": item["input"], "answer": item["target"], "shots": shots, "stratum": file.stem}
-            for item in json.loads(file.read_text(encoding="utf-8"))["examples"]
+            {"question": item["input"], "answer": item["target"], "shots": shots, "stratum": name} for item in problems
         ]
     return {"test": Dataset.from_list(rows)}
 
 
+def bbh_shots(data_dir=None):
+    """(task, worked examples) of BBH: its authors' files or, without a folder, the same as the harness has them."""
+    if data_dir:
+        for file in _files(Path(data_dir, "bbh", "bbh"), "*.json"):
+            prompt = Path(data_dir, "bbh", "cot-prompts", f"{file.stem}.txt").read_text(encoding="utf-8")
+            yield file.stem, prompt.split("-----", 1)[-1].strip()
+        return
+    for file in _files(Path(lm_eval.__file__).parent / "tasks" / "bbh" / "cot_fewshot", "[a-z]*.yaml"):
+        task = yaml.safe_load(file.read_text(encoding="utf-8").replace("!function", ""))
+        worked = (
+            f"Q: {shot['input']}\nA: Let's think step by step.\n{shot['target']}"
+            for shot in task["fewshot_config"]["samples"]
+        )
+        yield task["dataset_name"], "\n\n".join([task["description"].strip(), *worked])
+
+
 def tydiqa(data_dir=None, **_):
     """Questions in nine languages about a given passage, each after one of training in its language or English."""
-    rows = []
-    for file in sorted(Path(_local(data_dir, "tydiqa-goldp")).glob("*_dev.json")):
-        language = file.name.split("_")[0]
-        train = file.with_name(f"{language}_tydiqa_train.json")
-        example = next(_squad(train if train.is_file() else file.with_name("english_tydiqa_train.json")))
+    rows, examples = [], {}
+    for language, item in _goldp_rows(data_dir, "train"):
+        examples.setdefault(language, item)
+    for language, item in _goldp_rows(data_dir, "dev"):
+        example = examples.get(language, examples["english"])
         shots = f"{example['passage']}\nQ: {example['question']}\nA: {example['answers'][0]}\n\n"
-        rows += [{**item, "shots": shots, "stratum": language} for item in _squad(file)]
+        rows.append({**item, "shots": shots, "stratum": language})
     return {"test": Dataset.from_list(rows)}
 
 
@@ -112,10 +132,23 @@ def best_f1(doc, results):
     return {"overlap": max(_f1(said, _words(answer)) for answer in doc["answers"])}
 
 
-def _local(data_dir, suite):
-    if not data_dir:
-        raise FileNotFoundError(f"{suite} is read from a local folder only")
-    return Path(data_dir, suite)
+def _files(folder, pattern):
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"{folder}: holds no {pattern}")
+    return files
+
+
+def _goldp_rows(data_dir, split):
+    if data_dir:
+        for file in _files(Path(data_dir, "tydiqa-goldp"), f"*_tydiqa_{split}.json"):
+            for item in _squad(file):
+                yield file.name.split("_")[0], item
+        return
+    named = {"train": "train", "dev": "validation"}[split]
+    for row in load_dataset("google-research-datasets/tydiqa", "secondary_task", split=named):
+        item = {"passage": row["context"], "question": row["question"], "answers": row["answers"]["text"]}
+        yield row["id"].split("-")[0], item
 
 
 def _mmlu_rows(data_dir, split):
@@ -123,10 +156,7 @@ def _mmlu_rows(data_dir, split):
         for row in load_dataset("cais/mmlu", "all", split=split):
             yield row["subject"], row["question"], row["choices"], row["answer"]
         return
-    files = sorted(Path(data_dir, "mmlu", split).glob("*.csv"))
-    if not files:
-        raise FileNotFoundError(f"{Path(data_dir, 'mmlu', split)}: holds no CSV files")
-    for file in files:
+    for file in _files(Path(data_dir, "mmlu", split), "*.csv"):
         with file.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
                 choices = [row[f"choice{number}"] for number in range(4)]

@@ -1,6 +1,7 @@
 """General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
-from codyra_llm.evaluation.general.suites import load_suites
+from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
 from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 from tests.suites import write_suite
@@ -114,6 +115,7 @@ def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> 
     generates = {
         "output_type": "generate_until",
         "doc_to_choice": None,
+        "doc_to_text": "One, two, three,",
         "doc_to_target": "{{choices[0]}}",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 6, "do_sample": False},
         "filter_list": [
@@ -167,8 +169,12 @@ def test_strata_share_a_limit(tmp_path: Path) -> None:
         ("no_such_suite", None, 'unknown suite "no_such_suite"'),
         ("missing.yaml", None, "missing.yaml: no such file"),
         ("mmlu", "nowhere", "general.data_dir nowhere: no such folder"),
-        ("mmlu", ".", "mmlu cannot be loaded"),
-        ("bbh", None, "bbh cannot be loaded"),
+        ("mmlu", ".", "mmlu cannot be loaded.*mmlu/dev: holds no"),
+        ("gsm8k", ".", "gsm8k cannot be loaded.*gsm8k/train.jsonl"),
+        ("bbh", ".", "bbh cannot be loaded.*bbh/bbh: holds no"),
+        ("tydiqa", ".", "tydiqa cannot be loaded.*tydiqa-goldp: holds no"),
+        ("boolq", ".", "boolq cannot be loaded.*boolq/dev.jsonl"),
+        ("piqa", ".", "piqa cannot be loaded.*piqa/valid-labels.lst"),
     ],
 )
 def test_a_suite_that_cannot_be_read_is_named(suite: str, data_dir: str | None, named: str) -> None:
@@ -177,10 +183,49 @@ def test_a_suite_that_cannot_be_read_is_named(suite: str, data_dir: str | None, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_malformed_suite_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("task: [unclosed")
-    with pytest.raises(UserError, match=r"bad\.yaml"):
+@pytest.mark.parametrize(
+    "content",
+    ["task: [unclosed", "", "- a list", "task: t\noutput_type: nonsense", "task: t\noutput_type: multiple_choice"],
+)
+def test_a_malformed_suite_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"bad\.yaml") as caught:
         load_suites(GeneralConfig(suites=(str(tmp_path / "bad.yaml"),)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_suite_named_twice_is_an_error() -> None:
+    with pytest.raises(UserError, match="sample stands there 2 times"):
+        load_suites(GeneralConfig(suites=("sample", "sample")))
+
+
+def test_worked_examples_of_bbh_are_the_authors_own(general_data: Path) -> None:
+    spec = importlib.util.spec_from_file_location("general_data", SHIPPED / "data.py")
+    data = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(data)
+    hub = {name: shots for name, shots in data.bbh_shots()}
+    local = {path.stem: path.read_text() for path in (general_data / "bbh" / "cot-prompts").glob("*.txt")}
+    assert hub.keys() == local.keys()
+    same = [
+        name
+        for name, text in local.items()
+        if "".join(text.split("-----", 1)[-1].split()) == "".join(hub[name].split())
+    ]
+    assert sorted(same) == sorted(local)
+
+
+def test_the_six_suites_are_asked_as_trace_does(general_data: Path) -> None:
+    suites = load_suites(GeneralConfig(suites=("general",), data_dir=str(general_data), limit=6))
+    assert [suite.name for suite in suites] == list(TRACE)
+    shots = {"mmlu": ("\nAnswer:", 6), "gsm8k": ("\nAnswer:", 9), "bbh": ("Let's think step by step.", 4),
+             "tydiqa": ("\nA:", 2), "boolq": ("\nAnswer:", 1), "piqa": ("\nAnswer:", 1)}  # fmt: skip
+    for suite in suites:
+        ((name, task),) = suite.tasks.items()
+        mark, times = shots[suite.name]
+        for number in suite.items[name]:
+            prompt = task.doc_to_text(task.eval_docs[number])
+            assert prompt.count(mark) == times, (suite.name, prompt)
+            assert prompt.endswith(mark)
 
 
 def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Trains a task and measures general ability, with the branches on the live model and after the merge.
+
+python -m tests.distributed.general_worker < JSON list of {"config": {...}, "ranks": 1}; answers are in the run folders.
+"""
+
+import json
+import sys
+from typing import Any
+
+from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.asking import stoppable
+from codyra_llm.config import load_config
+from codyra_llm.engine.launch import on_main, start
+from codyra_llm.engine.train import train_task
+from codyra_llm.engine.zero import add_delta, load_base
+from codyra_llm.general import score_general
+from codyra_llm.methods import METHODS
+from codyra_llm.plan import plan_run
+from codyra_llm.report.folder import RunFolder
+from tests.distributed.forked import fork_ranks
+
+
+def measure(settings: dict) -> None:
+    """What one rank does."""
+    config = load_config(None, settings)
+    world = start()
+    plan = plan_run(config, world)
+    folder: Any = on_main(world, lambda: RunFolder(config))
+    on_main(world, lambda: folder.open())
+    model = load_base(config, plan.deepspeed_json, world, print)
+    method = METHODS[config.method](config)
+    batches = plan.batches[0]
+    ready = method.prepare(model, plan.stream.names[0], batches.total_steps)
+    train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
+    with stoppable(world, folder) as stop:
+        rest = (plan.tokenizer, plan.suites, config.evaluate, world, folder, stop)
+        live = score_general(model, *rest, "live")
+        _, updates = method.finish(model)
+        apply_deltas(model, updates, add_delta)
+        merged = score_general(model, *rest, "merged")
+    on_main(world, lambda: folder.write_results({"live": live, "merged": merged}))
+
+
+def run_way(config: dict, ranks: int) -> list[int]:
+    """Forks the ranks of one way."""
+
+    def work(rank: int) -> int:
+        measure(config)
+        return 0
+
+    return fork_ranks(ranks, work, config["output_dir"] + ".log")
+
+
+if __name__ == "__main__":
+    print(json.dumps([run_way(**job) for job in json.load(sys.stdin)]))
