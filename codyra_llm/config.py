@@ -33,6 +33,9 @@ class ModelConfig:
 
     name_or_path: str = option("smollm2-135m-instruct", "hub id, HF folder, .gguf file, or smollm2-135m-instruct")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
+    quantization: Literal["nf4", "int8"] | None = option(
+        None, "hold the frozen projections in 4 bits (nf4) or 8 (int8), computing in dtype; empty: in dtype"
+    )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; empty: transformers' choice")
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", neutral=True
@@ -188,6 +191,8 @@ class RunConfig:
     general: GeneralConfig = field(default_factory=GeneralConfig)
 
     def __post_init__(self) -> None:
+        if self.model.quantization and self.merge.mode == "in_place":
+            raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
         for name, _ in config_fields():
             value = operator.attrgetter(name)(self)
             if isinstance(value, float) and not math.isfinite(value):
