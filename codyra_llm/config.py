@@ -73,6 +73,7 @@ class TrainConfig:
     num_train_epochs: float | None = option(None, "passes over each task's rows; empty: the task file's own")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.9999, "AdamW's beta2")
+    adam_bits: Literal[32, 8] = option(32, "bits of AdamW's moments of A and B; those of the gates have 32")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradient norm to clip to")

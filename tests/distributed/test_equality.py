@@ -30,7 +30,11 @@ QUANTIZED = [
     for quantization, zeros in (("nf4", ("zero1", "zero2", "zero3", "zero3-offload")), ("int8", ("zero1", "zero2")))
     for zero in zeros
 ]
+EIGHT_BITS = [
+    {**ONE, "zero": zero, "ranks": 2, "adam_bits": 8} for zero in ("zero1", "zero2", "zero3", "zero2-offload")
+]
 WAYS = [*FP32, *BF16, *MODES]
+ALL = [*WAYS, *QUANTIZED, *EIGHT_BITS]
 
 
 def reference_of(way: dict) -> dict:
@@ -48,7 +52,7 @@ def name(way: dict) -> str:
 def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the worker saved, by way of running."""
     folder = tmp_path_factory.mktemp("equality")
-    ways = {name(way): way for way in [*WAYS, *QUANTIZED, *map(reference_of, [*WAYS, *QUANTIZED])]}
+    ways = {name(way): way for way in [*ALL, *map(reference_of, ALL)]}
     jobs = [{"way": way, "model": str(tiny_folder), "output": str(folder / key)} for key, way in ways.items()]
     for key, statuses in zip(ways, run_forked("tests.distributed.worker", jobs), strict=True):
         assert not any(statuses), (folder / f"{key}.log").read_text()[-4000:]
@@ -106,6 +110,15 @@ def test_a_quantised_base_too(results: dict, way: dict) -> None:
     for key, weight in one["weights"].items():
         if key.endswith("proj.weight"):
             assert (other["weights"][key] == weight).float().mean() > 0.99, key
+
+
+@pytest.mark.parametrize("way", EIGHT_BITS, ids=name)
+def test_moments_of_8_bits_learn_and_prune_the_same(results: dict, way: dict) -> None:
+    one, other = results[name(reference_of(way))], results[name(way)]
+    assert other["losses"] == pytest.approx(one["losses"], abs=0.1)
+    assert other["losses"] != pytest.approx(one["losses"], abs=1e-4), "8 bits are not 32"
+    for ours, theirs in zip(other["gates"], one["gates"], strict=True):
+        assert ((ours == 0) == (theirs == 0)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("way", [reference_of(WAYS[0]), *map(reference_of, [BF16[0], MODES[0], MODES[2]])], ids=name)

@@ -47,6 +47,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
             "train.per_device_train_batch_size": way["micro"],
             "train.num_train_epochs": 2,
             "train.learning_rate": 0.005,
+            "train.adam_bits": way.get("adam_bits", 32),
             "data.max_test_examples": 5,
             "evaluate.max_new_tokens": 4,
             "evaluate.batch_size": 2,
