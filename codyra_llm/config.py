@@ -92,6 +92,11 @@ class MergeConfig:
         "exact: after each task, weights are the original ones plus all updates, rounded once; in_place: each task's "
         "update is added to the weights as they are and rounded again, which needs no original to read from",
     )
+    save_quantized: bool = option(
+        True,
+        "of a quantised base: save the model that was measured, quantised (true), or the original weights plus all "
+        "updates in model.dtype (false)",
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 
@@ -27,16 +28,26 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
     )
 
 
+def quantized_names(model: PreTrainedModel) -> list[str]:
+    """The names of the layers that are to be quantised, of a model that is not."""
+    kept = _kept(model)
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    return [name for name in names if should_convert_module(name, kept)]
+
+
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
     """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections."""
     config = quantization_config(quantization, model.dtype)
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
-    replace_with_bnb_linear(model, kept, config)
+    replace_with_bnb_linear(model, _kept(model), config)
     for layer in filter(is_quantized, model.modules()):
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(model.dtype)
     model.config.quantization_config = config
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a warning for each 8-bit product
+
+
+def _kept(model: PreTrainedModel) -> list[str]:
+    return HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
 
 
 def is_quantized(module: nn.Module) -> bool:

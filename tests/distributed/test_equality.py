@@ -31,21 +31,22 @@ QUANTIZED = [
     for zero in zeros
 ]
 EIGHT_BITS = [
-    {**ONE, "zero": zero, "ranks": 2, "adam_bits": 8} for zero in ("zero1", "zero2", "zero3", "zero2-offload")
+    {**ONE, "zero": zero, "ranks": 2, "rank": 16, "adam_bits": 8}  # fewer than 4096 values would stay in 32 bits
+    for zero in ("zero1", "zero2", "zero3", "zero2-offload")
 ]
 WAYS = [*FP32, *BF16, *MODES]
 ALL = [*WAYS, *QUANTIZED, *EIGHT_BITS]
 
 
 def reference_of(way: dict) -> dict:
-    return {**ONE, **{key: way[key] for key in ("dtype", "mode", "quantization") if key in way}}
+    wide = {"adam_bits": 32} if "adam_bits" in way else {}
+    return {**ONE, **{key: way[key] for key in ("dtype", "mode", "quantization", "rank") if key in way}, **wide}
 
 
 def name(way: dict) -> str:
     recomputed = "-checkpointing" if way["checkpointing"] else ""
-    return (
-        f"{way.get('quantization', way['dtype'])}-{way['mode']}-{way['zero']}-{way['ranks']}x{way['micro']}{recomputed}"
-    )
+    kind = f"{way.get('quantization', way['dtype'])}-{way['mode']}" + f"-adam{way['adam_bits']}" * ("adam_bits" in way)
+    return f"{kind}-{way['zero']}-{way['ranks']}x{way['micro']}{recomputed}"
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
             "model.dtype": way["dtype"],
             "model.quantization": way.get("quantization"),
             "order": ["FOMC", "NumGLUE-cm"],
-            "adapter.rank": 4,
+            "adapter.rank": way.get("rank", 4),
             "adapter.threshold_mode": way["mode"],
             "deepspeed": deepspeed_json(way["zero"], Path(output).with_suffix(".json")),
             "train.global_batch_size": 8,

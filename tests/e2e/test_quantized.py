@@ -91,3 +91,14 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
     assert again["answer_nll"] == results["answer_nll"]
     files = [path / "model" / "model.safetensors" for path in (folder, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_in_full_precision_it_is_the_sum_rounded_once(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
+    overrides = {"merge.save_quantized": False, "evaluate.tasks": "last"}
+    run(quantized_config(tiny_folder, tmp_path / "run", "nf4", dtype, **overrides))
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert saved.dtype == getattr(torch, dtype)
+    assert not hasattr(saved.config, "quantization_config")
+    expected = merged(tiny_folder, tmp_path / "run" / "ledger").state_dict()
+    assert all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in saved.state_dict().items())
