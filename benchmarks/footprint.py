@@ -1,6 +1,7 @@
 """How much memory training really takes, beside what scripts/plan.py says: the built-in model at every ZeRO stage.
 
     python benchmarks/footprint.py [--ranks 1,2] [--ways zero0,zero3] [--recompute no] [--rows 1] [--length 128]
+    python benchmarks/footprint.py --ranks 1 --ways zero0 --recompute no --dtype bfloat16 --quantization nf4
 
 Each way of running trains the built-in model for real, in processes of its own, on the CPU. What is measured is the
 growth of a rank's resident memory from before the model is loaded to the height of the third optimizer step, as the
@@ -50,9 +51,10 @@ def zero_section(way: str) -> dict[str, Any]:
     return {**shipped, "reduce_bucket_size": BUCKET}
 
 
-def run_config(rows: int, ranks: int, checkpointing: bool) -> RunConfig:
-    """The configuration of a measured run."""
+def run_config(rows: int, ranks: int, checkpointing: bool, held: dict[str, Any]) -> RunConfig:
+    """The configuration of a measured run; `held`: of the section `model`, how weights are held."""
     overrides = {
+        **{f"model.{name}": value for name, value in held.items()},
         "train.per_device_train_batch_size": rows,
         "train.global_batch_size": rows * ranks * ACCUMULATION,
         "model.gradient_checkpointing": checkpointing,
@@ -60,32 +62,35 @@ def run_config(rows: int, ranks: int, checkpointing: bool) -> RunConfig:
     return load_config(None, overrides)
 
 
-def measure(way: str, rows: int, length: int, checkpointing: bool, output: Path) -> None:
+def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[str, Any], output: Path) -> None:
     """One rank of a measured run; the first writes the bytes."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from codyra_llm.engine.launch import gather, start
-    from codyra_llm.models.load import load_model
+    from codyra_llm.engine.zero import load_base
 
     world = start()
-    config = run_config(rows, world.size, checkpointing)
+    config = run_config(rows, world.size, checkpointing, held)
     tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     # what libraries load and allocate at first use is no part of a plan
     train(AutoModelForCausalLM.from_config(tiny), config, way, length, world, lambda report, read: None)
     gc.collect()
     before = resident("VmRSS")
-    held = peak = 0
+    between = peak = 0
 
     def on_step(report: StepReport, read: object) -> None:
-        nonlocal held, peak
+        nonlocal between, peak
         if report.step == 1:
-            held = resident("VmRSS") - before
+            between = resident("VmRSS") - before
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         elif report.step == 2:
             peak = resident("VmHWM") - before
 
-    train(load_model(config.model.name_or_path), config, way, length, world, on_step)
-    results = gather((held, peak))
+    model = load_base(config, {"zero_optimization": {"stage": 0}}, world, print)  # the engine cuts it up
+    gc.collect()
+    loaded = resident("VmRSS") - before
+    train(model, config, way, length, world, on_step)
+    results = gather((loaded, between, peak))
     if world.is_main:
         output.write_text(json.dumps([max(values) for values in zip(*results, strict=True)]))
 
@@ -122,30 +127,35 @@ def resident(field: str) -> int:
     raise LookupError(field)
 
 
-def run_measured(way: str, ranks: int, rows: int, length: int, checkpointing: bool) -> tuple[int, int]:
-    """(bytes between steps, bytes at the peak) of the largest rank."""
+def run_measured(
+    way: str, ranks: int, rows: int, length: int, checkpointing: bool, held: dict[str, Any]
+) -> tuple[int, int, int]:
+    """(bytes of the loaded model, bytes between steps, bytes at the peak) of the largest rank."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         command += [__file__, "--ways", way, "--rows", str(rows), "--length", str(length), "--output", str(output)]
         command += ["--checkpointing"] if checkpointing else []
+        command += [word for name, value in held.items() if value for word in (f"--{name}", value)]
         environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-3000:])
-        held, peak = json.loads(output.read_text())
-        return held, peak
+        loaded, between, peak = json.loads(output.read_text())
+        return loaded, between, peak
 
 
-def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: bool) -> dict[str, int]:
-    """{way: peak bytes on device and host together} according to the plan."""
+def planned(
+    ways: list[str], ranks: int, rows: int, length: int, checkpointing: bool, held: dict[str, Any]
+) -> tuple[int, dict[str, int]]:
+    """(bytes of the base weights, {way: peak bytes on device and host together}) according to the plan."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from codyra_llm.footprint.activations import activation_bytes
     from codyra_llm.footprint.memory import ModelSizes, partitioned, rank_memory
     from codyra_llm.footprint.plan import model_on_meta
 
-    config = run_config(rows, ranks, checkpointing)
+    config = run_config(rows, ranks, checkpointing, held)
     model, _ = model_on_meta(config)
     sizes = ModelSizes.of(model)
     peaks = {}
@@ -162,7 +172,7 @@ def planned(ways: list[str], ranks: int, rows: int, length: int, checkpointing: 
             received = min(values, zero.prefetch_bucket_size) * total // values
             while_gathering = memory.passing - memory.activations + received
             peaks[way] = max(peaks[way], memory.held + memory.host + while_gathering)
-    return peaks
+    return sizes.bytes_of(trains=False), peaks
 
 
 def compare() -> None:
@@ -173,21 +183,26 @@ def compare() -> None:
     parser.add_argument("--recompute", default="no,yes", help="without gradient checkpointing, with it")
     parser.add_argument("--rows", type=int, default=1, help="rows of a micro batch")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--dtype", default="float32", help="of the base weights (default: float32)")
+    parser.add_argument("--quantization", choices=["nf4", "int8"], help="hold the projections in 4 or 8 bits")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(sys.argv[1:])
-    ways = options.ways.split(",")
+    ways, held = options.ways.split(","), {"dtype": options.dtype, "quantization": options.quantization}
     if options.output:
-        measure(ways[0], options.rows, options.length, options.checkpointing, options.output)
+        measure(ways[0], options.rows, options.length, options.checkpointing, held, options.output)
         return
-    table = [["way", "ranks", "recompute", "planned MB", "measured MB", "ratio", "between steps MB"]]
+    head = ["way", "ranks", "recompute", "planned MB", "measured MB", "ratio", "between steps MB"]
+    table = [[*head, "base planned MB", "base loaded MB"]]
     for checkpointing in (word == "yes" for word in options.recompute.split(",")):
         for ranks in map(int, options.ranks.split(",")):
-            plans = planned(ways, ranks, options.rows, options.length, checkpointing)
+            base, plans = planned(ways, ranks, options.rows, options.length, checkpointing, held)
             for way in ways:
-                held, peak = run_measured(way, ranks, options.rows, options.length, checkpointing)
+                measured = run_measured(way, ranks, options.rows, options.length, checkpointing, held)
+                loaded, between, peak = measured
                 numbers = [f"{plans[way] / 1e6:.0f}", f"{peak / 1e6:.0f}", f"{plans[way] / peak:.2f}"]
-                table.append([way, str(ranks), "yes" if checkpointing else "no", *numbers, f"{held / 1e6:.0f}"])
+                table.append([way, str(ranks), "yes" if checkpointing else "no", *numbers, f"{between / 1e6:.0f}"])
+                table[-1] += [f"{base / 1e6:.1f}", f"{loaded / 1e6:.1f}"]
                 print(align([table[0], table[-1]]), flush=True)
     print(align(table))
 

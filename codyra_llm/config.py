@@ -33,6 +33,9 @@ class ModelConfig:
 
     name_or_path: str = option("smollm2-135m-instruct", "hub id, HF folder, .gguf file, or smollm2-135m-instruct")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
+    quantization: Literal["nf4", "int8"] | None = option(
+        None, "hold the frozen projections in 4 bits (nf4) or 8 (int8), computing in dtype; empty: in dtype"
+    )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; empty: transformers' choice")
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", neutral=True
@@ -70,6 +73,7 @@ class TrainConfig:
     num_train_epochs: float | None = option(None, "passes over each task's rows; empty: the task file's own")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.9999, "AdamW's beta2")
+    adam_bits: Literal[32, 8] = option(32, "bits of AdamW's moments of A and B; those of the gates have 32")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradient norm to clip to")
@@ -87,6 +91,11 @@ class MergeConfig:
         "exact",
         "exact: after each task, weights are the original ones plus all updates, rounded once; in_place: each task's "
         "update is added to the weights as they are and rounded again, which needs no original to read from",
+    )
+    save_quantized: bool = option(
+        True,
+        "of a quantised base: save the model that was measured, quantised (true), or the original weights plus all "
+        "updates in model.dtype (false)",
     )
 
 
@@ -191,6 +200,8 @@ class RunConfig:
     general: GeneralConfig = field(default_factory=GeneralConfig)
 
     def __post_init__(self) -> None:
+        if self.model.quantization and self.merge.mode == "in_place":
+            raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
         for name, _ in config_fields():
             value = operator.attrgetter(name)(self)
             if isinstance(value, float) and not math.isfinite(value):

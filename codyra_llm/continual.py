@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
@@ -32,11 +33,14 @@ from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand, read_json
 from codyra_llm.general import base_identity, score_general, set_row
-from codyra_llm.ledger.entry import drift, write_entry
+from codyra_llm.ledger.entry import drift, summed, write_entry
 from codyra_llm.ledger.ledger import Entry, Ledger, copy_entries, open_ledger, write_ledger
+from codyra_llm.ledger.merged import merged_weights
 from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.methods import METHODS
+from codyra_llm.models.load import load_config_and_tokenizer, skeleton
 from codyra_llm.models.save import save_model
+from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
@@ -271,11 +275,11 @@ class _Run:
 
     def _save(self, number: int) -> None:
         self._begin(self.stream.names[-1], "save")
-        layout, weights = weight_layout(self.model), whole_weights(self.model)
+        model, layout, weights = self._to_save()
 
         def save() -> None:
             try:
-                save_model(self.model, layout, weights, self.tokenizer, self.folder.model, model_card(self.results))
+                save_model(model, layout, weights, self.tokenizer, self.folder.model, model_card(self.results))
             finally:
                 deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
 
@@ -286,6 +290,19 @@ class _Run:
         on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
         if self.results["general"]["scores"]:
             on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
+
+    def _to_save(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
+        """(the model for its configuration and names, layout, weights): as it was measured, or in full precision."""
+        if not self.original or not self.config.model.quantization or self.config.merge.save_quantized:
+            return self.model, weight_layout(self.model), whole_weights(self.model)
+        held = self.config.model
+        model = skeleton(load_config_and_tokenizer(held.name_or_path)[0], dtype=getattr(torch, held.dtype))
+        model.generation_config = self.model.generation_config
+        layout = checkpoint_tensors(model)
+        if not self.folder:
+            return model, layout, iter(())
+        folders = [self.folder.ledger / entry.name for entry in self.ledger.entries]
+        return model, layout, merged_weights(layout, self.original, summed(folders))
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None

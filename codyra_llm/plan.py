@@ -56,8 +56,12 @@ class RunPlan:
         return digest.hexdigest()
 
 
-def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) -> RunPlan:
+def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, to_train: bool = True) -> RunPlan:
     """Checks everything that can be checked without the weights, and tokenises the data.
+
+    Args:
+        stream: the tasks; by default those that the configuration names.
+        to_train: false where the model is to be scored only.
 
     Raises:
         UserError: the configuration, data or model is unfit.
@@ -79,6 +83,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None) 
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     check_tokenizer(tokenizer)
+    _check_quantization(config, model_config, deepspeed_json, to_train)
     method = METHODS[config.method](config)
     check_adapter(skeleton(model_config), method.adapter)
     tokens = TokenCache(tokenizer)
@@ -128,6 +133,20 @@ def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
         check_rank(model, find_targets(model, adapter), adapter.rank)
     except ValueError as error:
         raise UserError(f"adapter: {error}") from None
+
+
+def _check_quantization(
+    config: RunConfig, model_config: PretrainedConfig, deepspeed_json: dict[str, Any], to_train: bool
+) -> None:
+    model = config.model
+    if getattr(model_config, "quantization_config", None) and (to_train or model.quantization):
+        remedy = "give the original, with model.quantization" if to_train else "leave model.quantization empty"
+        raise UserError(f"model.name_or_path {model.name_or_path}: its weights are quantised already; {remedy}")
+    if model.quantization == "int8" and deepspeed_json.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            f"deepspeed {config.deepspeed}: ZeRO stage 3 cannot cut up int8 weights, which bitsandbytes keeps outside "
+            "of the model's parameters; use stage 0 to 2, or model.quantization nf4"
+        )
 
 
 def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":

@@ -70,7 +70,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         Stopped: it was asked to stop, as a run is; started again, it goes on.
     """
     world = start(config.rendezvous_seconds)
-    plan = plan_run(config, world)
+    plan = plan_run(config, world, to_train=False)
     folder: Any = on_main(world, lambda: _folder(config))
     on_main(world, lambda: folder.forget_stops())
     notes = list(plan.notes)

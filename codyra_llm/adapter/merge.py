@@ -114,8 +114,14 @@ def apply_deltas(model: nn.Module, updates: Deltas, add_delta: AddDelta | None =
 
 
 def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
-    """weight += B @ A, computed in the factors' dtype and rounded once to the weight's, a tile of rows at a time."""
+    """weight += B @ A, computed in the factors' dtype and rounded once to the weight's, a tile of rows at a time.
+
+    Raises:
+        ValueError: the weight is quantised.
+    """
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
+    if not weight.is_floating_point():
+        raise ValueError(f"a {weight.dtype} weight would lose most of an update; quantise the merged original again")
     rows = tile_rows(A)
     for tile, B_rows in zip(weight.split(rows), B.split(rows), strict=True):
         if tile.dtype == A.dtype:

@@ -14,6 +14,8 @@ from torch import nn
 from codyra_llm.adapter.config import IMPORTANCE_CLIP, CoDyRAConfig
 from codyra_llm.adapter.layer import gated_layers
 
+AVERAGES = ("exp_avg", "exp_avg_sq", "importance")  # that an optimizer keeps of a parameter
+
 
 def soft_threshold(values: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
     """T_k(x) = sign(x) * max(|x| - k, 0), the proximal operator of k|x| (CoDyRA, equation 4)."""
@@ -31,8 +33,8 @@ def reference_threshold(values: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.where(values.abs() < threshold, torch.zeros_like(values), values)
 
 
-class ProximalAdamW(torch.optim.AdamW):
-    """AdamW whose parameter groups may carry a threshold, applied to their values after each step.
+class Proximal(torch.optim.Optimizer):
+    """An AdamW whose parameter groups may carry a threshold, applied to their values after each step.
 
     Keys of a thresholded group: `threshold` (0: no threshold), `threshold_mode` (importance, budget or reference),
     `importance_decay`, and `regrow` (false: what is zero stays zero). In importance mode the threshold of a
@@ -40,27 +42,14 @@ class ProximalAdamW(torch.optim.AdamW):
     first order, what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i.
     A component at zero keeps its last s_i. The average is element-wise optimizer state; s_ref costs one all-reduce of
     two numbers.
-
-    Args:
-        params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
-        lr, betas, eps, weight_decay: as AdamW's.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 5e-4,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.live_gates = 0  # gates that are not zero after the last step, of those that this process steps
+    live_gates = 0  # that are not zero after the last step, of those that this process steps
 
     @classmethod
     def for_model(
         cls, model: nn.Module, config: CoDyRAConfig | None = None, lr: float = 5e-4, **kwargs: Any
-    ) -> "ProximalAdamW":
+    ) -> "Proximal":
         """An optimizer over a model's branches: one group of A and B, one of the gates (where they train)."""
         config = config or CoDyRAConfig()
         layers = [layer for _, layer in gated_layers(model)]
@@ -76,7 +65,18 @@ class ProximalAdamW(torch.optim.AdamW):
                     "regrow": config.regrow,
                 }
             )
-        return cls(groups, lr=lr, **kwargs)
+        return cls(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
+
+    def moments(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The moving averages of a parameter, or of a flat slice of several, by name: exp_avg, exp_avg_sq, importance.
+
+        All are laid out as `p` is, in fp32; those that there are not yet are left out.
+        """
+        return {name: self.state[p][name] for name in AVERAGES if name in self.state[p]}
+
+    def set_moments(self, p: torch.Tensor, step: int, moments: dict[str, torch.Tensor], of_gates: bool) -> None:
+        """Puts back what `moments` gave after `step` steps; a slice is of gates alone, or of none."""
+        self.state[p].update({"step": torch.tensor(float(step)), **moments})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -133,3 +133,22 @@ class ProximalAdamW(torch.optim.AdamW):
             dist.all_reduce(total)
         reference = float((total[0] / total[1].clamp(min=1)).exp())
         return [(reference / s.double()).clamp(*IMPORTANCE_CLIP).to(s.dtype) for s in averages]
+
+
+class ProximalAdamW(Proximal, torch.optim.AdamW):
+    """AdamW and its proximal step, all moving averages in fp32.
+
+    Args:
+        params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
+        lr, betas, eps, weight_decay: as AdamW's.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -4,6 +4,7 @@ For each branch: A, B and gate, and of each the optimizer's moving averages ("<l
 keeps them in flat partitions that depend on stage and world size; whole, they can be taken up by any other.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,8 @@ import torch.distributed as dist
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.optimizer import AVERAGES, Proximal
 from codyra_llm.engine.launch import World
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,16 @@ class TaskState:
     tensors: dict[str, torch.Tensor]
 
 
-def read_state(
-    model: nn.Module, engine: Any, optimizer: torch.optim.Optimizer, world: World
-) -> dict[str, torch.Tensor]:
+def read_state(model: nn.Module, engine: Any, optimizer: Proximal, world: World) -> dict[str, torch.Tensor]:
     """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
     state = {}
+    moments_of = functools.lru_cache(maxsize=2)(optimizer.moments)  # most parameters lie in one of two flat slices
     for name, parameter, keys in _trainable(model):
         size, shape = getattr(parameter, "ds_numel", parameter.numel()), getattr(parameter, "ds_shape", parameter.shape)
         whole = torch.zeros(1 + len(keys), size, device=world.device)
         piece = _own_piece(engine, parameter)
         if piece:
-            moments = optimizer.state[piece.flat]
+            moments = moments_of(piece.flat)
             for row, source in zip(whole, [piece.flat, *(moments.get(key) for key in keys)], strict=True):
                 if source is not None:  # only importance mode has an importance
                     row[piece.offset : piece.offset + piece.length] = piece.of(source)
@@ -55,17 +54,19 @@ def write_branches(model: nn.Module, state: TaskState) -> None:
             parameter.copy_(state.tensors[name])
 
 
-def write_moments(model: nn.Module, engine: Any, optimizer: torch.optim.Optimizer, state: TaskState) -> None:
+def write_moments(model: nn.Module, engine: Any, optimizer: Proximal, state: TaskState) -> None:
     """Puts the moving averages into a fresh engine's optimizer."""
+    found: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
     for name, parameter, keys in _trainable(model):
         piece = _own_piece(engine, parameter)
         if not piece:
             continue
-        moments = optimizer.state[piece.flat]
-        moments["step"] = torch.tensor(float(state.step))
+        moments = found.setdefault(piece.flat, {key: torch.zeros_like(piece.flat) for key in keys})
         for key in keys:
             value = state.tensors[f"{name}.{key}"].flatten()[piece.offset : piece.offset + piece.length]
-            piece.of(moments.setdefault(key, torch.zeros_like(piece.flat))).copy_(value)
+            piece.of(moments[key]).copy_(value)
+    for flat, moments in found.items():
+        optimizer.set_moments(flat, state.step, moments, of_gates="importance" in moments)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class _Piece:
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
     """(name, parameter, the keys of its moving averages) of all that trains."""
     for name, layer in gated_layers(model):
-        for part, keys in (("A", MOMENTS), ("B", MOMENTS), ("gate", (*MOMENTS, "importance"))):
+        for part, keys in (("A", AVERAGES[:2]), ("B", AVERAGES[:2]), ("gate", AVERAGES)):
             if getattr(layer, part).requires_grad:
                 yield f"{name}.{part}", getattr(layer, part), keys
 

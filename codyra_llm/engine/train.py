@@ -12,7 +12,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.optimizer import ProximalAdamW
+from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import GlobalBatches
@@ -48,7 +48,7 @@ OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
 @local_rank_in_environment()
 def train_task(
     model: PreTrainedModel,
-    optimizer: ProximalAdamW,
+    optimizer: Proximal,
     schedule: ThresholdSchedule | None,
     batches: GlobalBatches,
     train: TrainConfig,

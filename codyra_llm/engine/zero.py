@@ -25,6 +25,7 @@ from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
 from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.models.load import Place, load_model
+from codyra_llm.models.quantize import hold, is_quantized, quantized
 from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
@@ -62,7 +63,9 @@ def load_base(
         say: told what a user should know of how it was loaded.
     """
     place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
-    model = load_model(held.name_or_path, held.dtype, held.attn_implementation, place, say)
+    model = load_model(
+        held.name_or_path, held.dtype, held.attn_implementation, place, say, held.quantization, world.device
+    )
     if not place:
         return model.to(world.device)  # type: ignore[arg-type]
     for buffer in model.buffers():
@@ -149,6 +152,9 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
         B: [out_features, rank]; A: [rank, in_features]; fp32, both whole on every rank.
         original: gives the weight to add to; by default it is the projection's own, in place.
     """
+    if original is not None and is_quantized(projection):
+        _requantize(projection, B, A, original)
+        return
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
     own, start = weight.view(-1), 0
     if is_zero_param(weight):
@@ -165,9 +171,30 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
         own[begin - start : begin - start + len(values)].copy_(values)
 
 
+def _requantize(layer: Any, B: torch.Tensor, A: torch.Tensor, original: Fill) -> None:
+    """weight = quantise(original + B @ A): one weight at a time is whole in fp32; of what it becomes, its own slice."""
+    values = torch.empty(len(B), A.shape[1], dtype=torch.float32, device=B.device)
+    for begin, tile in sum_in_tiles(original, B, A, 0, values.numel()):
+        values.view(-1)[begin : begin + len(tile)] = tile
+    packed, held = quantized(layer, values), layer.weight
+    if not is_zero_param(held):
+        hold(layer, packed)
+        return
+    held.partition()
+    own, start = _own_slice(held)
+    own.copy_(packed.view(-1)[start : start + len(own)])
+    hold(layer, held, packed.quant_state)
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of values in the model's parameters, each counted once, whole or partitioned."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    return sum(_values(parameter) for parameter in model.parameters())
+
+
+def _values(parameter: Any) -> int:
+    if getattr(parameter, "quant_state", None):  # which holds two values in a byte
+        return parameter.quant_state.shape.numel()
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:

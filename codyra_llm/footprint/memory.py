@@ -21,25 +21,30 @@ STAGE_0_BUFFER = 500_000_000
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a model with branches: its number of values, their size, and whether it trains."""
+    """One parameter of a model with branches: its number of values, their bytes, and whether it trains."""
 
     values: int
-    itemsize: int
+    bytes: int
     trains: bool
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What of a model the memory depends on. `gates` is the number of trained gate values."""
+    """What of a model the memory depends on.
+
+    `gates` is the number of trained gate values, `adam_bits` what a moment of A or B takes.
+    """
 
     parameters: Sequence[Parameter]
     gates: int
+    adam_bits: int = 32
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ModelSizes":
+    def of(cls, model: nn.Module, adam_bits: int = 32) -> "ModelSizes":
         """The sizes of a model with gated branches, on any device."""
         gates = sum(layer.rank for _, layer in gated_layers(model) if layer.gate.requires_grad)
-        return cls([Parameter(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()], gates)
+        held = [Parameter(p.numel(), getattr(p, "stored_bytes", p.nbytes), p.requires_grad) for p in model.parameters()]
+        return cls(held, gates, adam_bits)
 
     @property
     def trainable(self) -> int:
@@ -64,7 +69,7 @@ class ModelSizes:
     def bytes_of(self, trains: bool, largest: int | None = None) -> int:
         """Bytes of the parameters that train, or do not; `largest` leaves out those of more values."""
         chosen = (p for p in self.parameters if p.trains == trains and (largest is None or p.values <= largest))
-        return sum(p.values * p.itemsize for p in chosen)
+        return sum(p.bytes for p in chosen)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,10 @@ def _stage_3(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, activatio
 
 
 def _moments(sizes: ModelSizes) -> int:
-    return 2 * sizes.adapter_bytes + sizes.importance_bytes
+    if sizes.adam_bits == 32:
+        return 2 * sizes.adapter_bytes + sizes.importance_bytes
+    narrow = sizes.trainable - sizes.gates
+    return 2 * (narrow + FP32 * ceil(narrow / 256)) + 3 * sizes.importance_bytes  # a scale for 256; gates in fp32
 
 
 def _gathered(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> int:
@@ -193,7 +201,7 @@ def _gathered(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> int:
 def partitioned(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> tuple[int, int]:
     """(values, bytes) of the parameters that ZeRO-3 gathers for use and lets go again."""
     chosen = [p for p in sizes.parameters if p.values > zero.param_persistence_threshold]
-    return sum(p.values for p in chosen), sum(p.values * p.itemsize for p in chosen)
+    return sum(p.values for p in chosen), sum(p.bytes for p in chosen)
 
 
 @dataclass(frozen=True)

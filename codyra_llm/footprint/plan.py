@@ -19,6 +19,7 @@ from codyra_llm.engine.launch import World
 from codyra_llm.errors import UserError
 from codyra_llm.footprint.activations import activation_bytes
 from codyra_llm.footprint.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
+from codyra_llm.footprint.quantized import stand_in
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config
 from codyra_llm.models.load import resolve_model, skeleton
@@ -114,12 +115,12 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
     model, projections = model_on_meta(config)
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     workload = _workload(config, gpus, rows)
-    sizes = ModelSizes.of(model)
+    sizes = ModelSizes.of(model, train.adam_bits)
     return Footprint(
         model=config.model.name_or_path,
         architecture=type(model).__name__,
         attention=str(model.config._attn_implementation),
-        dtype=config.model.dtype,
+        dtype=config.model.quantization or config.model.dtype,
         parameters=parameters,
         trainable=sizes.trainable,
         projections=projections,
@@ -146,6 +147,8 @@ def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     model = skeleton(find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options)
     adapter = METHODS[config.method](config).adapter
     check_adapter(model, adapter)
+    if config.model.quantization:
+        stand_in(model, config.model.quantization)
     return model, inject(model, adapter)
 
 

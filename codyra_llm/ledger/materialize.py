@@ -4,16 +4,16 @@ Weights go one by one from the base model's files to the new ones, so memory doe
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
-from codyra_llm.adapter.merge import sum_in_tiles
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
+from codyra_llm.ledger.merged import merged_weights
 from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, resolve_model, skeleton
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
@@ -51,21 +51,8 @@ def materialize(
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
 
-    def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        left = dict(layout)
-        for module, factors in summed(folders, list(shares.values())):
-            weight = torch.empty_like(left.pop(f"{module}.weight"), device="cpu")
-            flat = weight.view(-1)
-            for begin, tile in sum_in_tiles(original(f"{module}.weight"), *factors, 0, len(flat)):
-                flat[begin : begin + len(tile)] = tile
-            yield f"{module}.weight", weight
-        for tensor_name, like in left.items():
-            tensor = torch.empty_like(like, device="cpu")
-            original(tensor_name)(tensor.view(-1), 0)
-            yield tensor_name, tensor
-
-    with torch.no_grad():
-        save_model(model, layout, weights(), tokenizer, output, _card(ledger, shares))
+    weights = merged_weights(layout, original, summed(folders, list(shares.values())))
+    save_model(model, layout, weights, tokenizer, output, _card(ledger, shares))
 
 
 def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:

@@ -7,8 +7,12 @@ from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.merge import Deltas, ModuleRank, deltas, unwrap
+from codyra_llm.adapter.optimizer import Proximal
+from codyra_llm.adapter.optimizer_8bit import ProximalAdamW8bit
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
+
+OPTIMIZERS: dict[int, type[Proximal]] = {32: ProximalAdamW, 8: ProximalAdamW8bit}
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Prepared:
     """What a method hands to the training loop: the wrapped projections, their optimizer, their schedule."""
 
     wrapped: list[str]
-    optimizer: ProximalAdamW
+    optimizer: Proximal
     schedule: ThresholdSchedule | None
 
 
@@ -47,7 +51,7 @@ class CoDyRA:
         """Fresh branches and a fresh optimizer for a task; the draws depend on (seed, task, projection) alone."""
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
         train = self.config.train
-        optimizer = ProximalAdamW.for_model(
+        optimizer = OPTIMIZERS[train.adam_bits].for_model(
             model,
             self.adapter,
             lr=train.learning_rate,

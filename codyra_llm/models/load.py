@@ -26,6 +26,7 @@ from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
+from codyra_llm.models.quantize import hold, is_quantized, quantize_structure, quantized
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
@@ -85,12 +86,16 @@ def load_model(
     attn_implementation: str | None = None,
     place: Place | None = None,
     say: Callable[[str], None] = lambda line: None,
+    quantization: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """The model in evaluation mode, its weights in `dtype`.
 
     Args:
         place: lays down each weight, of which it reads as much as it keeps; without it, weights are whole, on CPU.
         say: told in one line where weights could not be read in parts.
+        quantization: "nf4" or "int8": the projections are quantised on `device`, one after another as they are read,
+            so that no more than one is ever there in fp32.
 
     Raises:
         UserError: the weights are missing or damaged, or `attn_implementation` is not to be had.
@@ -99,7 +104,10 @@ def load_model(
     options["dtype"] = getattr(torch, dtype)
     source = resolve_model(name_or_path)
     try:
-        model = _load_whole(source, options) if place is None else _load_placed(source, options, place, say)
+        if quantization:
+            model = _load_quantized(source, options, quantization, torch.device(device), place)
+        else:
+            model = _load_whole(source, options) if place is None else _load_placed(source, options, place, say)
     except _MissingWeights as error:
         raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
@@ -117,9 +125,7 @@ def original_weights(name_or_path: str) -> Callable[[str], Fill]:
         OSError, ValueError: the files cannot be read in parts.
     """
     source = resolve_model(name_or_path)
-    reader = ShardReader(weight_files(source))
-    names = _names_of_weights(skeleton(AutoConfig.from_pretrained(source)), reader)
-    return lambda name: functools.partial(reader.read, names[name])
+    return _weights(source, skeleton(AutoConfig.from_pretrained(source)))
 
 
 class _MissingWeights(Exception):
@@ -137,30 +143,75 @@ def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
 
 
 def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callable[[str], None]) -> PreTrainedModel:
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
+    model = _structure(source, options)
     try:
-        reader = ShardReader(weight_files(source))
-        names = _names_of_weights(model, reader)
+        read = _weights(source, model)
     except (OSError, ValueError) as error:
         say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
         model = _load_whole(source, options)
         _place_weights(model, place, lambda name, weight: functools.partial(_copy_part, weight))
         return model
-    with contextlib.suppress(OSError):  # a model without one has what its configuration says
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    for name, tensor in checkpoint_tensors(model).items():
-        if not isinstance(tensor, nn.Parameter):
-            reader.read(names[name], tensor.view(-1), 0)
-    _place_weights(model, place, lambda name, weight: functools.partial(reader.read, names[name]))
+    _fill_buffers(model, read)
+    _place_weights(model, place, lambda name, weight: read(name))
     return model
 
 
+def _load_quantized(
+    source: str, options: dict[str, Any], quantization: str, device: torch.device, place: Place | None
+) -> PreTrainedModel:
+    model = _structure(source, options)
+    try:
+        read = _weights(source, model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.quantization needs weights that can be read in parts: {reason(error)}") from None
+    _fill_buffers(model, read)
+    quantize_structure(model, quantization)
+
+    def whole(shape: torch.Size, dtype: torch.dtype, fill: Fill) -> nn.Parameter:
+        weight = torch.empty(shape, dtype=dtype, device=device)
+        fill(weight.view(-1), 0)
+        return nn.Parameter(weight, requires_grad=False)
+
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            weight: Any = module.weight
+            packed = quantized(module, whole(weight.shape, torch.float32, read(f"{name}.weight")).data)
+            if place is None:
+                hold(module, packed)
+            else:
+                part = place(packed.shape, packed.dtype, functools.partial(_copy_part, packed))
+                hold(module, part, packed.quant_state)
+    _place_weights(model, place or whole, lambda name, weight: read(name))
+    return model
+
+
+def _structure(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
+    with contextlib.suppress(OSError):  # a model without one has what its configuration says
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model
+
+
+def _weights(source: str, model: PreTrainedModel) -> Callable[[str], Fill]:
+    reader = ShardReader(weight_files(source))
+    names = _names_of_weights(model, reader)
+    return lambda name: functools.partial(reader.read, names[name])
+
+
+def _fill_buffers(model: PreTrainedModel, read: Callable[[str], Fill]) -> None:
+    for name, tensor in checkpoint_tensors(model).items():
+        if not isinstance(tensor, nn.Parameter):
+            read(name)(tensor.view(-1), 0)
+
+
 def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, nn.Parameter], Fill]) -> None:
-    """Puts what `place` makes of each weight in its stead; tied weights stay tied."""
+    """Puts what `place` makes of each weight in its stead, quantised ones left out; tied weights stay tied."""
     placed: dict[nn.Parameter, nn.Parameter] = {}
     for module_name, module in model.named_modules():
         for name, weight in list(module.named_parameters(recurse=False)):
+            if name == "weight" and is_quantized(module):
+                continue
             if weight not in placed:
                 fill = source(f"{module_name}.{name}" if module_name else name, weight)
                 placed[weight] = place(weight.shape, weight.dtype, fill)

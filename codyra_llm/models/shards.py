@@ -84,8 +84,9 @@ class ShardReader:
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The parameters and buffers that a checkpoint of the model holds, themselves, in its order; tied ones once."""
-    first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
-    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if first[id(tensor)] == name}
+    tensors = model.state_dict(keep_vars=True)  # once: quantised layers make some of theirs anew each time
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
 
 
 def names_in_files(model: PreTrainedModel, layout: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -12,6 +12,8 @@ def model_card(results: dict[str, Any]) -> str:
     adapter, train = config["adapter"], config["train"]
     base = Path(results["model"]["name"]).name if Path(results["model"]["name"]).exists() else results["model"]["name"]
     threshold = "fixed" if config["method"] == "lora" else f"threshold mode {adapter['threshold_mode']}"
+    quantization = config["model"].get("quantization")
+    held = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
     tasks = "\n".join(
         f"{i}. {entry['task']}: {entry['train_rows']} rows, {entry['steps']} steps"
         for i, entry in enumerate(data["tasks"], 1)
@@ -36,7 +38,7 @@ Data: {data["stream"]}, version {data["version"]}.
 Rank {adapter["rank"]} on {", ".join(adapter["target_modules"])}, {threshold}; learning
 rate {train["learning_rate"]:g}, global batch {train["global_batch_size"]}, seed {config["seed"]}, merged at
 {config["merge"]["scale"]:g} of the update.
-
+{held}
 ## Scores
 Scoring variant `{config["evaluate"]["scorer_variant"]}`, 0 to 100. A row is the model at that point, [..] the task
 just learned.

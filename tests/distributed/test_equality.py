@@ -25,23 +25,35 @@ BF16 = [
 MODES = [
     {**ONE, "zero": zero, "ranks": 2, "mode": mode} for mode in ("budget", "reference") for zero in ("zero2", "zero3")
 ]
+QUANTIZED = [
+    {**ONE, "zero": zero, "ranks": 2, "quantization": quantization, "checkpointing": zero == "zero3"}
+    for quantization, zeros in (("nf4", ("zero1", "zero2", "zero3", "zero3-offload")), ("int8", ("zero1", "zero2")))
+    for zero in zeros
+]
+EIGHT_BITS = [
+    {**ONE, "zero": zero, "ranks": 2, "rank": 16, "adam_bits": 8}  # fewer than 4096 values would stay in 32 bits
+    for zero in ("zero1", "zero2", "zero3", "zero2-offload")
+]
 WAYS = [*FP32, *BF16, *MODES]
+ALL = [*WAYS, *QUANTIZED, *EIGHT_BITS]
 
 
 def reference_of(way: dict) -> dict:
-    return {**ONE, "dtype": way["dtype"], "mode": way["mode"]}
+    wide = {"adam_bits": 32} if "adam_bits" in way else {}
+    return {**ONE, **{key: way[key] for key in ("dtype", "mode", "quantization", "rank") if key in way}, **wide}
 
 
 def name(way: dict) -> str:
     recomputed = "-checkpointing" if way["checkpointing"] else ""
-    return f"{way['dtype']}-{way['mode']}-{way['zero']}-{way['ranks']}x{way['micro']}{recomputed}"
+    kind = f"{way.get('quantization', way['dtype'])}-{way['mode']}" + f"-adam{way['adam_bits']}" * ("adam_bits" in way)
+    return f"{kind}-{way['zero']}-{way['ranks']}x{way['micro']}{recomputed}"
 
 
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the worker saved, by way of running."""
     folder = tmp_path_factory.mktemp("equality")
-    ways = {name(way): way for way in [*WAYS, *map(reference_of, WAYS)]}
+    ways = {name(way): way for way in [*ALL, *map(reference_of, ALL)]}
     jobs = [{"way": way, "model": str(tiny_folder), "output": str(folder / key)} for key, way in ways.items()]
     for key, statuses in zip(ways, run_forked("tests.distributed.worker", jobs), strict=True):
         assert not any(statuses), (folder / f"{key}.log").read_text()[-4000:]
@@ -84,6 +96,30 @@ def test_every_way_of_running_gives_the_same(results: dict, table: list[str], wa
     for (nll, predictions), (expected_nll, expected) in zip(other["scores"], one["scores"], strict=True):
         assert nll == pytest.approx(expected_nll, abs=1e-4)
         assert predictions == expected
+
+
+@pytest.mark.parametrize("way", QUANTIZED, ids=name)
+def test_a_quantised_base_too(results: dict, way: dict) -> None:
+    """Up to the first merge. After it, what differs in the last bit may be rounded to another of 16 or 255 values."""
+    one, other = results[name(reference_of(way))], results[name(way)]
+    half = len(one["losses"]) // 2
+    assert other["losses"][:half] == pytest.approx(one["losses"][:half], abs=1e-5)
+    assert other["losses"][half:] == pytest.approx(one["losses"][half:], abs=0.02)
+    assert torch.equal(other["gates"][0] == 0, one["gates"][0] == 0)
+    torch.testing.assert_close(other["gates"][0], one["gates"][0], atol=1e-5, rtol=0)
+    assert other["weights"].keys() == one["weights"].keys()
+    for key, weight in one["weights"].items():
+        if key.endswith("proj.weight"):
+            assert (other["weights"][key] == weight).float().mean() > 0.99, key
+
+
+@pytest.mark.parametrize("way", EIGHT_BITS, ids=name)
+def test_moments_of_8_bits_learn_and_prune_the_same(results: dict, way: dict) -> None:
+    one, other = results[name(reference_of(way))], results[name(way)]
+    assert other["losses"] == pytest.approx(one["losses"], abs=0.1)
+    assert other["losses"] != pytest.approx(one["losses"], abs=1e-4), "8 bits are not 32"
+    for ours, theirs in zip(other["gates"], one["gates"], strict=True):
+        assert ((ours == 0) == (theirs == 0)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("way", [reference_of(WAYS[0]), *map(reference_of, [BF16[0], MODES[0], MODES[2]])], ids=name)

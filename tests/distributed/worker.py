@@ -14,14 +14,13 @@ import torch
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import REPOSITORY, load_config
-from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import start
 from codyra_llm.engine.train import train_task
-from codyra_llm.engine.zero import add_delta, parameter_count, placement, readable, whole_weights
+from codyra_llm.engine.zero import add_delta, load_base, parameter_count, readable, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_model
+from codyra_llm.models.load import original_weights
 from codyra_llm.plan import plan_run
 from tests.distributed.forked import fork_ranks
 
@@ -39,14 +38,16 @@ def train(way: dict, model_folder: str, output: str) -> None:
         {
             "model.name_or_path": model_folder,
             "model.dtype": way["dtype"],
+            "model.quantization": way.get("quantization"),
             "order": ["FOMC", "NumGLUE-cm"],
-            "adapter.rank": 4,
+            "adapter.rank": way.get("rank", 4),
             "adapter.threshold_mode": way["mode"],
             "deepspeed": deepspeed_json(way["zero"], Path(output).with_suffix(".json")),
             "train.global_batch_size": 8,
             "train.per_device_train_batch_size": way["micro"],
             "train.num_train_epochs": 2,
             "train.learning_rate": 0.005,
+            "train.adam_bits": way.get("adam_bits", 32),
             "data.max_test_examples": 5,
             "evaluate.max_new_tokens": 4,
             "evaluate.batch_size": 2,
@@ -55,12 +56,12 @@ def train(way: dict, model_folder: str, output: str) -> None:
     )
     world = start()
     plan = plan_run(config, world)
-    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
-    model = load_model(model_folder, way["dtype"], place=place)
+    model, original = load_base(config, plan.deepspeed_json, world, print), original_weights(model_folder)
     if way["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = parameter_count(model)
     method = METHODS[config.method](config)
+    merged: dict[str, list] = {}  # the updates so far
     result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": []}
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
@@ -69,7 +70,13 @@ def train(way: dict, model_folder: str, output: str) -> None:
         result["live_rank"] += [step.live_rank for step in steps]
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
         report, updates = method.finish(model)
-        apply_deltas(model, updates, add_delta)
+        if config.model.quantization:
+            for name, factors in updates.items():
+                merged.setdefault(name, []).append(factors)
+                B, A = torch.cat([B for B, _ in merged[name]], dim=1), torch.cat([A for _, A in merged[name]])
+                add_delta(model.get_submodule(name), B, A, original(f"{name}.weight"))
+        else:
+            apply_deltas(model, updates, add_delta)
         result["ranks"] += [dataclasses.astuple(module) for module in report]
         assert parameter_count(model) == count
         model.eval()

@@ -98,6 +98,16 @@ def test_a_bad_checkpoint_is_named_and_skipped(
     assert session["step"] > 0
 
 
+def test_8_bit_moments_are_taken_up(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train.adam_bits": 8, "deepspeed": "ds_configs/zero2.json", "evaluate.tasks": "last"}
+    whole = run(config_of(tiny_folder, tmp_path / "whole", **settings))
+    config = config_of(tiny_folder, tmp_path / "stopped", **settings)
+    stop_in_task_2(config, monkeypatch)
+    results = run(config)
+    for one, other in zip(results["losses"], whole["losses"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
 def test_no_checkpoint_left(stopped: tuple[RunConfig, list[Path]], finished: dict) -> None:
     config, (older, newer) = stopped
     truncate(newer)

@@ -1,0 +1,63 @@
+"""AdamW with 8-bit moments (bitsandbytes, arXiv 2110.02861), followed by the same proximal step.
+
+The moving averages of A and B are kept in 8 bits, in blocks of 256 values with a scale each: a quarter of the memory.
+Those of the gates stay in fp32: what decides about a component must not be rounded. So do those of fewer than 4096
+values, as bitsandbytes has it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+from codyra_llm.adapter.optimizer import Proximal
+
+# (our name, bitsandbytes' tensor, its scales, its table of values)
+PACKED = (("exp_avg", "state1", "absmax1", "qmap1"), ("exp_avg_sq", "state2", "absmax2", "qmap2"))
+BLOCK = 256
+SMALLEST = 4096
+
+
+class ProximalAdamW8bit(Proximal, bnb.optim.AdamW8bit):
+    """AdamW in 8 bits and its proximal step; takes what `ProximalAdamW` takes."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, min_8bit_size=SMALLEST)
+
+    def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+        """What bitsandbytes asks before it steps a parameter: the gates' averages have 32 bits."""
+        config: dict[str, Any] = super().get_config(gindex, pindex, group)
+        return {**config, "optim_bits": 32} if "threshold_mode" in group else config
+
+    def moments(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `Proximal.moments`, unpacked."""
+        state = self.state[p]
+        found = {"importance": state["importance"]} if "importance" in state else {}
+        for name, values, scales, table in PACKED:
+            if scales in state:
+                found[name] = dequantize_blockwise(state[values], None, state[scales], state[table], blocksize=BLOCK)
+            elif values in state:
+                found[name] = state[values]
+        return found
+
+    def set_moments(self, p: torch.Tensor, step: int, moments: dict[str, torch.Tensor], of_gates: bool) -> None:
+        """As `Proximal.set_moments`; what was unpacked from 8 bits is rounded to 8 bits once more."""
+        state = self.state[p]
+        state["step"] = step
+        for (name, values, scales, table), kind in zip(PACKED, ("dynamic", "udynamic"), strict=True):
+            state[values] = moments[name]
+            if not of_gates and p.numel() >= SMALLEST:
+                state[table] = self.name2qmap[kind].to(p.device)
+                state[values], quant_state = quantize_blockwise(moments[name], state[table], blocksize=BLOCK)
+                state[scales] = quant_state.absmax
+        if "importance" in moments:
+            state["importance"] = moments["importance"]

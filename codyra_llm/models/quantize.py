@@ -1,0 +1,87 @@
+"""A base in 4 or 8 bits: bitsandbytes' layers in the place of a model's projections (QLoRA, arXiv 2305.14314).
+
+nf4: blocks of 64 weights in 4 bits and a scale each, the scales themselves in 8 bits (double quantisation): 4.13 bits
+a weight. int8: rows of 8-bit weights with a scale each; in evaluation the inputs are rounded to 8 bits as well
+(LLM.int8(), arXiv 2208.07339). Which projections these are is transformers' choice: every linear layer but the head.
+"""
+
+import logging
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What a config.json says of a quantised model, so that transformers loads it by itself."""
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def quantized_names(model: PreTrainedModel) -> list[str]:
+    """The names of the layers that are to be quantised, of a model that is not."""
+    kept = _kept(model)
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    return [name for name in names if should_convert_module(name, kept)]
+
+
+def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
+    """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections."""
+    config = quantization_config(quantization, model.dtype)
+    replace_with_bnb_linear(model, _kept(model), config)
+    for layer in filter(is_quantized, model.modules()):
+        if layer.bias is not None:
+            layer.bias.data = layer.bias.data.to(model.dtype)
+    model.config.quantization_config = config
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a warning for each 8-bit product
+
+
+def _kept(model: PreTrainedModel) -> list[str]:
+    return HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module holds its weight in 4 or 8 bits."""
+    return isinstance(module, QUANTIZED)
+
+
+def quantized(layer: Any, weight: torch.Tensor) -> Any:
+    """`weight` [out_features, in_features], fp32, as the quantised parameter of a layer, on the device it is on."""
+    packed: Any
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        packed = bnb.nn.Int8Params(weight, requires_grad=False)
+        return packed.to(weight.device)
+    packed = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
+    packed = packed.to(weight.device)
+    packed.quant_state.dtype = layer.compute_dtype  # what a backward pass unpacks the weight into
+    return packed
+
+
+def hold(layer: Any, packed: Any, scales: Any = None) -> None:
+    """Makes what `quantized` gave, or a part of it with the `scales` of the whole, a layer's weight."""
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        layer.state.reset_grads()  # where the weight has been since the first forward pass
+    else:
+        scales = scales or packed.quant_state
+        layer.quant_state = packed.quant_state = scales
+    layer.weight = packed
+
+
+def dequantized(layer: Any) -> torch.Tensor:
+    """The weight that a quantised layer stands for, [out_features, in_features] in fp32."""
+    held: Any = layer.weight
+    if isinstance(layer, bnb.nn.Linear4bit):
+        weight: torch.Tensor = bnb.functional.dequantize_4bit(held.data, held.quant_state)
+        return weight.float()
+    scales = layer.state.SCB if held.SCB is None else held.SCB
+    return bnb.functional.int8_vectorwise_dequant(held.data, scales).float()
