@@ -31,7 +31,12 @@ DEFAULT_CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
 class ModelConfig:
     """Which model, and how it is held."""
 
-    name_or_path: str = option("smollm2-135m-instruct", "hub id, HF folder, .gguf file, or smollm2-135m-instruct")
+    name_or_path: str = option(
+        "smollm2-135m-instruct", "hub id, HF folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
+    )
+    accept_gemma_terms: bool = option(
+        False, "you agree to ai.google.dev/gemma/terms, so that gemma3-270m may be fetched", neutral=True
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
     quantization: Literal["nf4", "int8"] | None = option(
         None, "hold the frozen projections in 4 bits (nf4) or 8 (int8), computing in dtype; empty: in dtype"
@@ -252,6 +257,14 @@ def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
         default = "" if config_field.default is None else f" (default: {_show(config_field.default)})"
         help_text = config_field.metadata["help"].replace("%", "%%") + default
         parser.add_argument(f"--{name}", help=help_text, metavar="VALUE", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--accept-gemma-terms",
+        dest="model.accept_gemma_terms",
+        action="store_const",
+        const="true",
+        default=argparse.SUPPRESS,
+        help="the same as --model.accept_gemma_terms true",
+    )
     given = vars(parser.parse_args(arguments))
     path = given.pop("config")
     given.pop("local_rank")

@@ -23,7 +23,7 @@ from codyra_llm.engine.launch import World
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_config_and_tokenizer, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
 
 if TYPE_CHECKING:
     from codyra_llm.evaluation.general.suites import Suite
@@ -81,6 +81,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
         if task.spec.scorer not in SCORERS:
             raise UserError(f'task {task.name}: unknown scorer "{task.spec.scorer}"; there are {", ".join(SCORERS)}')
     deepspeed_json = read_deepspeed_json(config.deepspeed)
+    resolve_model(config.model.name_or_path, config.model.accept_gemma_terms)  # may fetch what all else finds then
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     check_tokenizer(tokenizer)
     _check_quantization(config, model_config, deepspeed_json, to_train)

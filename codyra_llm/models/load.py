@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
-from codyra_llm.models.gguf import BUILTIN, builtin_model_folder, folder_of_gguf
+from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 from codyra_llm.models.quantize import hold, is_quantized, quantize_structure, quantized
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
@@ -33,10 +33,10 @@ from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_f
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
 
 
-def resolve_model(name_or_path: str) -> str:
-    """What transformers can load: the built-in model and GGUF files become cached HF folders, the rest stays."""
-    if name_or_path == BUILTIN:
-        return str(builtin_model_folder())
+def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
+    """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
+    if name_or_path in PACKAGED:
+        return str(packaged_model_folder(name_or_path, accept_gemma_terms))
     if name_or_path.endswith(".gguf"):
         return str(folder_of_gguf(expand(name_or_path)))
     return name_or_path

@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from codyra_llm.errors import UserError
 from codyra_llm.footprint.activations import activation_bytes
 from codyra_llm.footprint.memory import ModelSizes, rank_memory, step_traffic
 from codyra_llm.footprint.plan import parse_size
+from codyra_llm.footprint.quantized import stand_in
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config, known_models
-from codyra_llm.models.load import skeleton
+from codyra_llm.models.load import load_model, skeleton
 from tests.models import CONFIGS, tiny_model
 
 # as the models' cards and files state them
@@ -179,6 +181,45 @@ def storages() -> list[tuple[int, int]]:
     # what a compiler of this process left behind has a size but no memory
     tensors = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor | FunctionalTensor)]
     return [(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights_take_what_is_planned(quantization: str, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), quantization=quantization)
+    real = 0
+    for name, tensor in loaded.state_dict().items():
+        if not name.endswith(("quant_map", "bitsandbytes__nf4", "weight_format")):  # tables, one for all in memory
+            real += tensor.nbytes
+    planned = skeleton(CONFIGS["llama"](), dtype=torch.float32)
+    stand_in(planned, quantization)
+    planned.requires_grad_(False)
+    assert ModelSizes.of(planned).bytes_of(trains=False) == real
+    assert ModelSizes.of(planned).total == count(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_activations_over_quantised_weights_are_those_of_a_real_pass(quantization: str, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), quantization=quantization)
+    inject(model, CoDyRAConfig(rank=4))
+    model.train()
+    ids = torch.arange(10, 266).repeat(2, 1)
+    labels = torch.where(torch.arange(256) >= 256 - 24, ids, -100)
+    loss = AnswerLoss(model)
+    loss(ids, labels).backward()
+    real = allocated(lambda: loss(ids, labels).backward())
+    planned = skeleton(CONFIGS["llama"](), dtype=torch.float32)
+    stand_in(planned, quantization)
+    inject(planned, CoDyRAConfig(rank=4))
+    assert activation_bytes(planned, 2, 256, 48, checkpointing=False) == pytest.approx(real, rel=0.1)
+
+
+def test_8_bit_moments_take_a_quarter() -> None:
+    model = on_meta(CONFIGS["llama"](), rank=16)
+    wide, narrow = (rank_memory(ModelSizes.of(model, bits), DeepSpeedZeroConfig(stage=2), 1, 2, 0) for bits in (32, 8))
+    moments = 2 * 4 * ModelSizes.of(model).trainable
+    assert wide.optimizer - narrow.optimizer == pytest.approx(0.75 * moments, rel=0.05)
 
 
 def test_more_ranks_hold_less_and_move_more() -> None:
