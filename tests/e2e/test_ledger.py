@@ -18,7 +18,7 @@ from codyra_llm import run
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.launch import start
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
-from codyra_llm.models.gguf import BUILTIN, builtin_model_folder
+from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
 from codyra_llm.models.identity import model_hash
 from tests.conftest import REPOSITORY
 from tests.e2e.test_run import tiny_config
@@ -251,7 +251,7 @@ def test_a_base_that_came_as_gguf(tmp_path: Path, command: Command) -> None:
     write_ledger(ledger, Ledger(BaseModel(BUILTIN, model_hash(BUILTIN), "bfloat16")))
     command("ledger.py", "append", ledger, "--adapter", tmp_path / "adapter", "--task", "mine")
     command("materialize.py", "--ledger", ledger, "--output_dir", tmp_path / "model")
-    found, original = weights(tmp_path / "model"), weights(builtin_model_folder())
+    found, original = weights(tmp_path / "model"), weights(packaged_model_folder(BUILTIN))
     for weight_name, weight in original.items():
         expected = weight + B @ A if weight_name == f"{name}.weight" else weight
         torch.testing.assert_close(found[weight_name], expected.bfloat16(), atol=0, rtol=0)
