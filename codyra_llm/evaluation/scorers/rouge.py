@@ -8,8 +8,7 @@ A sentence of whitespace only is one empty word, which counts.
 trace_strict      TRACE hands the two texts over in swapped order; a text of periods only is a ValueError there
 treelora_prefix   as TRACE, after a newline is added to a prediction that has none (so "." no longer crashes)
 moram             as TreeLoRA with the order restored
-lenient           ROUGE-L of the whole texts, as package rouge-score has it; words are runs of word characters,
-                  case-folded (that package's own leave out all that is not ASCII)
+lenient           package rouge-score's ROUGE-L of the whole texts; words are runs of word characters, case-folded
 In the first three an empty prediction or reference scores 0. The published code is recursive and gives up on long
 sentences (RecursionError); here such rows get the value it would have returned.
 """
@@ -17,7 +16,8 @@ sentences (RecursionError); here such rows get the value it would have returned.
 import re
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from codyra_llm.evaluation.scorers.base import OriginalCrash, Score
 
@@ -86,16 +86,21 @@ def moram(prompt: str, prediction: str, reference: str) -> float:
     return 100 * rouge_l_f(with_newline(prediction), reference) if prediction and reference else 0.0
 
 
+class _UnicodeWords(Tokenizer):
+    """The package's own tokenizer drops all that is not ASCII, and with it a right answer in German or Chinese."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.casefold())
+
+
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """ROUGE-L F of the whole texts, in percent: case, punctuation and sentence boundaries do not count."""
-    given, wanted = (WORD.findall(text.casefold()) for text in (prediction, reference))
-    if not given or not wanted:
+    """ROUGE-L F of package rouge-score, in percent: case, punctuation and sentence boundaries do not count."""
+    if not WORD.search(prediction) or not WORD.search(reference):
         return 100.0 * (prediction.strip() == reference.strip())
-    common = LCSseq.similarity(given, wanted)
-    precision, recall = common / len(given), common / len(wanted)
-    return 100.0 * 2 * precision * recall / (precision + recall) if common else 0.0
+    return 100.0 * ROUGE_SCORER.score(reference, prediction)["rougeL"].fmeasure
 
 
+ROUGE_SCORER = RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
 ROUGE_L: dict[str, Score] = {
     "trace_strict": strict,
     "treelora_prefix": treelora,
