@@ -73,8 +73,9 @@ def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
     name = base or ledger.base_model.name
     config, _ = load_config_and_tokenizer(name)
     check_base(ledger, name)
+    layout = checkpoint_tensors(skeleton(config))
     for entry in ledger.entries:
-        check_shapes(folder / entry.name, shapes(folder / entry.name), checkpoint_tensors(skeleton(config)))
+        check_shapes(folder / entry.name, shapes(folder / entry.name), layout)
 
 
 def _card(ledger: Ledger, shares: Mapping[str, float]) -> str:

@@ -84,6 +84,14 @@ def test_a_model_read_in_parts_is_what_transformers_loads(seen: dict, name: str,
     assert all(share == pytest.approx(0.5, abs=0.01) for share in loaded["share"])
 
 
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_no_gathered_weight_is_kept_between_forward_and_backward(seen: dict, impl: str) -> None:
+    of, control = seen["between"][impl, False], seen["between"]["fused", True]
+    assert of["gathered"] and of["gathered"] % of["projections"] == 0, "every projection's weight was gathered"
+    assert of["alive"] == 0
+    assert control["alive"] == control["gathered"] == of["gathered"], "a function that saved them would be seen"
+
+
 def test_no_rank_holds_the_whole_model_while_it_loads(seen: dict, folder: Path) -> None:
     size = (folder / "big" / "model.safetensors").stat().st_size
     assert all(growth < 0.7 * size for growth in seen["loading"]["growth in parts"])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -206,6 +207,56 @@ def learning(folder: Path, world: World) -> dict:
     return seen
 
 
+class Keeping(torch.autograd.Function):
+    """What a branch would be that saved the gathered weight."""
+
+    @staticmethod
+    def forward(ctx, output, weight):
+        ctx.save_for_backward(weight)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, d_output):
+        return d_output, None
+
+
+def alive_between(folder: Path, world: World, impl: str, keeping: bool) -> dict:
+    """Trains two steps; counts the base weights that were gathered, and those alive when each backward pass begins."""
+    config = config_for(folder, "llama", **{"adapter.impl": impl, "data.max_train_examples": 16})
+    released = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+    plan = plan_run(config, world)
+    plan.deepspeed_json["zero_optimization"] |= released
+    place = placement(complete(plan.deepspeed_json, config.train, world.size), world)
+    model = load_model(str(folder / "llama"), place=place)
+    ready = METHODS[config.method](config).prepare(model, "FOMC", plan.batches[0].total_steps)
+    gathered: list[StorageWeakRef] = []
+    seen: dict = {"gathered": 0, "alive": 0, "projections": len(ready.wrapped)}
+
+    def on_base(base, inputs, output):
+        assert base.weight.numel() == base.weight.ds_numel
+        gathered.append(StorageWeakRef(base.weight.untyped_storage()))
+        return Keeping.apply(output, base.weight.data) if keeping else None
+
+    for _, layer in gated_layers(model):
+        layer.base.register_forward_hook(on_base)
+    backward = deepspeed.DeepSpeedEngine.backward
+
+    def look(engine, loss):
+        seen["gathered"] += len(gathered)
+        seen["alive"] += sum(not storage.expired() for storage in gathered)
+        gathered.clear()
+        return backward(engine, loss)
+
+    deepspeed.DeepSpeedEngine.backward = look
+    try:
+        train.train_task(
+            model, ready.optimizer, ready.schedule, plan.batches[0], config.train, plan.deepspeed_json, world
+        )
+    finally:
+        deepspeed.DeepSpeedEngine.backward = backward
+    return seen
+
+
 def full_disk(folder: Path, world: World) -> list[str]:
     """What each rank is told when rank 0 cannot write the whole model."""
     if world.is_main:
@@ -225,6 +276,10 @@ def main(folder: Path) -> None:
     """All of it, in one start of two processes."""
     world = start()
     seen = {"loading": loading(folder, world), "learning": learning(folder, world)}
+    seen["between"] = {
+        (impl, keeping): alive_between(folder, world, impl, keeping)
+        for impl, keeping in (("fused", False), ("reference", False), ("fused", True))
+    }
     seen["full disk"] = full_disk(folder, world)
     if world.is_main:
         torch.save(seen, folder / "seen.pt")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from codyra_llm import run
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.launch import start
+from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
 from codyra_llm.models.identity import model_hash
@@ -281,14 +282,15 @@ def test_pickled_weights_are_merged_in_place_and_it_is_said(
     shutil.copytree(tiny_folder, folder)
     torch.save(weights(folder), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    run(config_of(folder, tmp_path / "run", order=TASKS[:1]))
-    assert (
-        "updates are merged in place: the original weights cannot be read" in (tmp_path / "run/train.log").read_text()
-    )
-    entry = load_file(tmp_path / "run" / "ledger" / "01-FOMC" / "adapter_model.safetensors")
+    run(config_of(folder, tmp_path / "first", order=TASKS[:1]))
+    run(config_of(folder, tmp_path / "run", order=TASKS[1:], extend=str(tmp_path / "first" / "ledger")))
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "updates are merged in place: the original weights cannot be read" in log
     name = "model.layers.0.self_attn.o_proj"
-    B, A = (entry[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA")
-    expected = tiny_model().get_submodule(name).weight + B @ A
+    expected = tiny_model().get_submodule(name).weight.detach()
+    for entry in read_ledger(tmp_path / "run" / "ledger").entries:
+        B, A = read_entry(tmp_path / "run" / "ledger" / entry.name)[name]
+        expected = expected + B @ A
     torch.testing.assert_close(weights(tmp_path / "run" / "model")[f"{name}.weight"], expected)
     said = refused("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "model")
     assert "weights cannot be read in parts" in said

@@ -90,9 +90,8 @@ def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
     except yaml.YAMLError as error:
         raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
     except Exception as error:  # whatever a task file can get wrong, or a hub that is not reached
-        raise UserError(
-            f"general.suites: {name} cannot be loaded ({line_of(error)}); general.data_dir names a folder with its data"
-        ) from None
+        hint = "it is to be a task in lm-eval's format" if is_file else "general.data_dir names a folder with its data"
+        raise UserError(f"general.suites: {name} cannot be loaded ({line_of(error)}); {hint}") from None
 
 
 def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:

@@ -13,11 +13,11 @@ In the first three an empty prediction or reference scores 0. The published code
 sentences (RecursionError); here such rows get the value it would have returned.
 """
 
+import functools
 import re
+from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
 
 from codyra_llm.evaluation.scorers.base import OriginalCrash, Score
 
@@ -86,21 +86,27 @@ def moram(prompt: str, prediction: str, reference: str) -> float:
     return 100 * rouge_l_f(with_newline(prediction), reference) if prediction and reference else 0.0
 
 
-class _UnicodeWords(Tokenizer):
+class _UnicodeWords:
     """The package's own tokenizer drops all that is not ASCII, and with it a right answer in German or Chinese."""
 
     def tokenize(self, text: str) -> list[str]:
         return WORD.findall(text.casefold())
 
 
+@functools.cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # takes seconds to import; not every run has such a task
+
+    return RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
+
+
 def lenient(prompt: str, prediction: str, reference: str) -> float:
     """ROUGE-L F of package rouge-score, in percent: case, punctuation and sentence boundaries do not count."""
     if not WORD.search(prediction) or not WORD.search(reference):
         return 100.0 * (prediction.strip() == reference.strip())
-    return 100.0 * ROUGE_SCORER.score(reference, prediction)["rougeL"].fmeasure
+    return 100.0 * _scorer().score(reference, prediction)["rougeL"].fmeasure
 
 
-ROUGE_SCORER = RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
 ROUGE_L: dict[str, Score] = {
     "trace_strict": strict,
     "treelora_prefix": treelora,
