@@ -66,9 +66,9 @@ def answer_questions(
 ) -> list[Answered]:
     """Greedy answers to the questions and the loss of their true answers, in their order, the same on every rank.
 
-    An answer ends at the end-of-sequence token, at a stop string (left out of it) or at its most tokens. The model's
-    own sampling defaults are not used. Which questions share a batch depends on the questions alone; the ranks take
-    the batches in turn, a round at a time.
+    An answer ends at an end-of-sequence token of the tokenizer or the model (Gemma's end a turn as well), at a stop
+    string (left out of it) or at its most tokens. The model's own sampling defaults are not used. Which questions share
+    a batch depends on the questions alone; the ranks take the batches in turn, a round at a time.
 
     Args:
         world: the ranks that share the work; None: this process alone.
@@ -134,10 +134,16 @@ def _answer_batch(
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
     context, hidden = Context.of(model, prompts, longest, pad, sharing=not synced)
-    batch = _Batch(model, tokenizer, rows, pad, synced)
+    batch = _Batch(model, tokenizer, rows, _ends(model, tokenizer), synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)
     return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    of_model = model.generation_config.eos_token_id if model.generation_config else None
+    of_model = of_model if isinstance(of_model, list) else [of_model]
+    return frozenset({tokenizer.eos_token_id, padding_id(tokenizer), *of_model} - {None})
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,14 @@ class _Batch:
     """Rows that are answered together, each with its questions.
 
     Attributes:
+        ends: tokens that end an answer.
         synced: all ranks take every forward pass in step.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rows: list[list[Question]]
-    pad: int
+    ends: frozenset[int]
     synced: bool
 
     def true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
@@ -209,7 +216,7 @@ class _Batch:
 
     def _goes_on(self, row: int, token: int, ids: list[int]) -> bool:
         """Adds a token to an answer, unless it ends it; returns whether more are to come."""
-        if token in (self.tokenizer.eos_token_id, self.pad):
+        if token in self.ends:
             return False
         ids.append(token)
         question = self.rows[row][0]

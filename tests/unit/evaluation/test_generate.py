@@ -187,3 +187,13 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_where_an_answer_is_cut(text: str, stop: list[str], expected: str) -> None:
     assert cut_at_stop(text, stop) == expected
+
+
+def test_an_answer_ends_at_any_of_the_models_ends() -> None:
+    model, examples = tiny_model(), some_examples(4)
+    whole = [each.text.split() for each in answer(model, examples, 8)]
+    end = next(text[k] for text in whole for k in range(1, len(text)) if text[k] not in text[:k])
+    model.generation_config.eos_token_id = [2, int(end)]
+    found = [each.text.split() for each in answer(model, examples, 8)]
+    assert found != whole
+    assert found == [text[: text.index(end)] if end in text else text for text in whole]
