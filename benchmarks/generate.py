@@ -5,9 +5,10 @@
 
 Greedy, batches padded on the left, a batch of generate goes on until its last row has ended:
 
-- generate: rows as they come, task after task in the file's order; one limit of new tokens for all, and a row ends at
-  the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
-- generate, limits: a batch is of one task and has that task's limit, where it is below the one for all.
+- generate: the mix as it comes, rows of all tasks in a fixed random order; one limit of new tokens for all, and a row ends
+  at the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
+- generate, by task: a batch is of one task, in the file's order.
+- generate, limits: it has that task's limit as well, where it is below the one for all.
 - generate, limits and stops: it has the task's stop strings as well.
 - ours: the same limits and stops, and the loss of every true answer beside the model's own.
 
@@ -19,6 +20,7 @@ Operations, operator traffic and extra memory (growth of the peak) are those of 
 import argparse
 import functools
 import logging
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -65,19 +67,21 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(options.model))
     mix = examples(tokenizer, options.data_dir, options.rows, "test")
     mixed = [row for _, rows in mix for row in rows]
+    random.Random(0).shuffle(mixed)
     questions = [
         Question(row, min(cap, task.spec.max_new_tokens), task.spec.stop) for task, rows in mix for row in rows
     ]
 
-    def by_task(stops: bool) -> None:
+    def by_task(limits: bool, stops: bool) -> None:
         for task, rows in mix:
-            limit, stop = min(cap, task.spec.max_new_tokens), task.spec.stop if stops else ()
+            limit, stop = min(cap, task.spec.max_new_tokens) if limits else cap, task.spec.stop if stops else ()
             plain(model, tokenizer, rows, size, limit, stop)
 
     contestants: dict[str, Callable[[], object]] = {
         "generate": functools.partial(plain, model, tokenizer, mixed, size, cap),
-        "generate, limits": functools.partial(by_task, stops=False),
-        "generate, limits and stops": functools.partial(by_task, stops=True),
+        "generate, by task": functools.partial(by_task, limits=False, stops=False),
+        "generate, limits": functools.partial(by_task, limits=True, stops=False),
+        "generate, limits and stops": functools.partial(by_task, limits=True, stops=True),
         "ours, with the true answers' losses": lambda: answer_questions(model, tokenizer, questions, size),
     }
     times = compared(interleave(contestants, options.rounds, warmup=1), "generate")
