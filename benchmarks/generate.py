@@ -5,8 +5,8 @@
 
 Greedy, batches padded on the left, a batch of generate goes on until its last row has ended:
 
-- generate: the mix as it comes, rows of all tasks in a fixed random order; one limit of new tokens for all, and a row ends
-  at the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
+- generate: the mix as it comes, rows of all tasks in a fixed random order; one limit of new tokens for all, and a row
+  ends at the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
 - generate, by task: a batch is of one task, in the file's order.
 - generate, limits: it has that task's limit as well, where it is below the one for all.
 - generate, limits and stops: it has the task's stop strings as well.
