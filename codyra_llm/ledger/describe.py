@@ -45,6 +45,6 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
     signs = [1.0] * len(folders)
     folders += [second / name for name in yours if name not in same]
     signs += [-1.0] * (len(folders) - len(signs))
-    apart = math.hypot(*(norm_of_product(*factors) for _, factors in summed(folders, signs)))
+    apart = math.hypot(*(norm_of_product(*factors) for _, factors in summed(folders, shares=signs)))
     size = math.hypot(*drift([first / name for name in mine]).values())
     return f"{align(rows)}\nthe models are {apart:.3g} apart; the first is {size:.3g} from the base model"

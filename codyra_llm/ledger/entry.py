@@ -72,14 +72,14 @@ def read_entry(folder: Path) -> Deltas:
 
 
 def summed(
-    folders: Sequence[Path], shares: Sequence[float] | None = None, of: Path | None = None
+    folders: Sequence[Path], of: Path | None = None, shares: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Factors]]:
     """(projection, factors whose product is the sum of its updates in all entries), by name: B and A are stacked.
 
     Args:
         folders: the entries, in the order in which they are added.
-        shares: what each is multiplied by; 1 by default.
         of: leaves out the projections that this entry does not touch.
+        shares: what each is multiplied by; 1 by default.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(folder / WEIGHTS, "pt")) for folder in folders]

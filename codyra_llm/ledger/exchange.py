@@ -57,7 +57,7 @@ def export_sum(
     """
     if output.exists():
         raise UserError(f"{output}: is there already; name a new folder")
-    updates = dict(summed([folder / entry for entry in shares], list(shares.values())))
+    updates = dict(summed([folder / entry for entry in shares], shares=list(shares.values())))
     with _writing(output):
         write_entry(output, updates, ledger.base_model.name, belongs or OF_A_SUM + ", ".join(shares), rank)
     return rank or max((len(A) for _, A in updates.values()), default=0)

@@ -51,7 +51,7 @@ def materialize(
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
 
-    weights = merged_weights(layout, original, summed(folders, list(shares.values())))
+    weights = merged_weights(layout, original, summed(folders, shares=list(shares.values())))
     save_model(model, layout, weights, tokenizer, output, _card(ledger, shares))
 
 

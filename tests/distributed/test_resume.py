@@ -62,12 +62,21 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     assert not list(folder.rglob("*.tmp")) + list(folder.rglob("*.partial"))
 
 
+def uninterrupted(model: Path, folder: Path) -> tuple[Path, list[str]]:
+    """The folder of a run that nothing interrupts, and the functions that it called, in order.
+
+    Another run before it fills the caches: those that are struck find them filled as well.
+    """
+    before = {"config": config_of(model, folder / "before")}
+    watched = {"config": config_of(model, folder / "run"), "watch": str(folder / "called")}
+    assert run_sessions(before, watched) == [[0], [0]]
+    return folder / "run", (folder / "called").read_text().splitlines()
+
+
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The run folder of an uninterrupted run, and the functions that it called, in order."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert run_sessions({"config": config_of(model, folder / "run"), "watch": str(folder / "called")}) == [[0]]
-    return folder / "run", (folder / "called").read_text().splitlines()
+    """An uninterrupted run and what it called."""
+    return uninterrupted(model, tmp_path_factory.mktemp("whole"))
 
 
 def test_killed_at_random_moments(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
@@ -168,10 +177,7 @@ WAYS = {
 @pytest.fixture(scope="module")
 def without_dropout(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """An uninterrupted run of one rank whose result does not depend on the number of ranks."""
-    folder = tmp_path_factory.mktemp("without-dropout")
-    config = config_of(tiny_folder, folder / "run")
-    assert run_sessions({"config": config, "watch": str(folder / "called")}) == [[0]]
-    return folder / "run", (folder / "called").read_text().splitlines()
+    return uninterrupted(tiny_folder, tmp_path_factory.mktemp("without-dropout"))
 
 
 CHANGES = [
