@@ -23,15 +23,20 @@ def model_hash(name_or_path: str) -> str:
         UserError: the model has no weights, or they cannot be read.
     """
     try:
-        source = resolve_model(name_or_path)
-        try:
-            files = weight_files(source)
-        except OSError:
-            files = weight_files(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-        contents = {name: digest for file in files for name, digest in _remembered(file).items()}
+        contents = {name: digest for file in _files(name_or_path) for name, digest in _remembered(file).items()}
     except OSError as error:
-        raise UserError(f"model.name_or_path {name_or_path}: weights cannot be read: {reason(error)}") from None
+        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded: {reason(error)}") from None
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+def _files(name_or_path: str) -> list[Path]:
+    source = resolve_model(name_or_path)
+    try:
+        return weight_files(source)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            return weight_files(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+        raise error
 
 
 def _remembered(file: Path) -> dict[str, str]:
