@@ -45,7 +45,8 @@ def reference_of(way: dict) -> dict:
 
 def name(way: dict) -> str:
     recomputed = "-checkpointing" if way["checkpointing"] else ""
-    kind = f"{way.get('quantization', way['dtype'])}-{way['mode']}" + f"-adam{way['adam_bits']}" * ("adam_bits" in way)
+    bits = f"-adam{way['adam_bits']}" if "adam_bits" in way else ""
+    kind = f"{way.get('quantization', way['dtype'])}-{way['mode']}{bits}"
     return f"{kind}-{way['zero']}-{way['ranks']}x{way['micro']}{recomputed}"
 
 
