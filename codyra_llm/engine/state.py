@@ -61,10 +61,11 @@ def write_moments(model: nn.Module, engine: Any, optimizer: Proximal, state: Tas
         piece = _own_piece(engine, parameter)
         if not piece:
             continue
-        moments = found.setdefault(piece.flat, {key: torch.zeros_like(piece.flat) for key in keys})
+        if piece.flat not in found:
+            found[piece.flat] = {key: torch.zeros_like(piece.flat) for key in keys}
         for key in keys:
             value = state.tensors[f"{name}.{key}"].flatten()[piece.offset : piece.offset + piece.length]
-            piece.of(moments[key]).copy_(value)
+            piece.of(found[piece.flat][key]).copy_(value)
     for flat, moments in found.items():
         optimizer.set_moments(flat, state.step, moments, of_gates="importance" in moments)
 
