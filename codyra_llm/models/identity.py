@@ -16,8 +16,9 @@ from codyra_llm.models.shards import ShardReader
 def model_hash(name_or_path: str) -> str:
     """Hexadecimal SHA-256 of a model's weights: of the name, dtype, shape and values of each tensor.
 
-    However they are divided over safetensors files, it is the same. Pickled weights are hashed by file. What was found
-    of a file is kept in the cache folder as long as its path, size and time stay: hashing reads every byte.
+    However they are divided over safetensors files, it is the same. Pickled weights are hashed by file, whatever those
+    are called. What was found of a file is kept in the cache folder as long as its path, size and time stay: hashing
+    reads every byte.
 
     Raises:
         UserError: the model has no weights, or they cannot be read.
@@ -60,5 +61,6 @@ def _contents(file: Path) -> dict[str, str]:
     try:
         reader = ShardReader([file])
     except ValueError:
-        return {file.name: sha256(file)}
+        digest = sha256(file)
+        return {digest: digest}  # not by its name: in the hub's cache, a file is called otherwise
     return {name: reader.digest(name) for name in reader.shapes}
