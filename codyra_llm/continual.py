@@ -258,7 +258,8 @@ class _Run:
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
         is_base = row_name == "0-base"
-        whom = base_identity(self.config, self.tokenizer, self.world, self.ledger) if is_base else None
+        of_base = (self.config, self.model, self.tokenizer, self.world, self.ledger)
+        whom = base_identity(*of_base) if is_base else None
         found = score_general(
             self.model,
             self.tokenizer,

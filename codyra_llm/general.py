@@ -18,12 +18,13 @@ from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.delta import general_delta
+from codyra_llm.evaluation.generate import end_tokens
 from codyra_llm.files import read_json
 from codyra_llm.ledger.ledger import Ledger, read_ledger
 from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
-from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.plots import plot_general
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import of_a_model
@@ -82,19 +83,27 @@ def score_general(
 
 
 def base_identity(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, world: World, ledger: Ledger | None = None
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    ledger: Ledger | None = None,
 ) -> str:
     """Whom a run begins with, for `asking`: all that answers depend on but the questions.
 
     Args:
+        model: as it is to be asked: its configuration decides as its weights do.
         ledger: what is added to config.model before its first task.
     """
 
     def identify() -> str:
         held = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
         held["model.name_or_path"] = model_hash(config.model.name_or_path)
-        ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-        return json.dumps([held, ends, world.device.type, ledger.files if ledger else {}])
+        structure = json.loads(model.config.to_json_string(use_diff=False))  # says as well which transformers it is
+        structure.pop("_name_or_path", None)
+        ends = sorted(end_tokens(model, tokenizer))
+        added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
+        return json.dumps([held, structure, ends, world.device.type, added], sort_keys=True)
 
     found: str = share(on_main(world, identify))
     return found
@@ -125,13 +134,13 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
-    folder: Any = on_main(world, lambda: RunFolder(config))
+    folder: Any = on_main(world, lambda: scores_folder(config))
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
         model = load_base(config, deepspeed_json, world, LOG.warning)
         on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
         start_log(folder.path / "scores.log" if folder else None)
-        whom = base_identity(config, tokenizer, world)
+        whom = base_identity(config, model, tokenizer, world)
         found = score_general(model, tokenizer, suites, config.evaluate, world, folder, stop, "model", whom)
     results = of_a_model(config, deepspeed_json, model, world.size)
     results["general"] = {"items": {suite.name: suite.items for suite in suites}, "scores": {"model": found}}
@@ -168,7 +177,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
     results = share(on_main(world, lambda: _finished(folder)))
     ledger: Ledger = share(on_main(world, lambda: read_ledger(folder.ledger)))
     rows = [(0, "base"), *enumerate(results["tasks"], 1)]
-    begun = len(ledger.entries) - len(results["tasks"])  # entries that the run began with
+    begun = _begun_with(ledger, results["tasks"])
     if unknown := sorted(set(after) - set(results["tasks"])):
         raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results['tasks'])}")
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
@@ -185,7 +194,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         original = find_original(config, LOG.warning)
         start_log(folder.path / "train.log" if folder else None)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
-        whom = base_identity(config, tokenizer, world, first)
+        whom = base_identity(config, model, tokenizer, world, first)
         for number, task in rows:
             name = f"{number}-{task}"
             entries = [entry.name for entry in ledger.entries[: begun + number]]
@@ -227,6 +236,19 @@ def _finished(folder: RunFolder) -> dict[str, Any]:
     if not phases or phases[-1]["phase"] != "save":
         raise UserError(f"{folder.path}: the run is not finished; start it again, and it goes on")
     return results
+
+
+def _begun_with(ledger: Ledger, tasks: Sequence[str]) -> int:
+    """How many entries a run's ledger had before the run's own; adapters may have been appended since."""
+    learned = [number for number, entry in enumerate(ledger.entries, 1) if entry.settings]
+    begun = max(learned, default=0) - len(tasks)
+    own = [entry.task for entry in ledger.entries[max(begun, 0) : begun + len(tasks)]]
+    if own != list(tasks):
+        raise UserError(
+            f"the ledger has {', '.join(own) or 'nothing'} where the run learned {', '.join(tasks)}; "
+            "restore the folder `ledger` of this run"
+        )
+    return begun
 
 
 def _load_suites(config: RunConfig) -> "list[Suite]":

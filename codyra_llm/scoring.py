@@ -11,13 +11,12 @@ from codyra_llm.config import EvaluateConfig, RunConfig
 from codyra_llm.engine.launch import World, on_main, start
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base
-from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
 from codyra_llm.general import base_identity, score_general
 from codyra_llm.plan import RunPlan, plan_run
-from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import new_results, of_a_model
 from codyra_llm.text import align
@@ -71,7 +70,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     """
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world, to_train=False)
-    folder: Any = on_main(world, lambda: _folder(config))
+    folder: Any = on_main(world, lambda: scores_folder(config))
     on_main(world, lambda: folder.forget_stops())
     notes = list(plan.notes)
     which, row_name = range(len(plan.stream)), f"model-{_journal_name(config, plan)}"
@@ -82,7 +81,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         for note in notes:
             log.warning(note)
         scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
-        whom = base_identity(config, plan.tokenizer, world) if plan.suites else None
+        whom = base_identity(config, model, plan.tokenizer, world) if plan.suites else None
         general = score_general(model, plan.tokenizer, plan.suites, config.evaluate, world, folder, stop, "model", whom)
     by_task = dict(zip(plan.stream.names, scored, strict=True))
     scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
@@ -121,13 +120,6 @@ def model_stamp(name_or_path: str) -> list[tuple[str, int, int]]:
     """Changes with the files of a model that lies here; empty for one of the hub."""
     files = sorted(expand(name_or_path).glob("*"))
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def _folder(config: RunConfig) -> RunFolder:
-    folder = RunFolder(config)
-    if (folder.path / "checkpoints").exists():
-        raise UserError(f"output_dir {folder.path}: holds a training run; name another folder for the scores")
-    return folder
 
 
 def _table(results: dict[str, Any]) -> str:

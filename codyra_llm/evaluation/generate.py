@@ -134,13 +134,14 @@ def _answer_batch(
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
     context, hidden = Context.of(model, prompts, longest, pad, sharing=not synced)
-    batch = _Batch(model, tokenizer, rows, _ends(model, tokenizer), synced)
+    batch = _Batch(model, tokenizer, rows, end_tokens(model, tokenizer), synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)
     return [Answered(*own[k], *each) for k, of_row in enumerate(true) for each in of_row]
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's end and padding, and the model's own ends."""
     of_model = model.generation_config.eos_token_id if model.generation_config else None
     of_model = of_model if isinstance(of_model, list) else [of_model]
     return frozenset({tokenizer.eos_token_id, padding_id(tokenizer), *of_model} - {None})

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codyra_llm.evaluation.generate import Answered, Question
-from codyra_llm.files import write_text
-from codyra_llm.models.gguf import cache_folder
+from codyra_llm.files import cache_folder, write_text
 
 VERSION = 1  # of how answers come about: greedy decoding, stops, losses
 

@@ -164,6 +164,18 @@ class RunFolder(OutputFolder):
             raise UserError(f"output_dir {self.path}: holds files that are not a run; choose an empty or new folder")
 
 
+def scores_folder(config: RunConfig) -> RunFolder:
+    """The folder for the scores of a model that is not trained.
+
+    Raises:
+        UserError: it holds a training run, whose results would be lost, or as `RunFolder` does.
+    """
+    folder = RunFolder(config)
+    if (folder.path / "checkpoints").exists():
+        raise UserError(f"output_dir {folder.path}: holds a training run; name another folder for the scores")
+    return folder
+
+
 def start_log(path: Path | None) -> logging.Logger:
     """The run's log: to the console and, where a path is given, to a file; silent without one (other ranks)."""
     log = logging.getLogger("codyra_llm")

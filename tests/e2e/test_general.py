@@ -11,6 +11,8 @@ from codyra_llm import asking, run
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
 from codyra_llm.general import measure_later, saved_config, score_suites
+from codyra_llm.ledger.exchange import append_adapter
+from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite
 
@@ -106,6 +108,40 @@ def test_the_base_model_is_measured_once(tiny_folder: Path, tmp_path: Path, aske
     assert again["general"] == first["general"]
 
 
+def test_the_same_weights_are_another_model_by_their_configuration(
+    tiny_folder: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 6}
+    rounds = []
+    changes = [{}, {}, {"config": {"rms_norm_eps": 0.1}}, {"generation_config": {"eos_token_id": [2, 3]}}]
+    for number, change in enumerate(changes):
+        folder = tmp_path / f"model{number}"
+        shutil.copytree(tiny_folder, folder)
+        for name, settings in change.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        asked.clear()
+        score_suites(tiny_config(folder, tmp_path / f"scores{number}", **overrides))
+        rounds.append(len(asked))
+    assert rounds[0] > 0
+    assert rounds == [rounds[0], 0, rounds[0], rounds[0]]
+
+
+def test_what_was_appended_to_a_run_s_ledger_is_not_measured_as_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 6, "order": TASKS[:2]}
+    expected = run(tiny_config(tiny_folder, output, **overrides))
+    forgotten = {**expected, "general": {**expected["general"], "scores": {}, "delta": {}}}
+    (output / "results.json").write_text(json.dumps(forgotten))
+    ledger = output / "ledger"
+    append_adapter(ledger, read_ledger(ledger), ledger / f"01-{TASKS[0]}", "mine", None)
+    assert measure_later(output, saved_config(output))["general"] == expected["general"]
+    kept = read_ledger(ledger)
+    write_ledger(ledger, dataclasses.replace(kept, entries=kept.entries[:1]))
+    with pytest.raises(UserError, match=f"where the run learned {', '.join(TASKS[:2])}"):
+        measure_later(output, saved_config(output))
+
+
 def test_a_suite_that_failed_is_measured_later(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +205,9 @@ def test_suites_alone_need_no_task_data(tiny_folder: Path, tmp_path: Path) -> No
         "model.general.sample.jsonl",
     }
     assert score_suites(config)["general"] == scores["general"]
+    of_the_run = tiny_config(tiny_folder, tmp_path / "run", order=TASKS[:1], **overrides)
+    with pytest.raises(UserError, match="holds a training run; name another folder for the scores"):
+        score_suites(of_the_run)
 
 
 def test_measured_only_after_the_tasks_that_are_named(tiny_folder: Path, tmp_path: Path) -> None:
