@@ -42,9 +42,24 @@ class Proximal(torch.optim.Optimizer):
     first order, what the loss would change by if the component were removed) and s_ref the geometric mean of all s_i.
     A component at zero keeps its last s_i. The average is element-wise optimizer state; s_ref costs one all-reduce of
     two numbers.
+
+    Args:
+        params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
+        lr, betas, eps, weight_decay, options: as AdamW's.
     """
 
     live_gates = 0  # that are not zero after the last step, of those that this process steps
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)  # type: ignore[call-arg]
 
     @classmethod
     def for_model(
@@ -65,7 +80,7 @@ class Proximal(torch.optim.Optimizer):
                     "regrow": config.regrow,
                 }
             )
-        return cls(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
+        return cls(groups, lr=lr, **kwargs)
 
     def moments(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         """The moving averages of a parameter, or of a flat slice of several, by name: exp_avg, exp_avg_sq, importance.
@@ -136,19 +151,4 @@ class Proximal(torch.optim.Optimizer):
 
 
 class ProximalAdamW(Proximal, torch.optim.AdamW):
-    """AdamW and its proximal step, all moving averages in fp32.
-
-    Args:
-        params: parameters or groups, as every torch optimizer takes them; `for_model` makes the usual two groups.
-        lr, betas, eps, weight_decay: as AdamW's.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 5e-4,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    """AdamW and its proximal step, all moving averages in fp32."""

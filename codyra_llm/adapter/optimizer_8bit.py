@@ -23,15 +23,8 @@ SMALLEST = 4096
 class ProximalAdamW8bit(Proximal, bnb.optim.AdamW8bit):
     """AdamW in 8 bits and its proximal step; takes what `ProximalAdamW` takes."""
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 5e-4,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, min_8bit_size=SMALLEST)
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        super().__init__(params, min_8bit_size=SMALLEST, **options)
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
         """What bitsandbytes asks before it steps a parameter: the gates' averages have 32 bits."""
