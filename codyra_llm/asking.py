@@ -12,7 +12,7 @@ from codyra_llm.config import EvaluateConfig
 from codyra_llm.engine.launch import World, on_main, share
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import readable
-from codyra_llm.errors import Stopped
+from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.evaluation.generate import Answered, Ask, Question, answer_questions
 from codyra_llm.evaluation.memory import recall, remember
 from codyra_llm.report.folder import OutputFolder
@@ -58,6 +58,7 @@ def asking(
 
     Raises:
         Stopped: the run was asked to stop.
+        RankFailed: the model failed on this rank, of several.
     """
     kept: Any = folder
     answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
@@ -81,7 +82,15 @@ def asking(
                 if stop.agreed():
                     raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
 
-            given = answer_questions(model, tokenizer, questions, config.batch_size, world, of_these, on_round, synced)
+            how = (config.batch_size, world, of_these, on_round, synced)
+            try:
+                given = answer_questions(model, tokenizer, questions, *how)
+            except (Stopped, UserError):
+                raise
+            except Exception as error:
+                if world.size == 1:
+                    raise
+                raise RankFailed(f"{doing}: rank {world.rank}: {type(error).__name__}: {error}") from error
             if whom:
                 on_main(world, lambda: remember(whom, questions, given))
             return given

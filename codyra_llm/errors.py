@@ -12,5 +12,9 @@ class Stopped(Exception):
     """The run was asked to stop and kept all it had done; started again, it goes on. Commands exit with status 75."""
 
 
+class RankFailed(Exception):
+    """This rank failed amid what all ranks do together: not even who forgives errors may let it go on alone."""
+
+
 class RendezvousError(UserError):
     """The processes of a run did not find each other; one on each host says so, since rank 0 may not be there."""

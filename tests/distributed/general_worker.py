@@ -1,12 +1,14 @@
 """Trains a task and measures general ability, with the branches on the live model and after the merge.
 
-python -m tests.distributed.general_worker < JSON list of {"config": {...}, "ranks": 1}; answers are in the run folders.
+python -m tests.distributed.general_worker < JSON list of {"config": {...}, "ranks": 1, "broken": rank}; answers are in
+the run folders.
 """
 
 import json
 import sys
 from typing import Any
 
+from codyra_llm import asking
 from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.asking import stoppable
 from codyra_llm.config import load_config
@@ -41,10 +43,15 @@ def measure(settings: dict) -> None:
     on_main(world, lambda: folder.write_results({"live": live, "merged": merged}))
 
 
-def run_way(config: dict, ranks: int) -> list[int]:
-    """Forks the ranks of one way."""
+def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
+    """Forks the ranks of one way; on a broken one the model fails."""
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room on this rank")
 
     def work(rank: int) -> int:
+        if rank == broken:
+            asking.answer_questions = fail
         measure(config)
         return 0
 

@@ -51,6 +51,14 @@ def test_the_same_in_every_way_of_running(tiny_folder: Path, tmp_path: Path) -> 
             assert of_suite[0]["score"] == pytest.approx(of_suite[1]["score"], rel=1e-4)
 
 
+def test_a_rank_that_fails_alone_leaves_no_other_waiting(tiny_folder: Path, tmp_path: Path) -> None:
+    suites = {"general.suites": [write_suite(tmp_path)], "general.limit": 4, "order": ["FOMC"]}
+    job = {"config": config_of(tiny_folder, tmp_path / "run", **suites), "ranks": 2, "broken": 1}
+    assert run_forked("tests.distributed.general_worker", [job], timeout=120) == [[1, 1]]
+    assert "rank 1: MemoryError: no room on this rank" in (tmp_path / "run.log").read_text()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_two_ranks_are_stopped_in_a_suite_and_go_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
-from codyra_llm.errors import Stopped, UserError
+from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.suites import Suite, line_of
 
@@ -46,6 +46,7 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[
     Raises:
         Stopped: the run was asked to stop.
         UserError: an answer could not be kept.
+        RankFailed: the model failed on one rank, and the others wait for it.
     """
     tasks = {name: suite.tasks[name] for name in suite.items}  # the harness would ask all items of the others
     try:
@@ -56,7 +57,7 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[
         parts = [_of_task(task, found["results"][name], found["samples"][name]) for name, task in tasks.items()]
         rows = [{"task": name, **row} for name, part in zip(tasks, parts, strict=True) for row in part.rows]
         return _together(parts), rows
-    except (Stopped, UserError):
+    except (Stopped, UserError, RankFailed):
         raise
     except Exception as error:  # a suite is others' code and data: a run must outlive it
         return {"failed": line_of(error)}, []
