@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from codyra_llm.command import Parser, main
+from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.ledger.select import add_selection, read_selection
 
@@ -40,7 +41,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
             action.add_argument(
                 "--base", metavar="NAME", help="where the base model is (default: what the run called it)"
             )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.action == "export" and options.only and (options.upto or options.without or options.scale):
+        raise UserError("--only: stands alone; leave out --upto, --without and --scale, which say what a sum is of")
+    return options
 
 
 def ledger() -> None:

@@ -147,5 +147,5 @@ def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies B A by: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern is matched as PEFT does."""
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     matched = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-    alpha = matched[0] if matched else config["lora_alpha"]
+    alpha = matched[0] if matched else config.get("lora_alpha", 8)  # PEFT's default
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

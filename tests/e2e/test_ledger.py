@@ -241,6 +241,12 @@ def test_one_entry_padded_for_servers_of_one_rank(finished: Path, tmp_path: Path
     assert "not the base model alone" in (tmp_path / "one" / "README.md").read_text()
 
 
+def test_one_entry_is_no_selection(tmp_path: Path, refused: Command) -> None:
+    export = ("ledger.py", "export", tmp_path / "ledger", "--output_dir", tmp_path / "one", "--only", "FOMC")
+    for also in (("--scale", "FOMC=0.5"), ("--upto", 1), ("--without", "FOMC")):
+        assert "--only: stands alone" in refused(*export, *also)
+
+
 def test_a_base_that_came_as_gguf(tmp_path: Path, command: Command) -> None:
     name, ledger = "model.layers.3.mlp.down_proj", tmp_path / "ledger"
     torch.manual_seed(0)
