@@ -228,14 +228,7 @@ class _Run:
         row_name = f"{number}-{after}"
         entry = self._begin(after, "evaluate")
         scored = score_tasks(
-            self.model,
-            self.plan,
-            which,
-            self.config.evaluate,
-            self.world,
-            self.folder,
-            self.stop,
-            row_name,
+            self.model, self.plan, which, self.config.evaluate, self.world, self.folder, self.stop, row_name
         )
         entry["tokens"] = sum(scores.tokens for scores in scored)
         for i, scores in zip(which, scored, strict=True):
@@ -257,22 +250,12 @@ class _Run:
 
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
-        is_base = row_name == "0-base"
-        of_base = (self.config, self.model, self.tokenizer, self.world, self.ledger)
-        whom = base_identity(*of_base) if is_base else None
+        config, model, tokenizer, world = self.config, self.model, self.tokenizer, self.world
+        whom = base_identity(config, model, tokenizer, world, self.ledger) if row_name == "0-base" else None
         found = score_general(
-            self.model,
-            self.tokenizer,
-            self.plan.suites,
-            self.config.evaluate,
-            self.world,
-            self.folder,
-            self.stop,
-            row_name,
-            whom,
+            model, tokenizer, self.plan.suites, config.evaluate, world, self.folder, self.stop, row_name, whom
         )
-        delta = set_row(self.results["general"], row_name, found)
-        self.report.general(row_name, delta)
+        self.report.general(row_name, set_row(self.results["general"], row_name, found))
 
     def _save(self, number: int) -> None:
         self._begin(self.stream.names[-1], "save")

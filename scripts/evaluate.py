@@ -20,18 +20,18 @@ import argparse
 import dataclasses
 import re
 import sys
-from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.config import DEFAULT_CONFIG, RunConfig, parse_command_line
 from codyra_llm.errors import UserError
+from codyra_llm.files import expand
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     """What stands above, and the configuration that everything else on the command line means."""
     parser = Parser(description=__doc__, add_help=False)
     parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
     parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
     parser.add_argument("--config", help="YAML file (default: configs/quickstart.yaml, or that of --run)")
@@ -40,6 +40,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
         raise UserError("--run and --model: give one of them; a run names its model itself")
     if options.after and not options.run:
         raise UserError("--after: goes with --run, which names the run whose tasks are meant")
+    options.run = expand(options.run) if options.run else None
     if options.run and not (options.run / "config.yaml").is_file():
         raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
     if options.model:
