@@ -94,8 +94,11 @@ def _together(parts: list[_OfTask]) -> dict[str, Any]:
         error = statistics.stdev(values) / len(values) ** 0.5
     elif all(part.stderr is not None for part in parts):
         error = sum((n * (part.stderr or 0.0)) ** 2 for n, part in zip(counts, parts, strict=True)) ** 0.5 / sum(counts)
+    score = sum(n * part.value for n, part in zip(counts, parts, strict=True)) / sum(counts)
+    if not math.isfinite(score):
+        raise ValueError(f"its score is {score}")
     return {
-        "score": sum(n * part.value for n, part in zip(counts, parts, strict=True)) / sum(counts),
+        "score": score,
         "stderr": error,
         "unit": parts[0].unit,
         "higher_is_better": parts[0].higher_is_better,

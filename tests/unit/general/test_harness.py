@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
-from codyra_llm.evaluation.generate import answer_questions
+from codyra_llm.evaluation.generate import Answered, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 from tests.suites import write_suite
 
@@ -102,6 +103,12 @@ def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours, theirs) -> Non
     assert (mine["unit"], mine["higher_is_better"], mine["stderr"]) == ("bits_per_byte", False, None)
     assert len(answers) == mine["items"] == 2
     assert general_delta({"text": mine}, {"text": mine}) is None
+
+
+def test_a_score_that_is_no_number_is_a_failure(ours) -> None:
+    (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
+    broken = BatchedLM(ours.tokenizer, lambda asked: [Answered("", 0, math.nan, False) for _ in asked], 2048)
+    assert score_suite(suite, broken) == ({"failed": "ValueError: its score is nan"}, [])
 
 
 def test_tasks_that_a_limit_leaves_out_are_not_asked(ours) -> None:
