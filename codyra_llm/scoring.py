@@ -1,6 +1,7 @@
 """Scoring a model on the tasks of a plan: after a task of a run, or as it is, without training."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +62,8 @@ def score_model(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         What stands in results.json: what a run says of itself, `scores` (variant -> task -> 0 to 100), `mean`
-        (variant -> mean over tasks), `answer_nll` (task -> nats per token of the true answers) and, where suites of
-        general ability are configured, `general` (suite -> score).
+        (variant -> mean over tasks), `answer_nll` (task -> nats per token of the true answers; None where they are not
+        finite) and, where suites of general ability are configured, `general` as `score_suites` gives it.
 
     Raises:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
@@ -91,10 +92,10 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         "tasks": known["tasks"],
         "scores": scores,
         "mean": {variant: sum(of_tasks.values()) / len(of_tasks) for variant, of_tasks in scores.items()},
-        "answer_nll": {task: each.nll for task, each in by_task.items()},
+        "answer_nll": {task: each.nll if math.isfinite(each.nll) else None for task, each in by_task.items()},
     }
     if plan.suites:
-        results["general"] = general
+        results["general"] = {"items": known["general"]["items"], "scores": {"model": general}}
 
     def write() -> None:
         for task, each in by_task.items():
@@ -126,5 +127,6 @@ def _table(results: dict[str, Any]) -> str:
     rows = [["task", *VARIANTS, "NLL"]]
     for task in results["tasks"]:
         of_task = [f"{results['scores'][variant][task]:.1f}" for variant in VARIANTS]
-        rows.append([task, *of_task, f"{results['answer_nll'][task]:.3f}"])
+        nll = results["answer_nll"][task]
+        rows.append([task, *of_task, "" if nll is None else f"{nll:.3f}"])
     return align([*rows, ["mean", *(f"{results['mean'][variant]:.1f}" for variant in VARIANTS), ""]])

@@ -9,7 +9,9 @@ from codyra_llm import run
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation import generate
+from codyra_llm.general import score_suites
 from codyra_llm.scoring import score_model
+from tests.suites import write_suite
 
 
 def overrides(model: Path, output: Path) -> dict:
@@ -36,14 +38,18 @@ def all_files(folder: Path) -> dict[Path, int]:
 
 
 def test_a_saved_model_scores_as_its_run_measured(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
     trained = run(config_of(tiny_folder, tmp_path / "run"))
     left = all_files(tmp_path / "run")
     with pytest.raises(UserError, match="holds a training run; name another folder for the scores"):
         score_model(config_of(tiny_folder, tmp_path / "run"))
     assert all_files(tmp_path / "run") == left
-    results = score_model(config_of(tmp_path / "run" / "model", tmp_path / "scores"))
+    suites = {"general.suites": [write_suite(tmp_path)], "general.limit": 4}
+    results = score_model(load_config(None, overrides(tmp_path / "run" / "model", tmp_path / "scores") | suites))
+    alone = score_suites(load_config(None, overrides(tmp_path / "run" / "model", tmp_path / "alone") | suites))
+    assert results["general"] == alone["general"]
     for variant, matrix in trained["matrices"].items():
         assert list(results["scores"][variant].values()) == matrix[-1]
         assert results["mean"][variant] == pytest.approx(sum(matrix[-1]) / 2)
