@@ -4,8 +4,10 @@
     python scripts/materialize.py --ledger runs/x/ledger --output_dir models/five --upto 5
     python scripts/materialize.py --ledger runs/x/ledger --output_dir models/without --without FOMC,Py150
     python scripts/materialize.py --ledger runs/x/ledger --output_dir models/half --scale NumGLUE-cm=0.5
+    python scripts/materialize.py --ledger runs/x/ledger --output_dir models/small --quantize nf4
 
-The result is an ordinary HF folder. Without a selection it has the bits of the model that the run saved.
+The result is an ordinary HF folder. Without a selection, and quantised as the run's base was (--quantize), it has the
+bits of the model that the run saved.
 """
 
 import sys
@@ -24,12 +26,13 @@ def materialize() -> None:
     add_selection(parser)
     parser.add_argument("--base", metavar="NAME", help="where the base model is (default: what the run called it)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the run's")
+    parser.add_argument("--quantize", choices=["nf4", "int8"], help="the projections in 4 or 8 bits (bitsandbytes)")
     options = parser.parse_args(sys.argv[1:])
     from codyra_llm.ledger.materialize import materialize  # after the command line, so that mistakes answer at once
 
     folder, output = expand(options.ledger), expand(options.output_dir)
     ledger, shares = read_selection(folder, options)
-    materialize(folder, ledger, shares, output, options.base, options.dtype)
+    materialize(folder, ledger, shares, output, options.base, options.dtype, options.quantize)
     print(f"{output}: {ledger.base_model.name} plus {', '.join(shares) or 'nothing'}")
 
 

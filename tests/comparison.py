@@ -1,4 +1,4 @@
-"""Whether two runs came to the same result."""
+"""Whether two runs came to the same result, two models to the same files."""
 
 import json
 from pathlib import Path
@@ -20,3 +20,11 @@ def assert_same_result(folder: Path, expected_folder: Path) -> None:
     assert saved.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(saved[name], weight, atol=1e-5, rtol=0)
+
+
+def assert_same_files(folder: Path, expected_folder: Path) -> None:
+    """The files of a model, to the byte; its card may be another."""
+    names = sorted(path.name for path in expected_folder.iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name in set(names) - {"README.md"}:
+        assert (folder / name).read_bytes() == (expected_folder / name).read_bytes(), name

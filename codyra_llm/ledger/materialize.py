@@ -15,19 +15,27 @@ from codyra_llm.ledger.entry import shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
 from codyra_llm.ledger.merged import merged_weights
 from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, resolve_model, skeleton
+from codyra_llm.models.quantize import quantize_structure, quantized_names, quantized_tensors
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
 
 
 def materialize(
-    folder: Path, ledger: Ledger, shares: Mapping[str, float], output: Path, base: str | None, dtype: str | None
+    folder: Path,
+    ledger: Ledger,
+    shares: Mapping[str, float],
+    output: Path,
+    base: str | None,
+    dtype: str | None,
+    quantization: str | None = None,
 ) -> None:
-    """Writes the model that the entries give; in the dtype of the run, it has the bits of the model that the run saved.
+    """Writes the model that the entries give; in the run's dtype and quantisation, with the bits that the run saved.
 
     Args:
         folder: where the ledger lies. shares: {entry: share of it}, as `Ledger.select` gives it.
         output: the new folder.
         base: where the base model is; by default what the run called it. dtype: by default the run's.
+        quantization: "nf4" or "int8": the projections are quantised, one after another; by default none is.
 
     Raises:
         UserError: the base model is another, does not fit the entries or cannot be read in parts; the output folder is
@@ -51,8 +59,15 @@ def materialize(
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
 
-    weights = merged_weights(layout, original, summed(folders, shares=list(shares.values())))
-    save_model(model, layout, weights, tokenizer, output, _card(ledger, shares))
+    updates = summed(folders, shares=list(shares.values()))
+    if quantization:  # what is quantised is not rounded before
+        layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
+        quantize_structure(model, quantization)
+        weights = quantized_tensors(model, merged_weights(layout, original, updates))
+        save_model(model, None, weights, tokenizer, output, _card(ledger, shares))
+    else:
+        weights = merged_weights(layout, original, updates)
+        save_model(model, layout, weights, tokenizer, output, _card(ledger, shares))
 
 
 def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:

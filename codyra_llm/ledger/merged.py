@@ -20,12 +20,17 @@ def merged_weights(
     """
     left = dict(layout)
     for module, factors in updates:
-        weight = torch.empty_like(left.pop(f"{module}.weight"), device="cpu")
-        flat = weight.view(-1)
-        for begin, tile in sum_in_tiles(original(f"{module}.weight"), *factors, 0, len(flat)):
-            flat[begin : begin + len(tile)] = tile
-        yield f"{module}.weight", weight
+        name = f"{module}.weight"
+        yield name, _filled(left.pop(name), original(name), factors)
     for name, like in left.items():
-        weight = torch.empty_like(like, device="cpu")
-        original(name)(weight.view(-1), 0)
-        yield name, weight
+        yield name, _filled(like, original(name))
+
+
+def _filled(like: torch.Tensor, original: Fill, factors: Factors | None = None) -> torch.Tensor:
+    weight = torch.empty_like(like, device="cpu")
+    if factors is None:
+        original(weight.view(-1), 0)
+        return weight
+    for begin, tile in sum_in_tiles(original, *factors, 0, weight.numel()):
+        weight.view(-1)[begin : begin + len(tile)] = tile
+    return weight

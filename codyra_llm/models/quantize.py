@@ -6,6 +6,7 @@ a weight. int8: rows of 8-bit weights with a scale each; in evaluation the input
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import bitsandbytes as bnb
@@ -75,6 +76,29 @@ def hold(layer: Any, packed: Any, scales: Any = None) -> None:
         scales = scales or packed.quant_state
         layer.quant_state = packed.quant_state = scales
     layer.weight = packed
+
+
+def quantized_tensors(
+    model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a quantised checkpoint holds, weight after weight: none is there but the one at hand.
+
+    Args:
+        model: on the meta device, as `quantize_structure` leaves it.
+        weights: (name, values) of those of the model that was not; what is to be quantised, in fp32.
+    """
+    for name, weight in weights:
+        owner, _, own_name = name.rpartition(".")
+        layer: Any = model.get_submodule(owner)
+        if own_name != "weight" or not is_quantized(layer):
+            yield name, weight
+            continue
+        empty = layer.weight
+        hold(layer, quantized(layer, weight))
+        del weight  # before the next is made
+        held = layer.state_dict(prefix=f"{owner}.")
+        yield from ((key, tensor) for key, tensor in held.items() if not tensor.is_meta)  # a bias comes by itself
+        hold(layer, empty)
 
 
 def dequantized(layer: Any) -> torch.Tensor:

@@ -8,14 +8,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder
-from codyra_llm.models.shards import names_in_files, write_shards
+from codyra_llm.models.shards import names_in_files, set_aside, write_shards
 
 LARGEST_FILE = 5_000_000_000  # bytes
 
 
 def save_model(
     model: PreTrainedModel,
-    layout: Mapping[str, torch.Tensor],
+    layout: Mapping[str, torch.Tensor] | None,
     weights: Iterable[tuple[str, torch.Tensor]],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -26,13 +26,15 @@ def save_model(
 
     Args:
         model: asked for its configuration and names only.
-        layout, weights, largest_file: as for `write_shards`.
+        layout, weights, largest_file: as for `write_shards`; without a layout, the weights go through a file first.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
         with replace_folder(folder) as scratch:
+            if layout is None:
+                layout, weights = set_aside(scratch, weights)
             names = names_in_files(model, layout)
             renamed = ((names[name], weight) for name, weight in weights)
             write_shards(scratch, {names[name]: layout[name] for name in layout}, renamed, largest_file)

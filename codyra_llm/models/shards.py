@@ -8,7 +8,8 @@ a mapping touches would count as memory of the process.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +139,32 @@ def write_shards(
         index = {"metadata": total, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def set_aside(
+    folder: Path, weights: Iterable[tuple[str, torch.Tensor]]
+) -> tuple[dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
+    """(layout, the same weights again) of tensors whose sizes are not known before they are there.
+
+    All of them wait in a file without a name, which is gone with the process, on the disk of `folder`.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    stream, layout = tempfile.TemporaryFile(dir=folder), {}  # noqa: SIM115 open until all is read again
+    for name, tensor in weights:
+        stream.write(_bytes_of(tensor))
+        layout[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    stream.seek(0)
+
+    def again() -> Iterator[tuple[str, torch.Tensor]]:
+        with stream:
+            for name, like in layout.items():
+                tensor = torch.empty_like(like, device="cpu")
+                stream.readinto(_bytes_of(tensor))
+                yield name, tensor
+
+    return layout, again()
 
 
 def _read_header(file: Path) -> Iterable[tuple[str, _Stored]]:

@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +14,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from codyra_llm import run
 from codyra_llm.config import RunConfig
-from codyra_llm.engine.launch import start
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
 from codyra_llm.models.identity import model_hash
-from tests.conftest import REPOSITORY
+from tests.comparison import assert_same_files
+from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 from tests.models import tiny_model
 
 TASKS = ["FOMC", "NumGLUE-cm"]
 IDS = torch.arange(3, 43).view(2, 20)
-Command = Callable[..., str]
 
 
 def config_of(model: Path, output: Path, **overrides: object) -> RunConfig:
@@ -51,34 +48,6 @@ def apart(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
         overrides = {"order": [task], "adapter.target_modules": [module], "evaluate.tasks": "last"}
         run(config_of(tiny_folder, folder, **overrides))
     return folders
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
-    """Runs a script in this process and returns what it printed."""
-
-    def act(script: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capsys.readouterr()
-        runpy.run_path(str(REPOSITORY / "scripts" / script), run_name="__main__")
-        return capsys.readouterr().out
-
-    start()  # a command ends with all ranks; here there is one
-    return act
-
-
-@pytest.fixture
-def refused(command: Command, capsys: pytest.CaptureFixture) -> Command:
-    """Runs a script that must end with one line and status 2; returns the line."""
-
-    def act(script: str, *arguments: object) -> str:
-        with pytest.raises(SystemExit) as stop:
-            command(script, *arguments)
-        assert stop.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return act
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -111,10 +80,7 @@ def test_the_ledger_holds_what_each_task_added(finished: Path) -> None:
 
 def test_base_and_ledger_give_the_files_that_the_run_saved(finished: Path, tmp_path: Path, command: Command) -> None:
     command("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "again")
-    names = sorted(path.name for path in (finished / "model").iterdir())
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
-    for name in set(names) - {"README.md"}:
-        assert (tmp_path / "again" / name).read_bytes() == (finished / "model" / name).read_bytes(), name
+    assert_same_files(tmp_path / "again", finished / "model")
     command("materialize.py", "--ledger", finished / "ledger", "--output_dir", tmp_path / "none", "--upto", 0)
     base = read_ledger(finished / "ledger").base_model
     expected = AutoModelForCausalLM.from_pretrained(base.name, dtype=getattr(torch, base.dtype)).state_dict()
@@ -352,6 +318,7 @@ def no_ledger(ledger: Path) -> None:
         (None, ["--upto", "1", "--without", "NumGLUE-cm"], r"02-NumGLUE-cm comes after the entries that are wanted"),
         (None, ["--base", "nothing.gguf"], r"nothing.gguf: no such file"),
         (None, ["--dtype", "int3"], r"invalid choice: 'int3'"),
+        (None, ["--quantize", "int3"], r"invalid choice: 'int3'"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(
@@ -414,8 +381,9 @@ def test_a_run_cannot_extend_a_ledger_of_another_model(ledger: Path, tmp_path: P
 @pytest.mark.parametrize("finished", ["float32"], indirect=True)
 def test_a_full_disk_leaves_nothing_behind(ledger: Path, tmp_path: Path, refused: Command, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(8 * 2**20 - 200_000))
-    line = refused("materialize.py", "--ledger", ledger, "--output_dir", small_disk / "model")
-    assert "model: the model cannot be saved: No space left on device" in line
+    for quantize in ([], ["--quantize", "int8"]):
+        line = refused("materialize.py", "--ledger", ledger, "--output_dir", small_disk / "model", *quantize)
+        assert "model: the model cannot be saved: No space left on device" in line
     line = refused("ledger.py", "export", ledger, "--output_dir", small_disk / "adapter", "--rank", 600)
     assert "adapter: cannot be written" in line
     assert [path.name for path in small_disk.iterdir()] == ["filler"]

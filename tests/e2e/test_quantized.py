@@ -15,6 +15,8 @@ from codyra_llm.ledger.entry import summed
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.quantize import quantization_config
 from codyra_llm.scoring import score_model
+from tests.comparison import assert_same_files
+from tests.e2e.conftest import Command
 from tests.e2e.test_checkpoints import config_of, stop_in_task_2
 
 WAYS = [("nf4", "float32"), ("nf4", "bfloat16"), ("int8", "float32")]
@@ -93,8 +95,17 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_base_and_ledger_give_the_files_that_were_saved(finished: tuple, tmp_path: Path, command: Command) -> None:
+    (quantization, _), folder, _ = finished
+    made = ("materialize.py", "--ledger", folder / "ledger", "--output_dir", tmp_path / "again")
+    command(*made, "--quantize", quantization)
+    assert_same_files(tmp_path / "again", folder / "model")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_in_full_precision_it_is_the_sum_rounded_once(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
+def test_saved_in_full_precision_it_is_the_sum_rounded_once(
+    tiny_folder: Path, tmp_path: Path, command: Command, dtype: str
+) -> None:
     overrides = {"merge.save_quantized": False, "evaluate.tasks": "last"}
     run(quantized_config(tiny_folder, tmp_path / "run", "nf4", dtype, **overrides))
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -102,3 +113,5 @@ def test_saved_in_full_precision_it_is_the_sum_rounded_once(tiny_folder: Path, t
     assert not hasattr(saved.config, "quantization_config")
     expected = merged(tiny_folder, tmp_path / "run" / "ledger").state_dict()
     assert all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in saved.state_dict().items())
+    command("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "again")
+    assert_same_files(tmp_path / "again", tmp_path / "run" / "model")
