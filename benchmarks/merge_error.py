@@ -1,18 +1,23 @@
-"""What merging into 16-bit weights loses of the updates: in place, task by task, and exactly, over one task to all.
+"""What merging into 16 or 4 bits loses of the updates: in place, task by task, and exactly, over one task to all.
 
     python -m benchmarks.merge_error --ledger runs/x/ledger [--data tasks/trace/sample --rows 4] [--json]
+    python -m benchmarks.merge_error --ledger runs/x/ledger --dtype nf4
 
 The error is |W_t - (W_0 + sum of updates)| / |sum of updates| (Frobenius, over all weights that updates touch), the
-sum in float64. W_0 is rounded to the dtype first: published models are stored like that, and what it loses is not the
-merge's. `one rounding` is what rounding the true sum once would give: no merge into this dtype can do better.
+sum in float64. W_0 is rounded to a 16-bit dtype first: published models are stored like that, and what it loses is not
+the merge's. For nf4 it is the original in bfloat16, so that the error has all that quantising loses, most of it of W_0.
+`one rounding` is what rounding the true sum once would give: no merge into 16 bits can do better.
+`arrived` is the share of the sum by which the weights moved: <W_t - what W_0 was held as, sum> / |sum|^2.
 With --data: the mean negative log-likelihood of the answers of the first rows of each task's test.json, in nats per
 token, of the model with float32 weights and of both merges; the model itself always computes in float32.
 """
 
 import argparse
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
+import bitsandbytes as bnb
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,55 +29,79 @@ from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import read_entry, summed
 from codyra_llm.ledger.ledger import read_ledger
 from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights
+from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
 
-Weights = dict[str, torch.Tensor]
+NF4 = "nf4"
+WAYS = ("in place", "exact", "one rounding")
 
 
 class Merges:
     """The touched weights of a model, merged in three ways: true (float64), in place and exact (both in `dtype`)."""
 
-    def __init__(self, folders: list[Path], name: str, dtype: torch.dtype) -> None:
+    def __init__(self, folders: list[Path], name: str, dtype: str) -> None:
         self.folders, read = folders, original_weights(name)
         self.base = {name: torch.empty(len(B), A.shape[1]) for name, (B, A) in summed(folders)}
         for name, weight in self.base.items():
             read(f"{name}.weight")(weight.view(-1), 0)
-            weight.copy_(weight.to(dtype))
+            weight.copy_(weight.to(torch.bfloat16 if dtype == NF4 else getattr(torch, dtype)))
         self.true = {name: weight.double() for name, weight in self.base.items()}
-        self.in_place = {name: weight.to(dtype) for name, weight in self.base.items()}
-        self.exact = {name: weight.to(dtype) for name, weight in self.base.items()}
+        self.in_place = {name: held(weight, dtype) for name, weight in self.base.items()}
+        self.exact = {name: held(weight, dtype) for name, weight in self.base.items()}
+        self.dtype = dtype
 
     def merge(self, number: int) -> dict[str, float]:
-        """Merges the `number`-th entry (from 1); returns the errors."""
+        """Merges the `number`-th entry (from 1); returns what was lost and what arrived."""
         for name, (B, A) in read_entry(self.folders[number - 1]).items():
             self.true[name] += B.double() @ A.double()
-            add_delta(_holder(self.in_place[name]), B, A)
+            add_in_place(self.in_place[name], B, A)
         for name, (B, A) in summed(self.folders[:number], of=self.folders[number - 1]):
-            add_delta(_holder(self.exact[name]), B, A, functools.partial(_copy_part, self.base[name]))
-        once = {name: weight.to(self.exact[name].dtype) for name, weight in self.true.items()}
-        found = {"in place": self.in_place, "exact": self.exact, "one rounding": once}
-        return {how: self._error(weights) for how, weights in found.items()}
+            add_delta(self.exact[name], B, A, functools.partial(_copy_part, self.base[name]))
+        lost, arrived, whole = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0), 0.0
+        for name, true in self.true.items():
+            update, start = true - self.base[name], weight_of(held(self.base[name], self.dtype)).double()
+            whole += float(update.square().sum())
+            found = (self.in_place[name], self.exact[name], held(true.float(), self.dtype))
+            for how, weight in zip(WAYS, (weight_of(projection).double() for projection in found), strict=True):
+                lost[how] += float((weight - true).square().sum())
+                arrived[how] += float(((weight - start) * update).sum())
+        errors = {f"error, {how}": (lost[how] / whole) ** 0.5 for how in WAYS}
+        return errors | {f"arrived, {how}": arrived[how] / whole for how in WAYS}
 
-    def _error(self, weights: Weights) -> float:
-        lost = sum(float((weights[name].double() - true).square().sum()) for name, true in self.true.items())
-        whole = sum(float((true - self.base[name].double()).square().sum()) for name, true in self.true.items())
-        return (lost / whole) ** 0.5
+
+def held(weight: torch.Tensor, dtype: str) -> nn.Module:
+    """A projection that holds a copy of this weight, fp32, in a dtype or in NF4."""
+    if dtype == NF4:
+        layer = bnb.nn.LinearNF4(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.compute_dtype = torch.float32
+        hold(layer, quantized(layer, weight.clone()))
+        return layer
+    holder = nn.Module()
+    holder.weight = nn.Parameter(weight.to(getattr(torch, dtype), copy=True), requires_grad=False)
+    return holder
+
+
+def weight_of(projection: nn.Module) -> torch.Tensor:
+    """The values that a projection stands for."""
+    weight: torch.Tensor = dequantized(projection) if is_quantized(projection) else projection.weight
+    return weight
+
+
+def add_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
+    """Adds an update to what the projection holds, and rounds that again."""
+    if is_quantized(projection):
+        hold(projection, quantized(projection, dequantized(projection).addmm_(B, A)))
+    else:
+        add_delta(projection, B, A)
 
 
 def _copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
     part.copy_(weight.view(-1)[start : start + len(part)])
 
 
-def _holder(weight: torch.Tensor) -> nn.Module:
-    """A projection that has this weight."""
-    holder = nn.Module()
-    holder.weight = nn.Parameter(weight, requires_grad=False)
-    return holder
-
-
 @torch.no_grad()
-def answer_nll(model: PreTrainedModel, weights: Weights, examples: list[Example]) -> float:
+def answer_nll(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]], examples: list[Example]) -> float:
     """Mean over answer tokens of the negative log-likelihood, with these weights in the model."""
-    for name, weight in weights.items():
+    for name, weight in weights:
         model.get_submodule(name).weight.copy_(weight)
     total, tokens = 0.0, 0
     for example in examples:
@@ -96,24 +125,26 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledger", type=Path, required=True)
-    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", NF4], default="bfloat16")
     parser.add_argument("--data", type=Path, help="folder with <task>/test.json; without it, no answers are scored")
     parser.add_argument("--rows", type=int, default=4, help="of each task")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ledger = read_ledger(options.ledger)
     base, tasks = ledger.base_model.name, [entry.task for entry in ledger.entries]
-    merges = Merges([options.ledger / entry.name for entry in ledger.entries], base, getattr(torch, options.dtype))
+    merges = Merges([options.ledger / entry.name for entry in ledger.entries], base, options.dtype)
     if options.data:
         model = load_model(base)
         examples = examples_of(options.data, tasks, options.rows, load_config_and_tokenizer(base)[1])
     rows = []
     for number, task in enumerate(tasks, 1):
         row: dict[str, object] = {"tasks": f"{number} ({task})"}
-        row |= {f"error, {how}": f"{100 * error:.2f} %" for how, error in merges.merge(number).items()}
+        row |= {what: f"{100 * share:.2f} %" for what, share in merges.merge(number).items()}
         if options.data:
-            ways = {"float32": merges.true, "in place": merges.in_place, "exact": merges.exact}
-            row |= {f"NLL, {how}": f"{answer_nll(model, weights, examples):.4f}" for how, weights in ways.items()}
+            row["NLL, float32"] = f"{answer_nll(model, merges.true.items(), examples):.4f}"
+            for how, projections in (("in place", merges.in_place), ("exact", merges.exact)):
+                weights = ((name, weight_of(projection)) for name, projection in projections.items())
+                row[f"NLL, {how}"] = f"{answer_nll(model, weights, examples):.4f}"
         rows.append(row)
     report(f"merging into {options.dtype}, {base}, {len(tasks)} tasks", rows, options.json)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
@@ -41,6 +42,7 @@ def materialize(
         UserError: the base model is another, does not fit the entries or cannot be read in parts; the output folder is
             there already, or cannot be written. Nothing is left in its place then.
     """
+    return_large_blocks()
     name, dtype = base or ledger.base_model.name, dtype or ledger.base_model.dtype
     if output.exists():
         raise UserError(f"{output}: is there already; name a new folder")
