@@ -12,6 +12,7 @@ import time
 from codyra_llm.command import main
 from codyra_llm.engine.environment import hosts_of_step, this_process
 from codyra_llm.engine.rendezvous import meet
+from codyra_llm.errors import UserError
 
 
 def roll_call() -> None:
@@ -19,7 +20,11 @@ def roll_call() -> None:
     node = this_process()
     if node is None:
         return
-    store = meet(node, float(sys.argv[1]), "node", hosts_of_step())
+    try:
+        seconds = float(sys.argv[1])
+    except ValueError:
+        raise UserError(f"RENDEZVOUS_SECONDS is {sys.argv[1]!r}, not a number of seconds") from None
+    store = meet(node, seconds, "node", hosts_of_step())
     store.add("gone", 1)
     while node.rank == 0 and store.add("gone", 0) < node.size:  # the store goes with node 0
         time.sleep(0.05)
