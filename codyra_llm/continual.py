@@ -313,9 +313,9 @@ class _Run:
             if not step:
                 self.folder.write_results(self.results)
                 self.folder.write_matrix(self.stream.names, self.results["matrix"])
+                write_ledger(self.folder.ledger, self.ledger)
             self.checkpoints.write(progress, tensors or {}, rests_on)
             if not step:
-                write_ledger(self.folder.ledger, self.ledger)
                 self.folder.drop_answers()
 
         on_main(self.world, write)

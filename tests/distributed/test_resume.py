@@ -130,7 +130,7 @@ STOPS = [
     # called when asked; what `stopped` says; called at most once more
     ("train_task", "in task 1 (FOMC), after step ", "on_step"),
     ("_answer_batch", "while scoring 0-base, after ", "on_round"),
-    ("merge_entries", "while merging task 1 (FOMC)", "add_delta"),
+    ("add_delta", "while merging task 1 (FOMC)", "add_delta"),
 ]
 
 
