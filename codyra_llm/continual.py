@@ -192,7 +192,8 @@ class _Run:
         self.report.gates(gated_layers(self.model), number)
         kept, updates = self.method.finish(self.model)
         name, base = self.ledger.name_of_next(task.name), self.config.model.name_or_path
-        files = share(on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base)))
+        written = on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
+        files, settings = share((written, self.checkpoints and self.checkpoints.run))
         self.ledger = self.ledger.with_entry(
             Entry(
                 name,
@@ -201,7 +202,7 @@ class _Run:
                 projections=sum(module.rank > 0 for module in kept),
                 components=sum(module.rank for module in kept),
                 norm=sum(module.norm**2 for module in kept) ** 0.5,
-                settings=self.plan.name(self.config),
+                settings=settings,
             )
         )
         self._keep_ranks(task.name, number, kept)

@@ -17,31 +17,30 @@ SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
 SHARED = REPOSITORY.parent / "shared"
 
 
+def shared_folder(path: str, lacking: str) -> Path:
+    """A folder of reference data; the test that needs it skips where it is absent."""
+    folder = SHARED / path
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: {lacking}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of numbers produced by official implementations; tests that need it skip where it is absent."""
-    folder = SHARED / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: no oracle to compare with")
-    return folder
+    """Folder of numbers produced by official implementations."""
+    return shared_folder("golden", "no oracle to compare with")
 
 
 @pytest.fixture(scope="session")
 def trace_500() -> Path:
-    """The real TRACE-500 data; tests that need it skip where it is absent."""
-    folder = SHARED / "data" / "trace-500"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: no real TRACE data to test with")
-    return folder
+    """The real TRACE-500 data."""
+    return shared_folder("data/trace-500", "no real TRACE data to test with")
 
 
 @pytest.fixture(scope="session")
 def general_data() -> Path:
-    """Real data of the six general-ability suites; tests that need it skip where it is absent."""
-    folder = SHARED / "data" / "general"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: no real data of the suites to test with")
-    return folder
+    """Real data of the six general-ability suites."""
+    return shared_folder("data/general", "no real data of the suites to test with")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ its de-quantised weights, saved once in a cache, and loaded from there.
 """
 
 import copy
+import functools
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def folder_of_gguf(file: Path) -> Path:
     """
     if not file.is_file():
         raise UserError(f"model.name_or_path {file}: no such file")
-    folder = cache_folder() / f"{file.stem}-{sha256(file)[:16]}"
+    status = file.stat()
+    folder = cache_folder() / f"{file.stem}-{_content(file, status.st_size, status.st_mtime_ns)[:16]}"
     with _missing(folder) as missing:
         if missing:
             try:
@@ -82,6 +84,12 @@ def folder_of_gguf(file: Path) -> Path:
                     f"model.name_or_path {file}: not a GGUF file that transformers reads: {reason}"
                 ) from None
     return folder
+
+
+@functools.cache
+def _content(file: Path, size: int, changed: int) -> str:
+    """Its SHA-256, of which a process reads the file only once, as long as size and time of change stay."""
+    return sha256(file)
 
 
 def _fetch(name: str, scratch: Path) -> Path:
