@@ -28,7 +28,7 @@ from codyra_llm.engine.zero import add_delta
 from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import read_entry, summed
 from codyra_llm.ledger.ledger import read_ledger
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights
+from codyra_llm.models.load import copy_part, load_config_and_tokenizer, load_model, original_weights
 from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
 
 NF4 = "nf4"
@@ -55,7 +55,7 @@ class Merges:
             self.true[name] += B.double() @ A.double()
             add_in_place(self.in_place[name], B, A)
         for name, (B, A) in summed(self.folders[:number], of=self.folders[number - 1]):
-            add_delta(self.exact[name], B, A, functools.partial(_copy_part, self.base[name]))
+            add_delta(self.exact[name], B, A, functools.partial(copy_part, self.base[name]))
         lost, arrived, whole = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0), 0.0
         for name, true in self.true.items():
             update, start = true - self.base[name], weight_of(held(self.base[name], self.dtype)).double()
@@ -92,10 +92,6 @@ def add_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> Non
         hold(projection, quantized(projection, dequantized(projection).addmm_(B, A)))
     else:
         add_delta(projection, B, A)
-
-
-def _copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
-    part.copy_(weight.view(-1)[start : start + len(part)])
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -51,8 +50,7 @@ class RunPlan:
         digest = hashlib.sha256(json.dumps(settings).encode())
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in chain(batches.examples, test):
-                for ids in (example.prompt, example.answer):
-                    digest.update(array("q", [len(ids), *ids]).tobytes())
+                digest.update(example.to_bytes())
         return digest.hexdigest()
 
 

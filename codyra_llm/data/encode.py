@@ -6,6 +6,7 @@ prompt) becomes the tokenizer's mark of that name, as in the published runs.
 """
 
 import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+    def to_bytes(self) -> bytes:
+        """What no other example has, for a hash."""
+        return b"".join(array("q", [len(ids), *ids]).tobytes() for ids in (self.prompt, self.answer))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

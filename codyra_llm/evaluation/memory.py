@@ -36,8 +36,11 @@ def remember(whom: str, questions: Sequence[Question], answers: Sequence[Answere
 
 
 def _file(whom: str, questions: Sequence[Question]) -> Path:
-    asked = [(q.example.prompt, q.example.answer, q.max_new_tokens, list(q.stop)) for q in questions]
-    return cache_folder() / "answers" / f"{_digest(json.dumps([VERSION, whom, asked]))}.json"
+    digest = hashlib.sha256(json.dumps([VERSION, whom]).encode())
+    for question in questions:
+        digest.update(question.example.to_bytes())
+        digest.update(json.dumps([question.max_new_tokens, list(question.stop)]).encode())
+    return cache_folder() / "answers" / f"{digest.hexdigest()}.json"
 
 
 def _digest(text: str) -> str:

@@ -149,7 +149,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callab
     except (OSError, ValueError) as error:
         say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
         model = _load_whole(source, options)
-        _place_weights(model, place, lambda name, weight: functools.partial(_copy_part, weight))
+        _place_weights(model, place, lambda name, weight: functools.partial(copy_part, weight))
         return model
     _fill_buffers(model, read)
     _place_weights(model, place, lambda name, weight: read(name))
@@ -179,7 +179,7 @@ def _load_quantized(
             if place is None:
                 hold(module, packed)
             else:
-                part = place(packed.shape, packed.dtype, functools.partial(_copy_part, packed))
+                part = place(packed.shape, packed.dtype, functools.partial(copy_part, packed))
                 hold(module, part, packed.quant_state)
     _place_weights(model, place or whole, lambda name, weight: read(name))
     return model
@@ -220,7 +220,8 @@ def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, 
             module.register_parameter(name, placed[weight])
 
 
-def _copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
+def copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
+    """With its first argument given, a `Fill` from a weight that is in memory."""
     part.copy_(weight.detach().reshape(-1)[start : start + part.numel()])
 
 
