@@ -29,12 +29,12 @@ from codyra_llm.evaluation.judge.prompts import PromptFile, read_prompt_files
 from codyra_llm.evaluation.judge.proxies import proxies
 from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
 from codyra_llm.files import expand, sha256
+from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
 from codyra_llm.report.folder import start_log
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results import versions
-from codyra_llm.scoring import model_stamp
 
 LOG = logging.getLogger("codyra_llm")
 SCHEMA_VERSION = 1
@@ -54,7 +54,7 @@ class Contestant:
         """Names its answers by all that they depend on."""
         asked = [(question.example.prompt, question.max_new_tokens) for question in self.questions]
         model = self.run.model
-        return hashlib.sha256(f"{model} {model_stamp(model.name_or_path)} {asked}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{model} {model_hash(model.name_or_path)} {asked}".encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _questions_to_judge(
     config: JudgeConfig, files: Sequence[PromptFile], answers: dict[str, list[Answered]]
 ) -> list[Asked]:
     """Two for each prompt whose answers differ, by number of the prompt: the model's answer first, and last."""
-    judge = [config.judge, config.judge_model, model_stamp(config.judge)]
+    judge = [config.judge, config.judge_model if config.has_endpoint else model_hash(config.judge)]
     prompts = [(file.template, prompt.text) for file in files for prompt in file.prompts]
     asked = []
     for number, ((template, prompt), ours, theirs) in enumerate(

@@ -14,8 +14,8 @@ from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.files import expand
 from codyra_llm.general import base_identity, score_general
+from codyra_llm.models.identity import model_hash
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.tables import general_table
@@ -112,15 +112,9 @@ def score_model(config: RunConfig) -> dict[str, Any]:
 
 
 def _journal_name(config: RunConfig, plan: RunPlan) -> str:
-    """Changes with the settings, the data, and the model."""
-    stamp = model_stamp(config.model.name_or_path)
-    return hashlib.sha256(f"{plan.name(config)} {stamp}".encode()).hexdigest()[:8]
-
-
-def model_stamp(name_or_path: str) -> list[tuple[str, int, int]]:
-    """Changes with the files of a model that lies here; empty for one of the hub."""
-    files = sorted(expand(name_or_path).glob("*"))
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """Changes with the settings, the data, and the model's weights."""
+    named = f"{plan.name(config)} {model_hash(config.model.name_or_path)}"
+    return hashlib.sha256(named.encode()).hexdigest()[:8]
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     options, overrides = parser.parse_known_args(arguments)
     if options.run and options.model:
         raise UserError("--run and --model: give one of them; a run names its model itself")
+    if options.run and any(each.split("=")[0] == "--output_dir" for each in overrides):
+        raise UserError("--run and --output_dir: give one of them; what is measured of a run goes into its own folder")
     if options.after and not options.run:
         raise UserError("--after: goes with --run, which names the run whose tasks are meant")
     options.run = expand(options.run) if options.run else None
