@@ -48,8 +48,8 @@ def asking(
 ) -> Iterator[Ask]:
     """Within, questions can be asked of the model; the ranks share them, each has all the answers.
 
-    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again: questions
-    are numbered from call to call, so that they must come in the same order every time.
+    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and the same question is not asked
+    again: the name is to change with the model.
 
     Args:
         doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
@@ -61,23 +61,22 @@ def asking(
         RankFailed: the model failed on this rank, of several.
     """
     kept: Any = folder
-    answered: dict[int, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
-    asked, of_total = 0, "" if total is None else f" of {total}"
+    answered: dict[str, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    of_total = "" if total is None else f" of {total}"
     bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
     model.eval()
     with bar as progress, readable(model, config.gather, world) as synced:
 
         def ask(questions: Sequence[Question]) -> list[Answered]:
-            nonlocal asked
-            first, asked = asked, asked + len(questions)
             known = share(on_main(world, lambda: recall(whom, questions))) if whom else None
             if known is not None:
                 LOG.info(f"{doing}: {len(known)} answers of this model are known from before")
                 return known
-            of_these = {i - first: answer for i, answer in answered.items() if first <= i < asked}
+            keys = [question.key for question in questions]
+            of_these = {i: answered[key] for i, key in enumerate(keys) if key in answered}
 
             def on_round(fresh: dict[int, Answered]) -> None:
-                on_main(world, lambda: kept.append_answers(row_name, {first + i: each for i, each in fresh.items()}))
+                on_main(world, lambda: kept.append_answers(row_name, {keys[i]: each for i, each in fresh.items()}))
                 progress.update(len(fresh))
                 if stop.agreed():
                     raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")

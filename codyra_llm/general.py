@@ -63,8 +63,7 @@ def score_general(
     from codyra_llm.evaluation.general.score import score_suite
 
     kept: Any = folder
-    asked = json.dumps([whom, [(suite.name, suite.items) for suite in suites]])  # answers are numbered over all of it
-    journal = f"general-{row_name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    journal = f"general-{row_name}-{hashlib.sha256(str(whom).encode()).hexdigest()[:8]}"
     doing = f"measuring general ability (general-{row_name})"
     scores, rows = {}, {}
     with asking(model, tokenizer, config, world, folder, stop, journal, doing, whom=whom) as ask:
@@ -183,8 +182,14 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
     general = results["general"]
+    passed_over = [f"{number}-{task}" for number, task in rows if number and after and task not in after]
     for suite in suites:
         if general["items"].get(suite.name) != suite.items:
+            if any(suite.name in general["scores"].get(name, {}) for name in passed_over):
+                raise UserError(
+                    f"--after {','.join(after)}: {suite.name} was measured on other items after other tasks, and those "
+                    "scores would be lost; leave --after out, or general.limit as it was"
+                )
             general["items"][suite.name] = suite.items
             for found in general["scores"].values():
                 found.pop(suite.name, None)
@@ -201,7 +206,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
             merge_entries(model, original, folder.ledger if folder else None, entries, world, last_only=number > 0)
             known = general["scores"].get(name, {})
             missing = [suite for suite in suites if "score" not in known.get(suite.name, {})]
-            if not missing or (number and after and task not in after):
+            if not missing or name in passed_over:
                 continue
             found = score_general(
                 model, tokenizer, missing, config.evaluate, world, folder, stop, name, None if number else whom

@@ -51,10 +51,9 @@ class Contestant:
 
     @property
     def row_name(self) -> str:
-        """Names its answers by all that they depend on."""
-        asked = [(question.example.prompt, question.max_new_tokens) for question in self.questions]
+        """Names its answers by the model, and how that is held."""
         model = self.run.model
-        return hashlib.sha256(f"{model} {model_hash(model.name_or_path)} {asked}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{model} {model_hash(model.name_or_path)}".encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +153,10 @@ def _base(model: str) -> str:
 
 def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopRequest) -> list[Answered]:
     """The answers of a model to all prompts; it is loaded only if one is missing."""
-    kept: dict[int, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
-    if len(kept) == len(each.questions):
-        return [kept[number] for number in range(len(each.questions))]
+    kept: dict[str, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
+    keys = [question.key for question in each.questions]
+    if all(key in kept for key in keys):
+        return [kept[key] for key in keys]
     model, doing = _load(each.run, world), f"answering ({side})"
     total = len(each.questions)
     with asking(model, each.tokenizer, each.run.evaluate, world, folder, stop, each.row_name, doing, total) as ask:

@@ -151,6 +151,9 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
         projection: a plain one.
         B: [out_features, rank]; A: [rank, in_features]; fp32, both whole on every rank.
         original: gives the weight to add to; by default it is the projection's own, in place.
+
+    Raises:
+        ValueError: the projection is quantised, cut up, and no original is given.
     """
     if original is not None and is_quantized(projection):
         _requantize(projection, B, A, original)
@@ -158,6 +161,8 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
     own, start = weight.view(-1), 0
     if is_zero_param(weight):
+        if is_quantized(projection):
+            raise ValueError("a slice of quantised weights cannot be added to; give the original")
         weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
         own, start = _own_slice(weight)
     elif original is None:

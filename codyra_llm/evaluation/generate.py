@@ -7,6 +7,8 @@ A batch's prompts are read, what they have in common once; then their true answe
 back again; and from the same state the model's own answers are generated.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -48,6 +50,12 @@ class Question:
     example: Example
     max_new_tokens: int
     stop: Sequence[str] = ()
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its answer depends on but the model, hexadecimal."""
+        how = json.dumps([self.max_new_tokens, list(self.stop)]).encode()
+        return hashlib.sha256(self.example.to_bytes() + how).hexdigest()
 
 
 Ask = Callable[[Sequence[Question]], Sequence[Answered]]  # answers questions, in their order

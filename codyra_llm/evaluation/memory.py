@@ -38,8 +38,7 @@ def remember(whom: str, questions: Sequence[Question], answers: Sequence[Answere
 def _file(whom: str, questions: Sequence[Question]) -> Path:
     digest = hashlib.sha256(json.dumps([VERSION, whom]).encode())
     for question in questions:
-        digest.update(question.example.to_bytes())
-        digest.update(json.dumps([question.max_new_tokens, list(question.stop)]).encode())
+        digest.update(question.key.encode())
     return cache_folder() / "answers" / f"{digest.hexdigest()}.json"
 
 

@@ -61,16 +61,16 @@ class OutputFolder:
             self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         )
 
-    def read_answers(self, row_name: str) -> dict[int, Answered]:
-        """What was answered of a row before the command was interrupted, by the question's number."""
+    def read_answers(self, row_name: str) -> dict[str, Answered]:
+        """What was answered of a row before the command was interrupted, by the question's key."""
         return {
-            int(question): Answered(*answer)
+            question: Answered(*answer)
             for content in read_journal(self._journal(row_name))
             for question, answer in content.items()
         }
 
-    def append_answers(self, row_name: str, answered: dict[int, Answered]) -> None:
-        """Keeps answers (by the question's number)."""
+    def append_answers(self, row_name: str, answered: dict[str, Answered]) -> None:
+        """Keeps answers, by the question's key."""
         content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
         append_journal(self._journal(row_name), content)
 

@@ -168,14 +168,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_path: Path) -> None:
     folder = RunFolder(config_of(tiny_folder, tmp_path / "run"))
     folder.open()
-    folder.append_answers("0-base", {3: Answered("three", 1, 0.5, True)})
+    folder.append_answers("0-base", {"3": Answered("three", 1, 0.5, True)})
     journal = tmp_path / "run" / "predictions" / "0-base.partial"
     for rest in (b'{"4": ["cut', b"\x00\x00\n"):
         with journal.open("ab") as stream:
             stream.write(rest)
-        assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5, True)}
-    folder.append_answers("0-base", {4: Answered("four", 2, 1.5, False)})
-    assert folder.read_answers("0-base") == {3: Answered("three", 1, 0.5, True), 4: Answered("four", 2, 1.5, False)}
+        assert folder.read_answers("0-base") == {"3": Answered("three", 1, 0.5, True)}
+    folder.append_answers("0-base", {"4": Answered("four", 2, 1.5, False)})
+    assert folder.read_answers("0-base") == {"3": Answered("three", 1, 0.5, True), "4": Answered("four", 2, 1.5, False)}
     assert folder.read_answers("general-0-base") == {}  # another name does not forget this one's
     assert journal.exists()
     folder.drop_answers()
