@@ -91,7 +91,7 @@ class Proximal(torch.optim.Optimizer):
 
     def set_moments(self, p: torch.Tensor, step: int, moments: dict[str, torch.Tensor], of_gates: bool) -> None:
         """Puts back what `moments` gave after `step` steps; a slice is of gates alone, or of none."""
-        self.state[p].update({"step": torch.tensor(float(step)), **moments})
+        self.state[p].update({"step": torch.tensor(float(step), device=p.device), **moments})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -151,4 +151,10 @@ class Proximal(torch.optim.Optimizer):
 
 
 class ProximalAdamW(Proximal, torch.optim.AdamW):
-    """AdamW and its proximal step, all moving averages in fp32."""
+    """AdamW and its proximal step, all moving averages in fp32.
+
+    The step is torch's fused one: hundreds of small tensors, each in one pass over memory.
+    """
+
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        super().__init__(params, fused=True, **options)

@@ -85,6 +85,8 @@ def local_rank_in_environment() -> Iterator[None]:
 
 def share(value: Any) -> Any:
     """Rank 0's value, on every rank."""
+    if dist.get_world_size() == 1:
+        return value
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]

@@ -8,11 +8,8 @@ from torch import nn
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.merge import Deltas, ModuleRank, deltas, unwrap
 from codyra_llm.adapter.optimizer import Proximal
-from codyra_llm.adapter.optimizer_8bit import ProximalAdamW8bit
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
-
-OPTIMIZERS: dict[int, type[Proximal]] = {32: ProximalAdamW, 8: ProximalAdamW8bit}
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class CoDyRA:
         """Fresh branches and a fresh optimizer for a task; the draws depend on (seed, task, projection) alone."""
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
         train = self.config.train
-        optimizer = OPTIMIZERS[train.adam_bits].for_model(
+        optimizer = _optimizer(train.adam_bits).for_model(
             model,
             self.adapter,
             lr=train.learning_rate,
@@ -72,3 +69,11 @@ class CoDyRA:
 
     def _schedule(self, total_steps: int) -> ThresholdSchedule | None:
         return ThresholdSchedule(self.adapter, total_steps) if self.adapter.train_gates else None
+
+
+def _optimizer(bits: int) -> type[Proximal]:
+    if bits == 32:
+        return ProximalAdamW
+    from codyra_llm.adapter.optimizer_8bit import ProximalAdamW8bit  # imports bitsandbytes, which takes a second
+
+    return ProximalAdamW8bit

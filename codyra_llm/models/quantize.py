@@ -3,21 +3,20 @@
 nf4: blocks of 64 weights in 4 bits and a scale each, the scales themselves in 8 bits (double quantisation): 4.13 bits
 a weight. int8: rows of 8-bit weights with a scale each; in evaluation the inputs are rounded to 8 bits as well
 (LLM.int8(), arXiv 2208.07339). Which projections these are is transformers' choice: every linear layer but the head.
+
+bitsandbytes takes over a second to import, so only a quantised model does: the imports are in the functions.
 """
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-
-QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -38,6 +37,8 @@ def quantized_names(model: PreTrainedModel) -> list[str]:
 
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
     """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
     config = quantization_config(quantization, model.dtype)
     replace_with_bnb_linear(model, _kept(model), config)
     for layer in filter(is_quantized, model.modules()):
@@ -53,11 +54,14 @@ def _kept(model: PreTrainedModel) -> list[str]:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a module holds its weight in 4 or 8 bits."""
-    return isinstance(module, QUANTIZED)
+    bnb = sys.modules.get("bitsandbytes")  # not imported: there can be no layer of it
+    return bnb is not None and isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
 
 
 def quantized(layer: Any, weight: torch.Tensor) -> Any:
     """`weight` [out_features, in_features], fp32, as the quantised parameter of a layer, on the device it is on."""
+    import bitsandbytes as bnb
+
     packed: Any
     if isinstance(layer, bnb.nn.Linear8bitLt):
         packed = bnb.nn.Int8Params(weight, requires_grad=False)
@@ -70,6 +74,8 @@ def quantized(layer: Any, weight: torch.Tensor) -> Any:
 
 def hold(layer: Any, packed: Any, scales: Any = None) -> None:
     """Makes what `quantized` gave, or a part of it with the `scales` of the whole, a layer's weight."""
+    import bitsandbytes as bnb
+
     if isinstance(layer, bnb.nn.Linear8bitLt):
         layer.state.reset_grads()  # where the weight has been since the first forward pass
     else:
@@ -103,6 +109,8 @@ def quantized_tensors(
 
 def dequantized(layer: Any) -> torch.Tensor:
     """The weight that a quantised layer stands for, [out_features, in_features] in fp32."""
+    import bitsandbytes as bnb
+
     held: Any = layer.weight
     if isinstance(layer, bnb.nn.Linear4bit):
         weight: torch.Tensor = bnb.functional.dequantize_4bit(held.data, held.quant_state)
