@@ -21,28 +21,29 @@ class Context:
         rows: how many.
         columns: the most that will ever be held.
         pad: the id in empty columns.
+        in_step: a read is one forward pass, whatever is read, since other ranks take it as well.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int) -> None:
-        self.model, self.decoder, self.pad = model, model.get_decoder(), pad
+    def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int, in_step: bool = False) -> None:
+        self.model, self.decoder, self.pad, self.in_step = model, model.get_decoder(), pad, in_step
         layers = model.config.get_text_config().num_hidden_layers
-        self.layers = [_Columns(columns) for _ in range(layers)]
+        self.layers = [_Columns(rows, columns) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], spare: int, pad: int, sharing: bool = True
+        cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], spare: int, pad: int, in_step: bool = False
     ) -> tuple["Context", torch.Tensor]:
         """Prompts as read, with room for `spare` columns, and the hidden state of each one's last token [rows, hidden].
 
-        A beginning that several prompts have in common is read once, where `sharing` and the model allow it.
+        A beginning that several prompts have in common is read once, where the model allows it and not `in_step`.
         """
         widest = max(map(len, prompts))
-        groups = _groups(prompts) if sharing else []
+        groups = [] if in_step else _groups(prompts)
         shared = max((group.prefix for group in groups), default=0)
         if not shared or _window(model) < shared + widest + spare:
-            context = cls(model, len(prompts), widest + spare, pad)
+            context = cls(model, len(prompts), widest + spare, pad, in_step)
             return context, context.read(prompts)[:, -1]
         shared_by = [group for group in groups if group.prefix]
         prefixes = cls(model, len(shared_by), shared, pad)
@@ -59,6 +60,9 @@ class Context:
     def read(self, rows: Sequence[Sequence[int]], to_the_left: bool = False) -> torch.Tensor:
         """Reads on -> hidden states [rows, columns, hidden]; shorter rows have empty columns before their tokens.
 
+        Rows much shorter than others take a pass of their own, so that few empty columns are gone through; a hidden
+        state that was not needed is zero.
+
         Args:
             rows: ids, of each row; a row may have none.
             to_the_left: empty columns come after the tokens instead.
@@ -70,14 +74,31 @@ class Context:
             place = slice(0, len(row)) if to_the_left else slice(width - len(row), width)
             ids[k, place], seen[k, place] = torch.tensor(row, dtype=torch.long), 1
         ids, seen = ids.to(self.mask.device), seen.to(self.mask.device)
-        positions = self.mask.sum(1, keepdim=True) + seen.cumsum(1) - 1
+        positions = (self.mask.sum(1, keepdim=True) + seen.cumsum(1) - 1).clamp(min=0)
+        first = self.mask.shape[1]
         self.mask = torch.cat([self.mask, seen], dim=1)
+        passes = [range(len(rows))] if self.in_step else _passes([len(row) for row in rows])
+        if len(passes) == 1 and len(passes[0]) == len(rows):
+            return self._run(ids, self.mask, positions)
+        reads = []
+        for together in passes:
+            longest = max(len(rows[row]) for row in together)
+            begin = 0 if to_the_left else width - longest
+            part, columns = torch.tensor(together, device=ids.device), slice(begin, begin + longest)
+            for layer in self.layers:
+                layer.part, layer.length = part, first + begin
+            read = self._run(ids[part, columns], self.mask[part, : first + columns.stop], positions[part, columns])
+            reads.append((part, columns, read))
+        for layer in self.layers:
+            layer.part, layer.length = None, first + width
+        hidden = read.new_zeros(len(rows), width, read.shape[2])
+        for part, columns, read in reads:
+            hidden[part, columns] = read
+        return hidden
+
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self.decoder(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions.clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
         )
         return output.last_hidden_state
 
@@ -111,34 +132,38 @@ class Context:
 class _Columns(CacheLayerMixin):
     """Keys and values of one layer, [rows, heads, columns, head_dim], of which the first `length` columns are held.
 
-    Sliding layers hold all columns as well: their window is in the attention mask.
+    Sliding layers hold all columns as well: their window is in the attention mask. While `part` names rows, it is
+    those alone that read.
     """
 
     is_sliding = False
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.columns, self.length = columns, 0
+        self.rows, self.columns, self.length = rows, columns, 0
+        self.part: torch.Tensor | None = None
         self.keys: torch.Tensor
         self.values: torch.Tensor
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocates all columns, like the first that come."""
+        """Allocates all columns, like the first that come; zeros, since what is masked still takes part in products."""
         self.keys, self.values = (
-            states.new_empty(*states.shape[:2], self.columns, states.shape[3]) for states in (key_states, value_states)
+            states.new_zeros(self.rows, states.shape[1], self.columns, states.shape[3])
+            for states in (key_states, value_states)
         )
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds columns; returns all that are held, as views."""
+        """Adds columns; returns all that are held of the rows that read, as views where those are all rows."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         first, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, first : self.length] = key_states
-        self.values[:, :, first : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        rows = slice(None) if self.part is None else self.part
+        self.keys[rows, :, first : self.length] = key_states
+        self.values[rows, :, first : self.length] = value_states
+        return self.keys[rows, :, : self.length], self.values[rows, :, : self.length]
 
     def move(self, sources: list[int], targets: list[int], rows: int) -> None:
         """Copies rows onto others and holds the first `rows` from then on."""
@@ -172,9 +197,32 @@ def tokens_read(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def _columns(prompts: Sequence[Sequence[int]], groups: Sequence[_Group]) -> int:
-    shared = [group.prefix for group in groups if group.prefix]
-    rest = max(len(prompts[row]) - group.prefix for group in groups for row in group.rows)
-    return len(shared) * max(shared, default=0) + len(prompts) * rest + (ONE_PASS if shared else 0)
+    return sum(
+        _cost(lengths, _passes(lengths))
+        for lengths in (
+            [group.prefix for group in groups],
+            [len(prompts[row]) - group.prefix for group in groups for row in group.rows],
+        )
+    )
+
+
+def _cost(lengths: Sequence[int], passes: Sequence[Sequence[int]]) -> int:
+    return sum(len(rows) * max(lengths[row] for row in rows) + ONE_PASS for rows in passes)
+
+
+def _passes(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of rows, by length, that had better be read together; those with nothing to read are in none."""
+    order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
+    best, begin_of_last = [0], [0]  # of the first `end` rows: the least cost, and where its last pass begins
+    for end in range(1, len(order) + 1):
+        costs = [best[begin] + (end - begin) * lengths[order[begin]] for begin in range(end)]
+        begin_of_last.append(min(range(end), key=costs.__getitem__))
+        best.append(costs[begin_of_last[end]] + ONE_PASS)
+    passes, end = [], len(order)
+    while end:
+        passes.append(order[begin_of_last[end] : end])
+        end = begin_of_last[end]
+    return passes[::-1]
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:

@@ -141,7 +141,7 @@ def _answer_batch(
     pad = padding_id(tokenizer)
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
-    context, hidden = Context.of(model, prompts, longest, pad, sharing=not synced)
+    context, hidden = Context.of(model, prompts, longest, pad, in_step=synced)
     batch = _Batch(model, tokenizer, rows, end_tokens(model, tokenizer), synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)

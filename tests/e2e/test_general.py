@@ -13,6 +13,7 @@ from codyra_llm.evaluation.general import lm
 from codyra_llm.general import measure_later, saved_config, score_suites
 from codyra_llm.ledger.exchange import append_adapter
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
+from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite
 
@@ -226,3 +227,17 @@ def test_never_measured_is_no_reason_to_fail(tiny_folder: Path, tmp_path: Path) 
     results = run(tiny_config(tiny_folder, tmp_path / "out", **overrides))
     assert results["general"]["scores"] == {}
     assert (tmp_path / "out" / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--run", "x", "--model", "y"], "--run and --model: give one of them"),
+        (["--run", "x", "--output_dir", "y"], "--run and --output_dir: give one of them"),
+        (["--run", "x", "--output_dir=y"], "--run and --output_dir: give one of them"),
+        (["--after", "FOMC"], "--after: goes with --run"),
+        (["--run", "nowhere"], "name the folder of a finished run"),
+    ],
+)
+def test_options_that_cannot_go_together(options: list[str], line: str, refused: Command) -> None:
+    assert line in refused("evaluate.py", *options)

@@ -144,6 +144,23 @@ def test_what_prompts_begin_with_is_read_once(architecture: str, monkeypatch: py
         assert sum(columns[:2]) < 9 * max(len(example.prompt) for example in examples) * 0.7
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_short_rows_are_not_read_at_the_length_of_long_ones(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and true answers of very different lengths in one batch."""
+    model, rng = tiny_model(architecture), random.Random(2)
+    examples = [
+        Example(*([rng.randrange(3, 512) for _ in range(length)] for length in lengths))
+        for lengths in ((150, 2), (5, 90), (140, 1), (9, 80), (7, 3), (60, 2), (3, 85), (4, 1))
+    ]
+    alone = [answer(model, [example], 6)[0] for example in examples]
+    columns = read_columns(model, monkeypatch)
+    together = answer(model, examples, 6, batch_size=8)
+    assert [each.text for each in together] == [each.text for each in alone]
+    assert [each.loss for each in together] == pytest.approx([each.loss for each in alone], abs=1e-3)
+    whole = 8 * 150 + 8 * 89
+    assert sum(columns) < whole * 0.7
+
+
 def test_choices_of_one_prompt_share_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples = tiny_model(), some_examples(4)
     choices = [Example(each.prompt, choice) for each in examples for choice in ([5], [7, 8, 9], [11, 12])]
