@@ -44,6 +44,7 @@ from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.plan import RunPlan, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
+from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
 from codyra_llm.scoring import score_tasks
@@ -270,15 +271,10 @@ class _Run:
         if not self.world.is_main:
             deque(weights, maxlen=0)
         on_main(self.world, save)
-        on_main(self.world, self._plot)
-
-    def _plot(self) -> None:
-        from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks  # imports matplotlib
-
-        plot_matrix(self.results, self.folder.path / "matrix.png")
-        plot_ranks(self.results, self.folder.path / "ranks.png")
+        on_main(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
+        on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
         if self.results["general"]["scores"]:
-            plot_general(self.results, self.folder.path / "general.png")
+            on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
 
     def _to_save(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
         """(the model for its configuration and names, layout, weights): as it was measured, or in full precision."""

@@ -25,6 +25,7 @@ from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
+from codyra_llm.report.plots import plot_general
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import of_a_model
 
@@ -216,8 +217,6 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
             on_main(world, lambda: folder.write_results(results))
 
     def write() -> None:
-        from codyra_llm.report.plots import plot_general  # imports matplotlib
-
         folder.drop_answers()
         plot_general(results, folder.path / "general.png")
         print(general_table(general["scores"], general["delta"]))

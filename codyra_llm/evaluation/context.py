@@ -77,8 +77,8 @@ class Context:
         positions = (self.mask.sum(1, keepdim=True) + seen.cumsum(1) - 1).clamp(min=0)
         first = self.mask.shape[1]
         self.mask = torch.cat([self.mask, seen], dim=1)
-        passes = [range(len(rows))] if self.in_step else _passes([len(row) for row in rows])
-        if len(passes) == 1 and len(passes[0]) == len(rows):
+        passes = [list(range(len(rows)))] if self.in_step else _passes([len(row) for row in rows])
+        if len(passes[0]) == len(rows):
             return self._run(ids, self.mask, positions)
         reads = []
         for together in passes:
@@ -87,13 +87,13 @@ class Context:
             part, columns = torch.tensor(together, device=ids.device), slice(begin, begin + longest)
             for layer in self.layers:
                 layer.part, layer.length = part, first + begin
-            read = self._run(ids[part, columns], self.mask[part, : first + columns.stop], positions[part, columns])
-            reads.append((part, columns, read))
+            states = self._run(ids[part, columns], self.mask[part, : first + columns.stop], positions[part, columns])
+            reads.append((part, columns, states))
         for layer in self.layers:
             layer.part, layer.length = None, first + width
-        hidden = read.new_zeros(len(rows), width, read.shape[2])
-        for part, columns, read in reads:
-            hidden[part, columns] = read
+        hidden = states.new_zeros(len(rows), width, states.shape[2])
+        for part, columns, states in reads:
+            hidden[part, columns] = states
         return hidden
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -197,31 +197,28 @@ def tokens_read(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def _columns(prompts: Sequence[Sequence[int]], groups: Sequence[_Group]) -> int:
-    return sum(
-        _cost(lengths, _passes(lengths))
-        for lengths in (
-            [group.prefix for group in groups],
-            [len(prompts[row]) - group.prefix for group in groups for row in group.rows],
-        )
-    )
+    rest = [len(prompts[row]) - group.prefix for group in groups for row in group.rows]
+    return _cost([group.prefix for group in groups]) + _cost(rest)
 
 
-def _cost(lengths: Sequence[int], passes: Sequence[Sequence[int]]) -> int:
-    return sum(len(rows) * max(lengths[row] for row in rows) + ONE_PASS for rows in passes)
+def _cost(lengths: Sequence[int]) -> int:
+    return sum(len(rows) * max(lengths[row] for row in rows) + ONE_PASS for rows in _passes(lengths))
 
 
 def _passes(lengths: Sequence[int]) -> list[list[int]]:
     """Numbers of rows, by length, that had better be read together; those with nothing to read are in none."""
     order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
-    best, begin_of_last = [0], [0]  # of the first `end` rows: the least cost, and where its last pass begins
-    for end in range(1, len(order) + 1):
-        costs = [best[begin] + (end - begin) * lengths[order[begin]] for begin in range(end)]
-        begin_of_last.append(min(range(end), key=costs.__getitem__))
-        best.append(costs[begin_of_last[end]] + ONE_PASS)
+    # rows of one length are never parted, so where all have the same, as in decoding, there is nothing to weigh
+    ends = [end for end in range(1, len(order)) if lengths[order[end - 1]] != lengths[order[end]]] + [len(order)]
+    best = {0: (0, 0)}  # of so many rows, the longest: the least cost, and where the last pass begins
+    for end in filter(None, ends):
+        best[end] = min(
+            (cost + (end - begin) * lengths[order[begin]] + ONE_PASS, begin) for begin, (cost, _) in best.items()
+        )
     passes, end = [], len(order)
     while end:
-        passes.append(order[begin_of_last[end] : end])
-        end = begin_of_last[end]
+        passes.append(order[best[end][1] : end])
+        end = best[end][1]
     return passes[::-1]
 
 

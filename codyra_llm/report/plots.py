@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def plot_matrix(results: dict[str, Any], path: Path) -> None:
@@ -18,7 +14,7 @@ def plot_matrix(results: dict[str, Any], path: Path) -> None:
     rows = ["base model", *(f"after {task}" for task in tasks)]
     figure, axes = _heatmap(scores, rows, tasks, vmin=0, vmax=100, label="score (0 to 100)", form="{:.0f}")
     for t in range(len(tasks)):
-        axes.add_patch(plt.Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
+        axes.add_patch(_pyplot().Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
     axes.set_title(f"Scores, variant {results['config']['evaluate']['scorer_variant']}")
     _save(figure, path)
 
@@ -43,7 +39,7 @@ def plot_general(results: dict[str, Any], path: Path) -> None:
         if measured:
             lines.setdefault(measured[0][1]["unit"], {})[suite] = measured
     size = (3 + 0.8 * len(found), 1 + 3 * max(1, len(lines)))
-    figure, panels = plt.subplots(max(1, len(lines)), figsize=size, sharex=True, squeeze=False)
+    figure, panels = _pyplot().subplots(max(1, len(lines)), figsize=size, sharex=True, squeeze=False)
     for axes, (unit, of_suites) in zip(panels[:, 0], lines.items(), strict=False):
         for suite, measured in of_suites.items():
             axes.errorbar(
@@ -64,7 +60,7 @@ def plot_general(results: dict[str, Any], path: Path) -> None:
 def _heatmap(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], vmin: float, vmax: float, label: str, form: str
 ) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(2.5 + 0.9 * len(columns), 1.8 + 0.45 * len(rows)))
+    figure, axes = _pyplot().subplots(figsize=(2.5 + 0.9 * len(columns), 1.8 + 0.45 * len(rows)))
     image = axes.imshow(values, vmin=vmin, vmax=vmax, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows)
@@ -78,4 +74,13 @@ def _heatmap(
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    _pyplot().close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib  # takes over half a second, which a run spends at its end rather than at its start
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
