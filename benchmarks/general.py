@@ -11,6 +11,7 @@ import argparse
 import functools
 import logging
 
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
@@ -52,9 +53,13 @@ def main() -> None:
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, max_length=length)
     config = GeneralConfig(tuple(options.suites.split(",")), options.data_dir, options.items)
     suites = [capped(suite, options.max_new_tokens) for suite in load_suites(config)]
-    scores = {suite.name: [score_suite(suite, lm)[0]["score"] for lm in (theirs, ours)] for suite in suites}
+    scores: dict[str, float] = {}
+
+    def contestant(suite: Suite, name: str, lm: TemplateLM) -> None:
+        scores[f"{suite.name} {name}"] = score_suite(suite, lm)[0]["score"]
+
     contestants = {
-        f"{suite.name} {name}": functools.partial(score_suite, suite, lm)
+        f"{suite.name} {name}": functools.partial(contestant, suite, name, lm)
         for suite in suites
         for name, lm in (("lm-eval", theirs), ("ours", ours))
     }
@@ -63,13 +68,13 @@ def main() -> None:
         of_suites = [seconds[f"{suite.name} {name}"] for suite in suites]
         seconds[f"all {name}"] = [sum(of_round) for of_round in zip(*of_suites, strict=True)]
     table = []
-    for suite in [*scores, "all"]:
-        ratio = ratios({"ours": seconds[f"{suite} ours"], "lm-eval": seconds[f"{suite} lm-eval"]}, "lm-eval")["ours"]
+    for suite in [*(suite.name for suite in suites), "all"]:
+        ratio = ratios({name: seconds[f"{suite} {name}"] for name in ("ours", "lm-eval")}, "lm-eval")["ours"]
         table.append(
             {
                 "suite": suite,
-                "score lm-eval": scores[suite][0] if suite in scores else "",
-                "score ours": scores[suite][1] if suite in scores else "",
+                "score lm-eval": scores.get(f"{suite} lm-eval", ""),
+                "score ours": scores.get(f"{suite} ours", ""),
                 "time / lm-eval": ratio["median"],
                 "10th to 90th percentile": f"{ratio['p10']:.3f} to {ratio['p90']:.3f}",
             }

@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,16 +14,21 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
 def interleave(contestants: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; in a round all run in turn, so that what slows one slows all."""
+    """Seconds of each contestant in each round; in a round all run in turn, so that what slows one slows all.
+
+    A line on stderr says how far it is.
+    """
     for _ in range(warmup):
         for run in contestants.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for turn in range(1, rounds + 1):
         for name, run in contestants.items():
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
+        of_round = sum(times[-1] for times in seconds.values())
+        print(f"round {turn} of {rounds}: {of_round:.1f} s", file=sys.stderr, flush=True)
     return seconds
 
 

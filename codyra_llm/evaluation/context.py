@@ -26,6 +26,7 @@ class Context:
 
     def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int, in_step: bool = False) -> None:
         self.model, self.decoder, self.pad, self.in_step = model, model.get_decoder(), pad, in_step
+        self.columns, self.gaps = columns, columns <= _window(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [_Columns(rows, columns) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
@@ -68,6 +69,8 @@ class Context:
             to_the_left: empty columns come after the tokens instead.
         """
         width = max(1, *map(len, rows))
+        if self.mask.shape[1] + width > self.columns:
+            self._close_gaps()
         ids = torch.full((len(rows), width), self.pad)
         seen = torch.zeros_like(ids)
         for k, row in enumerate(rows):
@@ -102,11 +105,21 @@ class Context:
         )
         return output.last_hidden_state
 
-    def forget(self, columns: int) -> None:
-        """Takes back the last columns."""
-        self.mask = self.mask[:, : self.mask.shape[1] - columns]
+    def forget(self, columns: int, but: Sequence[int] | None = None) -> None:
+        """Takes back the last columns, all or, in each row, but for so many of the first of them."""
+        most = max(but) if but else 0
+        self.mask = self.mask[:, : self.mask.shape[1] + most - columns]
         for layer in self.layers:
-            layer.length -= columns
+            layer.length += most - columns
+        if but:
+            kept = torch.tensor(but, device=self.mask.device)[:, None]
+            self.mask[:, -most:] *= torch.arange(most, device=self.mask.device) < kept
+
+    def _close_gaps(self) -> None:
+        order = self.mask.argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]  # the empty ones first
+        self.mask = self.mask.gather(1, order)
+        for layer in self.layers:
+            layer.arrange(order)
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Lets all other rows go; returns the old numbers of those that stay, in their new order."""
@@ -171,6 +184,12 @@ class _Columns(CacheLayerMixin):
             states[targets, :, : self.length] = states[sources, :, : self.length]
         self.keys, self.values = self.keys[:rows], self.values[:rows]
 
+    def arrange(self, order: torch.Tensor) -> None:
+        """Holds for each row these of its columns, [rows, columns], and in this order."""
+        held, self.length = self.length, order.shape[1]
+        for states in (self.keys, self.values):
+            states[:, :, : self.length] = states[:, :, :held].take_along_dim(order[:, None, :, None], dim=2)
+
     def get_seq_length(self) -> int:
         """Columns held."""
         return self.length
@@ -228,10 +247,10 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
     for row in sorted(range(len(prompts)), key=lambda row: list(prompts[row])):
         if groups:
             rows, prefix = groups[-1]
-            common = _common(prompts[rows[0]][:prefix], prompts[row][:-1])
+            alike = common(prompts[rows[0]][:prefix], prompts[row][:-1])
             # with one row more, the others read again what it does not share with them
-            if common and (prefix - common) * len(rows) < prefix:
-                groups[-1] = _Group([*rows, row], common)
+            if alike and (prefix - alike) * len(rows) < prefix:
+                groups[-1] = _Group([*rows, row], alike)
                 continue
         groups.append(_Group([row], len(prompts[row]) - 1))
     groups.sort(key=lambda group: group.prefix * (len(group.rows) - 1), reverse=True)
@@ -242,7 +261,7 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
     return min(candidates, key=lambda groups: _columns(prompts, groups))
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

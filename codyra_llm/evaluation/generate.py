@@ -4,7 +4,8 @@ Rows of different tasks share batches, each with its own length limit and stops:
 the weights, however many rows take it. Questions with the same prompt (the choices of one item) share its row.
 
 A batch's prompts are read, what they have in common once; then their true answers, for the losses, which are taken
-back again; and from the same state the model's own answers are generated.
+back again; and from the same state the model's own answers are generated, several tokens in a pass where the next ones
+can be guessed (draft.py).
 """
 
 import hashlib
@@ -20,7 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from codyra_llm.data.encode import Example, padding_id
 from codyra_llm.engine.launch import World, any_rank, gather
 from codyra_llm.engine.loss import answer_logits, logits_at_once
-from codyra_llm.evaluation.context import Context, tokens_read
+from codyra_llm.evaluation.context import Context, common, tokens_read
+from codyra_llm.evaluation.draft import Draft
+
+PASS = 32  # tokens that a pass may take for the sake of guesses; that many cost little more than one
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _answer_batch(
     pad = padding_id(tokenizer)
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
-    context, hidden = Context.of(model, prompts, longest, pad, in_step=synced)
+    context, hidden = Context.of(model, prompts, longest + PASS, pad, in_step=synced)
     batch = _Batch(model, tokenizer, rows, end_tokens(model, tokenizer), synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)
@@ -204,24 +208,44 @@ class _Batch:
         """
         questions = [row[0] for row in self.rows]
         ids: list[list[int]] = [[] for _ in questions]
+        drafts = [Draft(question.example.prompt) for question in questions]
         live = list(range(len(questions)))
         going = [row for row in live if questions[row].max_new_tokens]
-        asked = self._any(bool(going))
+        guesses: list[list[int]] = [[] for _ in live]
+        states, asked = hidden[:, None], self._any(bool(going))
         while asked:
-            tokens = dict(zip(live, answer_logits(self.model, hidden).argmax(-1).tolist(), strict=True))
-            going = [row for row in going if self._goes_on(row, tokens[row], ids[row])]
+            said = dict(zip(live, self._said(states, guesses), strict=True))
+            context.forget(states.shape[1], but=[len(said[row]) for row in live])
+            for row, guess in zip(live, guesses, strict=True):
+                drafts[row].settle(guess, said[row])
+            going = [row for row in going if all(self._goes_on(row, token, ids[row]) for token in said[row])]
             asked = self._any(bool(going))
             if going and len(going) < len(live):
                 live = [live[slot] for slot in context.keep([live.index(row) for row in going])]
             if asked:
-                hidden = context.read([[tokens[row]] for row in live])[:, -1]
+                most = PASS // len(live) - 1 if context.gaps else 0
+                left = [questions[row].max_new_tokens - len(ids[row]) for row in live]
+                guesses = [drafts[row].guess(min(most, rest - 1)) for row, rest in zip(live, left, strict=True)]
+                read = [[said[row][-1], *guess] for row, guess in zip(live, guesses, strict=True)]
+                states = context.read(read, to_the_left=True)
             if asked and not going:  # a pass for the other ranks' sake
-                context.forget(1)
+                context.forget(states.shape[1])
         texts = [str(self.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
         return [
             (cut_at_stop(text, question.stop), len(each))
             for text, question, each in zip(texts, questions, ids, strict=True)
         ]
+
+    def _said(self, states: torch.Tensor, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What the model says in each row: as much of the guess as it says too, and the token after that.
+
+        Args:
+            states: after each row's last token, and after each token of its guess [rows, columns, hidden_size].
+        """
+        lengths = [1 + len(guess) for guess in guesses]
+        read = torch.cat([states[slot, :length] for slot, length in enumerate(lengths)])
+        likeliest = [each.tolist() for each in answer_logits(self.model, read).argmax(-1).split(lengths)]
+        return [tokens[: common(guess, tokens) + 1] for guess, tokens in zip(guesses, likeliest, strict=True)]
 
     def _goes_on(self, row: int, token: int, ids: list[int]) -> bool:
         """Adds a token to an answer, unless it ends it; returns whether more are to come."""

@@ -10,6 +10,7 @@ from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task, TaskSpec
 from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.evaluation.draft import Draft
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.evaluation.generate import Answered, Question, answer_questions, cut_at_stop
 from tests.models import CONFIGS, tiny_model
@@ -186,9 +187,36 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -
     limits = (2, 9, 5, 9, 1)
     alone = [answer(model, [example], limit)[0] for example, limit in zip(examples, limits, strict=True)]
     columns = read_columns(model, monkeypatch)
+    monkeypatch.setattr(Draft, "guess", lambda self, most: [])
     questions = [Question(example, limit) for example, limit in zip(examples, limits, strict=True)]
     assert answer_questions(model, NumberTokenizer(), questions) == alone
     assert columns[1:] == [4, 3, 3, 3, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_guesses_save_passes_and_change_no_answer(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long answers, some of which repeat themselves and some of which do not, beside those given without guesses."""
+    model, examples = tiny_model(architecture), some_examples(6)
+    questions = [Question(example, limit) for example, limit in zip(examples, (150, 9, 200, 1, 150, 200), strict=True)]
+    columns = read_columns(model, monkeypatch)
+    guessed, passes = answer_questions(model, NumberTokenizer(), questions), len(columns)
+    monkeypatch.setattr(Draft, "guess", lambda self, most: [])
+    assert answer_questions(model, NumberTokenizer(), questions) == guessed
+    if architecture in ("llama", "gemma", "qwen3"):  # those without windows
+        assert passes < (len(columns) - passes) * 0.75
+
+
+def test_a_guess_is_what_followed_the_last_two_tokens_before() -> None:
+    draft = Draft([1, 2, 3, 4, 5, 6, 1, 2])
+    assert draft.guess(9) == [3, 4, 5]
+    assert draft.guess(2) == [3, 4]
+    draft.settle([3, 4, 5], [3, 4, 7])
+    assert draft.guess(9) == []  # 4, 7 is new
+    draft.settle([], [1, 2])
+    assert draft.guess(9) == [3, 4, 7, 1, 2, 3, 4]  # the latest time; longer after a good guess, and round and round
+    draft.settle([3, 4, 7, 1, 2, 3, 4], [9])
+    draft.settle([], [1, 2])
+    assert draft.guess(9) == [9, 1, 2]
 
 
 @pytest.mark.parametrize(
