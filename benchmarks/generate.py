@@ -10,7 +10,8 @@ Greedy, batches padded on the left, a batch of generate goes on until its last r
 - generate, by task: a batch is of one task, in the file's order.
 - generate, limits: it has that task's limit as well, where it is below the one for all.
 - generate, limits and stops: it has the task's stop strings as well.
-- ours: the same limits and stops, and the loss of every true answer beside the model's own.
+- ours, without guesses: the same limits and stops, and the loss of every true answer beside the model's own.
+- ours: it guesses ahead as well.
 
 Batches of one task are full only where --rows is a multiple of --batch_size. An answer that is long for want of an end
 costs generate its whole limit, so a model that has not learned the tasks makes limits count for more.
@@ -22,6 +23,7 @@ import functools
 import logging
 import random
 from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +32,7 @@ from benchmarks.counting import costs
 from benchmarks.mix import examples
 from benchmarks.rounds import compared, interleave, report
 from codyra_llm.data.encode import Example
+from codyra_llm.evaluation.draft import Draft
 from codyra_llm.evaluation.generate import Question, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 
@@ -78,12 +81,20 @@ def main() -> None:
             limit, stop = min(cap, task.spec.max_new_tokens) if limits else cap, task.spec.stop if stops else ()
             plain(model, tokenizer, rows, size, limit, stop)
 
+    def ours() -> None:
+        answer_questions(model, tokenizer, questions, size)
+
+    def without_guesses() -> None:
+        with patch.object(Draft, "guess", return_value=[]):
+            ours()
+
     contestants: dict[str, Callable[[], object]] = {
         "generate": functools.partial(plain, model, tokenizer, mixed, size, cap),
         "generate, by task": functools.partial(by_task, limits=False, stops=False),
         "generate, limits": functools.partial(by_task, limits=True, stops=False),
         "generate, limits and stops": functools.partial(by_task, limits=True, stops=True),
-        "ours, with the true answers' losses": lambda: answer_questions(model, tokenizer, questions, size),
+        "ours, without guesses": without_guesses,
+        "ours": ours,
     }
     if options.short:
         contestants = dict(list(contestants.items())[:: len(contestants) - 1])

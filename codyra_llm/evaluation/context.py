@@ -1,12 +1,15 @@
 """What a model has read: the KV cache of a batch of rows, which reads on, forgets, and lets rows go."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 ONE_PASS = 64  # columns; a further pass over the weights must save more than that
 
 
@@ -100,9 +103,10 @@ class Context:
         return hidden
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        output = self.decoder(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
+        with _no_copies_of_keys(ids.device):
+            output = self.decoder(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+            )
         return output.last_hidden_state
 
     def forget(self, columns: int, but: Sequence[int] | None = None) -> None:
@@ -264,6 +268,23 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@contextmanager
+def _no_copies_of_keys(device: torch.device) -> Iterator[None]:
+    """Has transformers' attention take the keys that query heads share as they are, where a kernel can.
+
+    Under a mask it copies them for each head otherwise: many times the work of a few tokens after a long context. The
+    kernels of a GPU cannot.
+    """
+    if device.type != "cpu" or GROUPED in os.environ:
+        yield
+        return
+    os.environ[GROUPED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[GROUPED]
 
 
 def _window(model: PreTrainedModel) -> float:

@@ -208,7 +208,7 @@ class _Batch:
         """
         questions = [row[0] for row in self.rows]
         ids: list[list[int]] = [[] for _ in questions]
-        drafts = [Draft(question.example.prompt) for question in questions]
+        drafts = [Draft(question.example.prompt if question.max_new_tokens else []) for question in questions]
         live = list(range(len(questions)))
         going = [row for row in live if questions[row].max_new_tokens]
         guesses: list[list[int]] = [[] for _ in live]

@@ -206,6 +206,17 @@ def test_guesses_save_passes_and_change_no_answer(architecture: str, monkeypatch
         assert passes < (len(columns) - passes) * 0.75
 
 
+def test_keys_that_heads_share_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(keys: torch.Tensor, times: int) -> torch.Tensor:
+        raise AssertionError(f"keys {tuple(keys.shape)} copied {times} times")
+
+    model, examples = tiny_model("llama"), some_examples()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    expected = answer(model, examples, 30)
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", copied)
+    assert answer(model, examples, 30) == expected
+
+
 def test_a_guess_is_what_followed_the_last_two_tokens_before() -> None:
     draft = Draft([1, 2, 3, 4, 5, 6, 1, 2])
     assert draft.guess(9) == [3, 4, 5]
