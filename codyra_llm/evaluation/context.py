@@ -17,7 +17,8 @@ class Context:
     """Rows of tokens as a causal model has read them.
 
     Columns of the cache are allocated once: reading on writes into them, and the rows that stay never move. A column
-    may be empty for a row, at its left or between two reads: `mask` says which are, and positions count only tokens.
+    may be empty for a row, at its left, between two reads or where it forgot: `mask` says which are, and positions
+    count only tokens. Where no column is left, the tokens of each row close up.
 
     Args:
         model: a causal LM of transformers; its decoder alone is run.
@@ -25,6 +26,9 @@ class Context:
         columns: the most that will ever be held.
         pad: the id in empty columns.
         in_step: a read is one forward pass, whatever is read, since other ranks take it as well.
+
+    Attributes:
+        gaps: whether empty columns between tokens change nothing; in a window of columns they would take places.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int, in_step: bool = False) -> None:
