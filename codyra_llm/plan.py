@@ -23,6 +23,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
+from codyra_llm.models.quantize import check_widths
 
 if TYPE_CHECKING:
     from codyra_llm.evaluation.general.suites import Suite
@@ -83,8 +84,9 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     check_tokenizer(tokenizer)
     _check_quantization(config, model_config, deepspeed_json, to_train)
-    method = METHODS[config.method](config)
-    check_adapter(skeleton(model_config), method.adapter)
+    method, structure = METHODS[config.method](config), skeleton(model_config)
+    check_widths(structure, config.model.quantization)
+    check_adapter(structure, method.adapter)
     tokens = TokenCache(tokenizer)
     batches, test_examples = [], []
     for task in stream:

@@ -10,7 +10,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from tests.models import tiny_model
+from tests.models import WIDE, tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
@@ -108,6 +108,17 @@ def tiny_folder(
     """A tiny random Llama with its tokenizer, as an HF folder."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     tiny_model("llama").save_pretrained(folder)
+    tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_folder(
+    tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with rows of 64, which NF4 needs."""
+    folder = tmp_path_factory.mktemp("wide-llama")
+    tiny_model("llama", **WIDE).save_pretrained(folder)
     tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
     return folder
 

@@ -35,10 +35,18 @@ CONFIGS = {
 }
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model of two layers whose answers are not all alike."""
+# as COMMON, in rows that NF4 can quantise in whole blocks of 64
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+def tiny_model(
+    architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: int
+) -> PreTrainedModel:
+    """A random model of two layers whose answers are not all alike; `changes` to its configuration."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=dtype).eval()
+    config = CONFIGS[architecture]()
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(3)

@@ -26,7 +26,7 @@ from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
-from codyra_llm.models.quantize import hold, is_quantized, quantize_structure, quantized
+from codyra_llm.models.quantize import hold, is_quantized, keep_trainable, quantize_structure, quantized
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
@@ -113,6 +113,7 @@ def load_model(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
         raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {reason(error)}") from None
+    keep_trainable(model)
     return model.eval()
 
 

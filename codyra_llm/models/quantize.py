@@ -18,6 +18,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from codyra_llm.errors import UserError
+
+NF4_BLOCK = 64  # weights that share a scale; on some CPUs bitsandbytes computes wrong where a row has no whole blocks
+
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     """What a config.json says of a quantised model, so that transformers loads it by itself."""
@@ -35,8 +39,24 @@ def quantized_names(model: PreTrainedModel) -> list[str]:
     return [name for name in names if should_convert_module(name, kept)]
 
 
+def check_widths(model: PreTrainedModel, quantization: str | None) -> None:
+    """Raises UserError where a projection of an unquantised model cannot be quantised in whole blocks of a row."""
+    for name in quantized_names(model) if quantization == "nf4" else ():
+        width = model.get_submodule(name).in_features
+        if width % NF4_BLOCK:  # type: ignore[operator]
+            raise UserError(
+                f"model.quantization nf4: {name} has {width} inputs, which is no multiple of {NF4_BLOCK}, the size of "
+                "its blocks; use int8, or leave model.quantization empty"
+            )
+
+
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
-    """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections."""
+    """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections.
+
+    Raises:
+        UserError: as `check_widths`.
+    """
+    check_widths(model, quantization)
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     config = quantization_config(quantization, model.dtype)
@@ -56,6 +76,16 @@ def is_quantized(module: nn.Module) -> bool:
     """Whether a module holds its weight in 4 or 8 bits."""
     bnb = sys.modules.get("bitsandbytes")  # not imported: there can be no layer of it
     return bnb is not None and isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights in a forward pass without gradients.
+
+    On CPUs with AVX512-BF16, `Linear4bit.forward` does so in evaluation mode. A product with repacked weights has no
+    gradient, and nothing unpacks them for the next task.
+    """
+    for layer in filter(is_quantized, model.modules()):
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def quantized(layer: Any, weight: torch.Tensor) -> Any:

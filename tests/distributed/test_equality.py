@@ -51,11 +51,12 @@ def name(way: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(tiny_folder: Path, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the worker saved, by way of running."""
     folder = tmp_path_factory.mktemp("equality")
     ways = {name(way): way for way in [*ALL, *map(reference_of, ALL)]}
-    jobs = [{"way": way, "model": str(tiny_folder), "output": str(folder / key)} for key, way in ways.items()]
+    models = {key: str(wide_folder if "quantization" in way else tiny_folder) for key, way in ways.items()}
+    jobs = [{"way": way, "model": models[key], "output": str(folder / key)} for key, way in ways.items()]
     for key, statuses in zip(ways, run_forked("tests.distributed.worker", jobs), strict=True):
         assert not any(statuses), (folder / f"{key}.log").read_text()[-4000:]
     return {key: torch.load(folder / key) for key in ways}

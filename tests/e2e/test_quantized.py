@@ -28,10 +28,10 @@ def quantized_config(model: Path, output: Path, quantization: str, dtype: str, *
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def finished(
-    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[tuple[str, str], Path, dict]:
     folder = tmp_path_factory.mktemp("run") / "out"
-    return request.param, folder, run(quantized_config(tiny_folder, folder, *request.param))
+    return request.param, folder, run(quantized_config(wide_folder, folder, *request.param))
 
 
 def merged(base: Path, ledger: Path) -> torch.nn.Module:
@@ -42,17 +42,17 @@ def merged(base: Path, ledger: Path) -> torch.nn.Module:
     return model
 
 
-def test_something_is_learned(finished: tuple, tiny_folder: Path) -> None:
+def test_something_is_learned(finished: tuple, wide_folder: Path) -> None:
     _, _, results = finished
     nll = results["answer_nll"]
     for i in range(2):
         assert nll[i + 1][i] < nll[0][i] - 0.2
-    assert results["model"]["parameters"] == sum(p.numel() for p in load_model(str(tiny_folder)).parameters())
+    assert results["model"]["parameters"] == sum(p.numel() for p in load_model(str(wide_folder)).parameters())
 
 
-def test_the_saved_model_is_the_sum_quantised_once(finished: tuple, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_saved_model_is_the_sum_quantised_once(finished: tuple, wide_folder: Path, tmp_path: Path) -> None:
     (quantization, dtype), folder, _ = finished
-    merged(tiny_folder, folder / "ledger").save_pretrained(tmp_path / "sum")
+    merged(wide_folder, folder / "ledger").save_pretrained(tmp_path / "sum")
     config = quantization_config(quantization, getattr(torch, dtype))
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "sum", quantization_config=config).state_dict()
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
@@ -83,10 +83,10 @@ def test_it_can_be_scored_as_it_is(finished: tuple, tmp_path: Path) -> None:
 
 
 def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
-    finished: tuple, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple, wide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way, folder, results = finished
-    config = quantized_config(tiny_folder, tmp_path / "run", *way)
+    config = quantized_config(wide_folder, tmp_path / "run", *way)
     stop_in_task_2(config, monkeypatch)
     again = run(config)
     assert again["losses"] == results["losses"]
@@ -104,14 +104,14 @@ def test_base_and_ledger_give_the_files_that_were_saved(finished: tuple, tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saved_in_full_precision_it_is_the_sum_rounded_once(
-    tiny_folder: Path, tmp_path: Path, command: Command, dtype: str
+    wide_folder: Path, tmp_path: Path, command: Command, dtype: str
 ) -> None:
     overrides = {"merge.save_quantized": False, "evaluate.tasks": "last"}
-    run(quantized_config(tiny_folder, tmp_path / "run", "nf4", dtype, **overrides))
+    run(quantized_config(wide_folder, tmp_path / "run", "nf4", dtype, **overrides))
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert saved.dtype == getattr(torch, dtype)
     assert not hasattr(saved.config, "quantization_config")
-    expected = merged(tiny_folder, tmp_path / "run" / "ledger").state_dict()
+    expected = merged(wide_folder, tmp_path / "run" / "ledger").state_dict()
     assert all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in saved.state_dict().items())
     command("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "again")
     assert_same_files(tmp_path / "again", tmp_path / "run" / "model")

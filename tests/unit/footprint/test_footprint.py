@@ -29,7 +29,7 @@ from codyra_llm.footprint.quantized import stand_in
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config, known_models
 from codyra_llm.models.load import load_model, skeleton
-from tests.models import CONFIGS, tiny_model
+from tests.models import CONFIGS, WIDE, tiny_model
 
 # as the models' cards and files state them
 PUBLISHED = {
@@ -185,22 +185,22 @@ def storages() -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantised_weights_take_what_is_planned(quantization: str, tmp_path: Path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_model("llama", **WIDE).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), quantization=quantization)
     real = 0
     for name, tensor in loaded.state_dict().items():
         if not name.endswith(("quant_map", "bitsandbytes__nf4", "weight_format")):  # tables, one for all in memory
             real += tensor.nbytes
-    planned = skeleton(CONFIGS["llama"](), dtype=torch.float32)
+    planned = skeleton(tiny_model("llama", **WIDE).config, dtype=torch.float32)
     stand_in(planned, quantization)
     planned.requires_grad_(False)
     assert ModelSizes.of(planned).bytes_of(trains=False) == real
-    assert ModelSizes.of(planned).total == count(tiny_model("llama"))
+    assert ModelSizes.of(planned).total == count(tiny_model("llama", **WIDE))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_activations_over_quantised_weights_are_those_of_a_real_pass(quantization: str, tmp_path: Path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_model("llama", **WIDE).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), quantization=quantization)
     inject(model, CoDyRAConfig(rank=4))
     model.train()
@@ -209,7 +209,7 @@ def test_activations_over_quantised_weights_are_those_of_a_real_pass(quantizatio
     loss = AnswerLoss(model)
     loss(ids, labels).backward()
     real = allocated(lambda: loss(ids, labels).backward())
-    planned = skeleton(CONFIGS["llama"](), dtype=torch.float32)
+    planned = skeleton(tiny_model("llama", **WIDE).config, dtype=torch.float32)
     stand_in(planned, quantization)
     inject(planned, CoDyRAConfig(rank=4))
     assert activation_bytes(planned, 2, 256, 48, checkpointing=False) == pytest.approx(real, rel=0.1)

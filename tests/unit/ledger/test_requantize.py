@@ -13,7 +13,7 @@ from codyra_llm.engine.zero import add_delta
 from codyra_llm.ledger.entry import read_entry, summed, write_entry
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.quantize import dequantized, hold, quantization_config, quantized
-from tests.models import tiny_model
+from tests.models import WIDE, tiny_model
 
 TASKS = 8
 
@@ -21,7 +21,7 @@ TASKS = 8
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Path]:
     """Updates of every projection, each a hundredth of the weights' size: far less than a step of NF4."""
-    model, folders = tiny_model(), [tmp_path / f"{number:02d}-task" for number in range(1, TASKS + 1)]
+    model, folders = tiny_model(**WIDE), [tmp_path / f"{number:02d}-task" for number in range(1, TASKS + 1)]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
         updates = {}
@@ -60,10 +60,10 @@ def sums(base: Path, entries: list[Path]) -> dict[str, tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_after_eight_tasks_the_bits_are_those_of_one_quantisation(
-    tiny_folder: Path, tmp_path: Path, entries: list[Path], quantization: str
+    wide_folder: Path, tmp_path: Path, entries: list[Path], quantization: str
 ) -> None:
-    merged = merge_task_by_task(tiny_folder, quantization, entries)
-    plain, original = load_model(str(tiny_folder)), original_weights(str(tiny_folder))
+    merged = merge_task_by_task(wide_folder, quantization, entries)
+    plain, original = load_model(str(wide_folder)), original_weights(str(wide_folder))
     for name, factors in summed(entries):
         add_delta(plain.get_submodule(name), *factors, original(f"{name}.weight"))
     plain.save_pretrained(tmp_path / "sum")
@@ -73,13 +73,13 @@ def test_after_eight_tasks_the_bits_are_those_of_one_quantisation(
     assert all(torch.equal(merged.state_dict()[name], tensor) for name, tensor in once.state_dict().items())
 
 
-def test_without_the_original_four_bits_lose_the_updates(tiny_folder: Path, entries: list[Path]) -> None:
+def test_without_the_original_four_bits_lose_the_updates(wide_folder: Path, entries: list[Path]) -> None:
     """What share of the updates the weights moved by, in their direction; how far they are from where they should."""
-    base = load_model(str(tiny_folder), quantization="nf4")
-    ours, theirs = (merge(tiny_folder, "nf4", entries) for merge in (merge_task_by_task, merge_what_is_held))
+    base = load_model(str(wide_folder), quantization="nf4")
+    ours, theirs = (merge(wide_folder, "nf4", entries) for merge in (merge_task_by_task, merge_what_is_held))
     kept, errors, one = {ours: 0.0, theirs: 0.0}, {ours: 0.0, theirs: 0.0}, 0.0
     whole = 0.0
-    for name, (weight, update) in sums(tiny_folder, entries).items():
+    for name, (weight, update) in sums(wide_folder, entries).items():
         start = dequantized(base.get_submodule(name))
         for model in (ours, theirs):
             held = dequantized(model.get_submodule(name))
