@@ -228,9 +228,8 @@ class _Run:
         after = self.stream.names[number - 1] if number else "base"
         row_name = f"{number}-{after}"
         entry = self._begin(after, "evaluate")
-        scored = score_tasks(
-            self.model, self.plan, which, self.config.evaluate, self.world, self.folder, self.stop, row_name
-        )
+        ways = (self.config.evaluate, self.world, self.folder, self.stop)
+        scored = score_tasks(self.model, self.plan, which, *ways, row_name, trained=number > 0)
         entry["tokens"] = sum(scores.tokens for scores in scored)
         for i, scores in zip(which, scored, strict=True):
             self._set_cell(number, i, scores)

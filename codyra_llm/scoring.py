@@ -3,15 +3,19 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import EvaluateConfig, RunConfig
+from codyra_llm.data.stream import Task
 from codyra_llm.engine.launch import World, on_main, start
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base
+from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.general import base_identity, score_general
@@ -32,12 +36,14 @@ def score_tasks(
     folder: RunFolder | None,
     stop: StopRequest,
     row_name: str,
+    trained: bool,
 ) -> list[TaskScores]:
     """Scores tasks of a plan, by number; each rank answers its share of the rows.
 
     Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again.
 
     Raises:
+        UserError: `trained` is false, and the model gives a true answer no finite likelihood.
         Stopped: the run was asked to stop.
     """
     rows = [plan.test_examples[i] for i in which]
@@ -52,7 +58,21 @@ def score_tasks(
         f"scoring {row_name}",
         sum(map(len, rows)),
     ) as ask:
-        return evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
+        scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
+    if not trained:
+        for i, scores in zip(which, scored, strict=True):
+            _check_likelihoods(plan.stream.tasks[i], scores, model.dtype)
+    return scored
+
+
+def _check_likelihoods(task: Task, scores: TaskScores, dtype: torch.dtype) -> None:
+    for number, row in zip(task.row_numbers.get("test") or count(1), scores.rows, strict=False):
+        if not math.isfinite(row["nll"]):
+            raise UserError(
+                f"task {task.name} test row {number}: the model's loss on the answer is {row['nll']} in "
+                f"{str(dtype).removeprefix('torch.')}, before anything was learned: its weights are damaged, or its "
+                "values leave the range of the dtype; try another model.dtype"
+            )
 
 
 def score_model(config: RunConfig) -> dict[str, Any]:
@@ -81,7 +101,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         log = start_log(folder.path / "scores.log" if folder else None)
         for note in notes:
             log.warning(note)
-        scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name)
+        scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name, trained=False)
         whom = base_identity(config, model, plan.tokenizer, world) if plan.suites else None
         general = score_general(model, plan.tokenizer, plan.suites, config.evaluate, world, folder, stop, "model", whom)
     by_task = dict(zip(plan.stream.names, scored, strict=True))

@@ -77,18 +77,35 @@ def deltas(model: nn.Module, scale: float = 1.0) -> Deltas:
     """The update of each projection: (scale * B diag(gate) [out_features, rank], A [rank, in_features]).
 
     Raises:
-        ValueError: the model has no branch, or a branch holds a value that is not finite.
+        ValueError: the model has no branch, a branch holds a value that is not finite, or its update may be larger
+            than what the dtype of the weight can hold.
     """
     updates = {}
     for name, layer in gated_layers(model):
         B, A = layer.factors()
         # contiguous, as they are after writing and reading: a product's last bit may depend on the layout
         updates[name] = (B * scale).contiguous(), A.contiguous()
-        if not all(torch.isfinite(factor).all() for factor in updates[name]):
-            raise ValueError(f"{name}: the branch holds values that are not finite; nothing was merged")
+        _check_update(name, *updates[name], layer.base.weight.dtype)  # type: ignore[arg-type]
     if not updates:
         raise ValueError("the model has no gated branch to merge")
     return updates
+
+
+def _check_update(name: str, B: torch.Tensor, A: torch.Tensor, dtype: torch.dtype) -> None:
+    if not all(torch.isfinite(factor).all() for factor in (B, A)):
+        raise ValueError(f"{name}: the branch holds values that are not finite; nothing was merged")
+    largest = largest_change(B, A)
+    limit = torch.finfo(dtype if dtype.is_floating_point else torch.float32).max
+    if largest > limit / 2:
+        raise ValueError(
+            f"{name}: the update may reach {largest:.3g}, {str(dtype).removeprefix('torch.')} ends at {limit:.3g}; "
+            "nothing was merged"
+        )
+
+
+def largest_change(B: torch.Tensor, A: torch.Tensor) -> float:
+    """A bound on every |(B A)_ij|: the largest row norm of B times the largest column norm of A (Cauchy-Schwarz)."""
+    return float(B.double().norm(dim=1).max() * A.double().norm(dim=0).max())
 
 
 def unwrap(model: nn.Module) -> None:
@@ -171,7 +188,12 @@ def _module_rank(name: str, layer: CoDyRALinear, initial_rank: int) -> ModuleRan
         return ModuleRank(name, 0, initial_rank, 0.0, 0.0)
     scaled_B, A = (factor.float() for factor in layer.factors())
     gram_B, gram_A = scaled_B.T @ scaled_B, A @ A.T
-    # the 2-norm of a factor is the root of the largest eigenvalue of its rank x rank Gram matrix
-    spectral = [torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt() for gram in (gram_B, gram_A)]
-    bound = layer.rank**0.5 * spectral[0] * spectral[1]
+    bound = layer.rank**0.5 * _spectral_norm(gram_B) * _spectral_norm(gram_A)
     return ModuleRank(name, layer.rank, initial_rank, _product_norm(gram_B, gram_A), float(bound))
+
+
+def _spectral_norm(gram: torch.Tensor) -> torch.Tensor:
+    """The 2-norm of a factor: the root of the largest eigenvalue of its rank x rank Gram matrix."""
+    if not torch.isfinite(gram).all():  # which linalg refuses; `deltas` says what is wrong
+        return gram.new_tensor(torch.inf)
+    return torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()

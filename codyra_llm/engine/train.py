@@ -76,7 +76,7 @@ def train_task(
         A report for each optimizer step that was taken.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: loss, gradient or branches are no longer finite; or a branch got no gradient in any step.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     ranks = [layer.rank for _, layer in gated_layers(model)]
@@ -123,15 +123,15 @@ def train_task(
         sums[1] = optimizer.live_gates / (1 if partitioned else world.size)
         dist.all_reduce(sums)
         loss = float(sums[0]) / answer_tokens
-        if not math.isfinite(loss):
-            raise UserError(f"task {batches.task} step {step}: the loss is {loss}; lower train.learning_rate")
+        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        _check_step(batches.task, step, loss, grad_norm, model.dtype)
         report = StepReport(
             step,
             loss=loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
             live_rank=(float(sums[1]) if schedule else sum(ranks)) / len(ranks),
-            grad_norm=float(engine.get_global_grad_norm() or 0.0),
+            grad_norm=grad_norm,
             tokens=batches.tokens(step),
             seconds=time.perf_counter() - began,
         )
@@ -139,4 +139,32 @@ def train_task(
         on_step(report, lambda: read_state(model, engine, optimizer, world))
     engine.destroy()
     own_branches(model)
+    _check_branches(batches.task, model)
     return reports
+
+
+def _check_step(task: str, step: int, loss: float, grad_norm: float, dtype: torch.dtype) -> None:
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    found = f"the gradient norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    remedy = "lower train.learning_rate"
+    if step == 0:  # what was learned so far is nothing
+        remedy = "the model's weights are damaged, or its values leave the range of the dtype; try another model.dtype"
+    raise UserError(f"task {task} step {step}: {found} in {str(dtype).removeprefix('torch.')}; {remedy}")
+
+
+def _check_branches(task: str, model: PreTrainedModel) -> None:
+    """Raises UserError where training left a branch that is damaged, or never reached one: its B is zero as drawn."""
+    layers = list(gated_layers(model))
+    for name, layer in layers:
+        if not all(torch.isfinite(part).all() for part in (layer.A, layer.B, layer.gate)):
+            raise UserError(
+                f"task {task}: {name}: the branch holds values that are not finite after the last step; "
+                "lower train.learning_rate"
+            )
+    untouched = [name for name, layer in layers if not layer.B.any()]
+    if untouched:
+        raise UserError(
+            f"task {task}: no gradient reached {len(untouched)} of {len(layers)} projections, first {untouched[0]}; "
+            "leave them out of adapter.target_modules, or look for what keeps them from being computed or trained"
+        )

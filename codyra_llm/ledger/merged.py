@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from codyra_llm.adapter.merge import Factors, Fill, sum_in_tiles
+from codyra_llm.errors import UserError
 
 
 @torch.no_grad()
@@ -17,13 +18,23 @@ def merged_weights(
         layout: name, shape and dtype of each weight, on any device.
         original: gives the values of the model that the updates began with.
         updates: (projection, factors of the sum of its updates), as `summed` gives them.
+
+    Raises:
+        UserError: a weight is not finite, in the files or once it is rounded.
     """
     left = dict(layout)
     for module, factors in updates:
         name = f"{module}.weight"
-        yield name, _filled(left.pop(name), original(name), factors)
+        yield name, _finite(name, _filled(left.pop(name), original(name), factors), "with its updates")
     for name, like in left.items():
-        yield name, _filled(like, original(name))
+        yield name, _finite(name, _filled(like, original(name)), "as the base model's files have it")
+
+
+def _finite(name: str, weight: torch.Tensor, made: str) -> torch.Tensor:
+    if weight.is_floating_point() and not torch.isfinite(weight).all():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UserError(f"{name} {made} holds values that are not finite in {dtype}; use a dtype of wider range")
+    return weight
 
 
 def _filled(like: torch.Tensor, original: Fill, factors: Factors | None = None) -> torch.Tensor:

@@ -59,10 +59,17 @@ class CoDyRA:
         return Prepared(wrapped, optimizer, self._schedule(total_steps))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """Prunes, and takes the branches out of the model: what each module kept, and the updates to be merged."""
+        """Prunes, and takes the branches out of the model: what each module kept, and the updates to be merged.
+
+        Raises:
+            UserError: an update is not finite, or too large for the weights' dtype.
+        """
         scale = self.config.merge.scale
         report = prune(model)
-        updates = deltas(model, scale)
+        try:
+            updates = deltas(model, scale)
+        except ValueError as error:
+            raise UserError(f"{error}; lower train.learning_rate") from None
         unwrap(model)
         scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
         return scaled, updates

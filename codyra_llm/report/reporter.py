@@ -101,12 +101,13 @@ class Reporter:
         self.log.info(f"\nSurviving rank\n{tables.rank_table(results)}")
         self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
 
-    def _curves(self, step: int, values: dict[str, float]) -> None:
+    def _curves(self, step: int, values: dict[str, float | None]) -> None:
         if not self.board:
             return
         with self._guarded() as board:
             for name, value in values.items():
-                board.add_scalar(name, value, step)
+                if value is not None:  # an NLL that is not finite
+                    board.add_scalar(name, value, step)
 
     @contextmanager
     def _guarded(self) -> Iterator[SummaryWriter]:
