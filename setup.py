@@ -28,6 +28,7 @@ setup(
         "psutil>=5.9",
         "pydantic>=2.7",
         "pyyaml>=6.0",
+        "regex>=2023.0",
         "requests>=2.31",
         "tensorboard>=2.15",
         "tqdm>=4.60",

@@ -15,6 +15,12 @@ from typing import Any
 import yaml
 
 from codyra_llm.errors import UserError
+from codyra_llm.text import shown
+
+LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can be read by setting it only
+MODE = 0o666 & ~_UMASK  # of what is written, whatever a library chose
 
 
 def expand(path: str | Path) -> Path:
@@ -47,6 +53,40 @@ def read_text(path: Path, hint: str = "") -> str:
     raise UserError(_with_hint(f"{path}: {problem}", hint))
 
 
+def plain_name(name: Any, where: str) -> str:
+    """A name that was read from a file, if it can be one component of a path below a folder of ours.
+
+    Raises:
+        UserError: it is no text, leads elsewhere, cannot be printed, or is longer than file systems take; `where`
+            begins the error: "<file>: the task name".
+    """
+    if not isinstance(name, str):
+        raise UserError(f"{where} {shown(name)} is not text; put it in quotes")
+    if name in ("", ".", "..") or not name.isprintable() or any(mark in name for mark in "/\\"):
+        raise UserError(
+            f'{where} "{name[:100]}" cannot name a folder; leave out slashes, mere dots and what no font shows'
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f'{where} "{name[:100]}" is longer than {LONGEST_NAME} bytes, which file systems do not take')
+    return name
+
+
+def ordinary_file(folder: Path, name: str) -> Path:
+    """The path of a file in a folder, neither of them a link.
+
+    Raises:
+        UserError: a link or something else is in its place, or nothing.
+    """
+    path = folder / name
+    for each in (folder, path):
+        if each.is_symlink():
+            raise UserError(f"{each} is a link; only what lies in the folder itself is read, so put a copy there")
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "cannot be read: No such file or directory"
+        raise UserError(f"{path} {problem}")
+    return path
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks: it may be a model."""
     digest = hashlib.sha256()
@@ -60,16 +100,16 @@ def read_json(path: Path, hint: str = "") -> Any:
     """The value that a JSON file holds.
 
     Raises:
-        UserError: the file cannot be read, or is not JSON (with line and column).
+        UserError: the file cannot be read, is not JSON (with line and column), or gives a key twice.
     """
     text = read_text(path, hint)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {error.lineno} column {error.colno}: not valid JSON ({error.msg})") from None
     except RecursionError:
         raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits, a key that is given twice
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -105,7 +145,7 @@ def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append((number, json.loads(line)))
+            rows.append((number, json.loads(line, object_pairs_hook=_unique_keys)))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: not valid JSON: {error}") from None
     return rows
@@ -146,6 +186,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     scratch = path.with_name(path.name + ".tmp")
     try:
         yield scratch
+        scratch.chmod(MODE)
         _sync(scratch)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -161,18 +202,29 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     What `folder` held before is gone then; where writing fails, it is untouched.
     """
     scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    _remove(scratch)
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        for path in [*scratch.iterdir(), scratch]:
+        for path in scratch.rglob("*"):
+            if path.is_file():
+                path.chmod(MODE)  # safetensors gives the owner alone the right to read
             _sync(path)
+        _sync(scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, it would stand in the way
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     scratch.rename(folder)
     _sync(folder.parent)
+
+
+def _remove(path: Path) -> None:
+    """Takes away a folder, or a link and not what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -181,6 +233,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice}" is given twice')
+    return found
 
 
 class _UniqueKeys(yaml.SafeLoader):

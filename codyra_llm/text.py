@@ -1,6 +1,14 @@
-"""Laying out text for the console."""
+"""Text for the console: tables, and values and lines of bounded length."""
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
+
+SHOWN = 200  # characters of a value in an error
+LINE = 1500  # characters of an error
+
+_bounded = reprlib.Repr()
+_bounded.maxlevel, _bounded.maxstring, _bounded.maxother, _bounded.maxlong = 3, 120, 120, 60
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -11,3 +19,21 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def shown(value: Any) -> str:
+    """A value that a user gave, for an error: its repr, of at most `SHOWN` characters and never built whole."""
+    try:
+        text = _bounded.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def one_line(text: str) -> str:
+    """Text as one printable line: control characters escaped, as in a terminal they would act, and cut to `LINE`."""
+    escaped = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text[: LINE + 1]
+    )
+    return escaped if len(escaped) <= LINE else f"{escaped[: LINE - 3]}..."

@@ -13,11 +13,13 @@ from pydantic import Field
 
 from codyra_llm.data.rows import check_rows, read_rows
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_yaml, sha256
+from codyra_llm.files import expand, plain_name, read_yaml, sha256
+from codyra_llm.text import shown
 
 Row = dict[str, str]
 _Count = Annotated[int, Field(strict=True, ge=1)]
 _FORBID = pydantic.ConfigDict(extra="forbid")
+LONGEST_LABEL = 200  # characters of a stream's name, or of its version
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
@@ -124,7 +126,10 @@ class TaskStream:
             UserError: a task lacks a split, or a row is malformed.
         """
         tasks = []
+        if not isinstance(rows, dict) or not all(isinstance(splits, dict) for splits in rows.values()):
+            raise UserError(f"a stream is made of {{task: {{train: rows, test: rows}}}}, found {shown(rows)}")
         for name, splits in rows.items():
+            plain_name(name, "the task name")
             train, test = (check_rows(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
             tasks.append(Task(name, (specs or {}).get(name, TaskSpec("accuracy")), train, test))
         return cls(tuple(tasks))
@@ -142,22 +147,23 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
     specs = {name: _read_spec(path, name, entry) for name, entry in content["tasks"].items()}
     orders = {} if content.get("orders") is None else content["orders"]
     if not isinstance(orders, dict):
-        raise UserError(f"{path}: orders is a mapping of names to lists of task names, found {orders!r}")
+        raise UserError(f"{path}: orders is a mapping of names to lists of task names, found {shown(orders)}")
     for name, tasks in orders.items():
         if not isinstance(name, str):
-            raise UserError(f"{path}: orders: the name {name!r} is not text; put it in quotes")
+            raise UserError(f"{path}: orders: the name {shown(name)} is not text; put it in quotes")
         if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-            raise UserError(f"{path}: orders: {name} must be a list of task names, found {tasks!r}")
-    return specs, orders, f"{content.get('name', path.stem)} version {content.get('version', 1)}"
+            raise UserError(f"{path}: orders: {name} must be a list of task names, found {shown(tasks)}")
+    label = [content.get(key, other) for key, other in (("name", path.stem), ("version", 1))]
+    for key, value in zip(("name", "version"), label, strict=True):
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > LONGEST_LABEL:
+            raise UserError(f"{path}: {key} is a text or a number, found {shown(value)}")
+    return specs, orders, "{} version {}".format(*label)
 
 
 def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
-    if not isinstance(name, str):
-        raise UserError(f"{path}: the task name {name!r} is not text; put it in quotes")
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise UserError(f'{path}: the task name "{name}" cannot name a folder; leave out slashes and mere dots')
+    plain_name(name, f"{path}: the task name")
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {entry!r}")
+        raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {shown(entry)}")
     known = list(TaskSpec.__dataclass_fields__)
     for key in entry:
         if key not in known:
@@ -167,7 +173,7 @@ def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: task {name}: {place}: {first['msg']}, found {first['input']!r}") from None
+        raise UserError(f"{path}: task {name}: {place}: {first['msg']}, found {shown(first['input'])}") from None
 
 
 def resolve_order(

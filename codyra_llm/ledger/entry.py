@@ -6,18 +6,19 @@ kept no component are absent. An entry is a delta against the model as the task 
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from codyra_llm.adapter.merge import Deltas, Factors, norm_of_product
+from codyra_llm.adapter.merge import Deltas, Factors, largest_change, norm_of_product
 from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder, sha256
+from codyra_llm.text import shown
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OF_ONE_TASK = (
@@ -61,14 +62,23 @@ def write_entry(
     with replace_folder(folder) as scratch:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch / WEIGHTS)
         (scratch / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (scratch / "README.md").write_text(f"---\nlibrary_name: peft\n---\n{belongs}\n", encoding="utf-8")
+        write_readme(scratch, belongs)
         return {name: sha256(scratch / name) for name in (WEIGHTS, CONFIG)}
 
 
+def write_readme(folder: Path, belongs: str = OF_ONE_TASK) -> None:
+    """Says in a folder's README.md to what model its update belongs."""
+    (folder / "README.md").write_text(f"---\nlibrary_name: peft\n---\n{belongs}\n", encoding="utf-8")
+
+
 def read_entry(folder: Path) -> Deltas:
-    """What `write_entry` was given, but for the projections that kept nothing."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        return {name: _read_factors(file, name) for name in _names(file)}
+    """What `write_entry` was given, but for the projections that kept nothing.
+
+    Raises:
+        UserError: the file is no update that `write_entry` wrote, or holds values that are not finite.
+    """
+    with _opened(folder) as file:
+        return {name: _read_factors(file, name, folder) for name in _names(file, folder)}
 
 
 def summed(
@@ -80,26 +90,28 @@ def summed(
         folders: the entries, in the order in which they are added.
         of: leaves out the projections that this entry does not touch.
         shares: what each is multiplied by; 1 by default.
+
+    Raises:
+        UserError: as `read_entry`; or a sum may be larger than what fp32 can hold.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(folder / WEIGHTS, "pt")) for folder in folders]
-        names = [set(_names(file)) for file in files]
+        files = [stack.enter_context(_opened(folder)) for folder in folders]
+        names = [set(_names(file, folder)) for file, folder in zip(files, folders, strict=True)]
         wanted = set().union(*names) if of is None else names[list(folders).index(of)]
         for name in sorted(wanted):
             Bs, As = [], []
-            for file, known, share in zip(files, names, shares or [1.0] * len(files), strict=True):
+            for file, folder, known, share in zip(files, folders, names, shares or [1.0] * len(files), strict=True):
                 if name in known:
-                    B, A = _read_factors(file, name)
+                    B, A = _read_factors(file, name, folder)
                     Bs.append(B * share)
                     As.append(A)
-            yield name, (torch.cat(Bs, dim=1), torch.cat(As))
+            yield name, _stacked(name, Bs, As, folders)
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of each projection that an entry touches."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        sizes = {name: [file.get_slice(key).get_shape() for key in _keys(name)] for name in _names(file)}
-    return {name: (B[0], A[1]) for name, (B, A) in sizes.items()}
+    with _opened(folder) as file:
+        return {name: _checked_shape(file, name, folder) for name in _names(file, folder)}
 
 
 def drift(folders: Sequence[Path]) -> dict[str, float]:
@@ -107,16 +119,54 @@ def drift(folders: Sequence[Path]) -> dict[str, float]:
     return {name: norm_of_product(*factors) for name, factors in summed(folders)}
 
 
-def _names(file: Any) -> list[str]:
-    return [key[len(PREFIX) : -len(TAIL)] for key in file.keys() if key.endswith(TAIL)]  # noqa: SIM118 no mapping
+@contextmanager
+def _opened(folder: Path) -> Iterator[Any]:
+    try:
+        file = safe_open(folder / WEIGHTS, "pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from None
+    with file as opened:
+        yield opened
+
+
+def _names(file: Any, folder: Path) -> list[str]:
+    keys = list(file.keys())
+    names = [key[len(PREFIX) : -len(TAIL)] for key in keys if key.endswith(TAIL)]
+    if other := set(keys).symmetric_difference(key for name in names for key in _keys(name)):
+        raise UserError(f"{folder / WEIGHTS}: {shown(min(other))} has no counterpart; an update is lora_B and lora_A")
+    return names
 
 
 def _keys(name: str) -> tuple[str, str]:
     return f"{PREFIX}{name}.lora_B.weight", f"{PREFIX}{name}.lora_A.weight"
 
 
-def _read_factors(file: Any, name: str) -> Factors:
+def _checked_shape(file: Any, name: str, folder: Path) -> tuple[int, int]:
+    """(out_features, in_features) of an update whose factors fit each other."""
+    parts = [file.get_slice(key) for key in _keys(name)]
+    B, A = (part.get_shape() for part in parts)
+    if len(B) != 2 or len(A) != 2 or B[1] != A[0] or 0 in (*B, *A):
+        raise UserError(f"{folder / WEIGHTS}: {shown(name)}: lora_B {B} and lora_A {A} do not fit")
+    if wrong := {part.get_dtype() for part in parts} - {"F32"}:
+        raise UserError(f"{folder / WEIGHTS}: {shown(name)}: holds {min(wrong)}; an entry holds F32")
+    return B[0], A[1]
+
+
+def _read_factors(file: Any, name: str, folder: Path) -> Factors:
+    _checked_shape(file, name, folder)
     B, A = (file.get_tensor(key) for key in _keys(name))
+    if not (torch.isfinite(B).all() and torch.isfinite(A).all()):
+        raise UserError(f"{folder / WEIGHTS}: {name} holds values that are not finite; restore it, or leave it out")
+    return B, A
+
+
+def _stacked(name: str, Bs: list[torch.Tensor], As: list[torch.Tensor], folders: Sequence[Path]) -> Factors:
+    if len({(len(B), A.shape[1]) for B, A in zip(Bs, As, strict=True)}) > 1:
+        raise UserError(f"{folders[0].parent}: the entries' updates of {name} differ in shape; they have no sum")
+    B, A = torch.cat(Bs, dim=1), torch.cat(As)
+    largest = largest_change(B, A)
+    if not largest <= torch.finfo(torch.float32).max / 2:
+        raise UserError(f"{folders[0].parent}: the sum of the updates of {name} may reach {largest:.3g}; lower a share")
     return B, A
 
 

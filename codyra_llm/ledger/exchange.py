@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from codyra_llm.ledger.ledger import Entry, Ledger, check_base, write_ledger
 from codyra_llm.ledger.materialize import check_shapes
 from codyra_llm.models.load import reason, resolve_model, skeleton
 from codyra_llm.models.shards import checkpoint_tensors
+from codyra_llm.text import shown
 
 OF_A_SUM = "The sum of these updates, which belongs to the base model alone, as it was before any of them: "
 # of PEFT's settings those that make an adapter more than W + B A, or that change W itself, where they are on
@@ -102,9 +104,14 @@ def read_adapter(folder: Path) -> Deltas:
     Raises:
         UserError: it is not there, not whole, or more than a low-rank update of projections.
     """
-    config = read_json(folder / CONFIG, "name the folder of an adapter that PEFT saved")
+    deeper = sorted(folder.glob(f"*/{CONFIG}"))
+    config = read_json(folder / CONFIG, f"name {deeper[-1].parent}" if deeper else "name an adapter that PEFT saved")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG}: not a LoRA adapter; others cannot be added to weights here")
+    if not (folder / WEIGHTS).exists() and (pickled := folder / "adapter_model.bin").exists():
+        raise UserError(
+            f"{pickled}: is pickled, which can run code when it is read; load it with PEFT and save it again"
+        )
     start = str(config.get("init_lora_weights")).lower()
     found = [key for key in NOT_AN_UPDATE if config.get(key)]
     found += ["bias"] if config.get("bias", "none") != "none" else []
@@ -115,20 +122,26 @@ def read_adapter(folder: Path) -> Deltas:
         )
     try:
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
+    # a state dict that was saved as PEFT keeps it in memory names the adapter in each key
+    tensors = {re.sub(r"(\.lora_[AB])\.default\.weight$", r"\1.weight", key): each for key, each in tensors.items()}
     updates = {}
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         module = key.removesuffix(".lora_A.weight")
         A, B = tensors.pop(key).float(), tensors.pop(f"{module}.lora_B.weight", torch.empty(0)).float()
-        if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A):
+        if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A) or 0 in (len(A), len(B), A.shape[1]):
             raise UserError(
                 f"{folder / WEIGHTS}: {module}: lora_A {list(A.shape)} and lora_B {list(B.shape)} do not fit"
             )
         module = module.removeprefix(PREFIX)
-        updates[module] = (B * _scaling(config, module, len(A))).contiguous(), A.contiguous()
-        if not all(torch.isfinite(factor).all() for factor in updates[module]):
-            raise UserError(f"{folder / WEIGHTS}: {module} holds values that are not finite")
+        try:
+            scaling = _scaling(config, module, len(A))
+        except (TypeError, ValueError, AttributeError, ArithmeticError, TimeoutError, regex.error) as error:
+            raise UserError(f"{folder / CONFIG}: alpha or its pattern for {shown(module)} is unfit: {error}") from None
+        updates[module] = (B * scaling).contiguous(), A.contiguous()
+        if not (torch.isfinite(updates[module][0]).all() and torch.isfinite(A).all()):
+            raise UserError(f"{folder / WEIGHTS}: {shown(module)} holds values that are not finite")
     if tensors or not updates:
         problem = f"{next(iter(tensors))} is not part of an update of a projection" if tensors else "no update in it"
         raise UserError(f"{folder / WEIGHTS}: {problem}")
@@ -146,6 +159,6 @@ def _writing(folder: Path) -> Iterator[None]:
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies B A by: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern is matched as PEFT does."""
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    matched = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    matched = [alpha for key, alpha in patterns.items() if regex.match(rf"(.*\.)?({key})$", module, timeout=1)]
     alpha = matched[0] if matched else config.get("lora_alpha", 8)  # PEFT's default
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

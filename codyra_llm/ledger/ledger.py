@@ -6,7 +6,8 @@ ledger/
     02-.../
 
 A model is the base model plus the sum of its entries, so an entry can be left out, or weighed, at any time. Entries are
-added and never changed; what is read is checked against the hashes.
+added and never changed; what is read is checked against the hashes, and names that lead elsewhere are refused. A hash
+tells a damaged ledger from a whole one; it does not say who wrote it.
 """
 
 import dataclasses
@@ -15,17 +16,24 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import Field
 
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_json, replace_folder, sha256, write_text
+from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, write_text
+from codyra_llm.ledger.entry import CONFIG, WEIGHTS, write_readme
 from codyra_llm.models.identity import model_hash
+from codyra_llm.text import shown
 
 FILE = "ledger.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class BaseModel:
     """The model that a ledger begins with: what it was called, the hash of its weights, the dtype it was held in."""
 
     name: str
-    sha256: str
-    dtype: str
+    sha256: _Hash
+    dtype: Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,12 @@ class Entry:
 
     name: str
     task: str
-    sha256: dict[str, str]
-    projections: int
-    components: int
-    norm: float
+    sha256: dict[str, _Hash]
+    projections: _Count
+    components: _Count
+    norm: _Size
     settings: str = ""
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    scores: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,12 @@ class Ledger:
 
     @property
     def state(self) -> str:
-        """SHA-256 of the base model and all entries in order: names what they sum up to."""
+        """SHA-256 of all that is said of the base model and of the entries, in order."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _state_of_version_1(self) -> str:
+        """Which left out the dtype, and what is said of an entry beside its files."""
         return hashlib.sha256(json.dumps([self.base_model.sha256, list(self.files.items())]).encode()).hexdigest()
 
     def position(self, name: str) -> int:
@@ -103,14 +116,24 @@ def parse_ledger(content: Any, where: str) -> Ledger:
     """A ledger from what JSON holds of it.
 
     Raises:
-        UserError: something is missing or of the wrong kind.
+        UserError: something is missing or of the wrong kind, or a name is none that a run gives.
     """
     try:
-        return pydantic.TypeAdapter(Ledger).validate_python(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {place}: {first['msg']}; it is not a ledger that a run wrote") from None
+        ledger = pydantic.TypeAdapter(Ledger).validate_python(content)
+    except (pydantic.ValidationError, RecursionError) as error:
+        problem = "nested too deeply"
+        if isinstance(error, pydantic.ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{where}: {problem}; it is not a ledger that a run wrote") from None
+    for number, entry in enumerate(ledger.entries, 1):
+        if plain_name(entry.name, f"{where}: the entry") != f"{number:02d}-{entry.task}":
+            named = f"number {number} is {shown(entry.name)}, with the task {shown(entry.task)}"
+            raise UserError(f"{where}: its entries are not those that were written: {named}; restore the file")
+        if set(entry.sha256) != {WEIGHTS, CONFIG}:
+            files = shown(sorted(entry.sha256))
+            raise UserError(f"{where}: entry {entry.name} has the files {files}; an entry has {WEIGHTS} and {CONFIG}")
+    return ledger
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
@@ -128,16 +151,22 @@ def read_ledger(folder: Path) -> Ledger:
     """
     content = read_json(folder / FILE, "name the folder `ledger` of a run")
     ledger = parse_ledger(content, str(folder / FILE))
-    if (version := content.get("schema_version")) != SCHEMA_VERSION:
-        raise UserError(f"{folder / FILE}: schema_version is {version}; this is written for {SCHEMA_VERSION}")
-    if content.get("state") != ledger.state:
-        raise UserError(f"{folder / FILE}: its entries are not those that were written; restore the file")
-    for name, digest in ledger.files.items():
-        try:
-            if sha256(folder / name) != digest:
-                raise UserError(f"{folder / name} is damaged; restore it from a copy")
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from None
+    version = content.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{folder / FILE}: schema_version is {shown(version)}, written by another version of codyra_llm; this one "
+            f"reads 1 to {SCHEMA_VERSION}"
+        )
+    if content.get("state") != (ledger.state if version > 1 else ledger._state_of_version_1):
+        raise UserError(f"{folder / FILE}: its entries or its base are not those that were written; restore the file")
+    for entry in ledger.entries:
+        for name, digest in entry.sha256.items():
+            path = ordinary_file(folder / entry.name, name)
+            try:
+                if sha256(path) != digest:
+                    raise UserError(f"{path} is damaged; restore it from a copy")
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return ledger
 
 
@@ -169,7 +198,9 @@ def check_base(ledger: Ledger, name_or_path: str) -> None:
 
 
 def copy_entries(ledger: Ledger, source: Path, target: Path) -> None:
-    """Copies the entries' folders into another ledger."""
+    """Copies the entries' files, and nothing that lies beside them, into another ledger."""
     for entry in ledger.entries:
         with replace_folder(target / entry.name) as scratch:
-            shutil.copytree(source / entry.name, scratch, dirs_exist_ok=True)
+            for name in entry.sha256:
+                shutil.copyfile(ordinary_file(source / entry.name, name), scratch / name)
+            write_readme(scratch)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.errors import UserError
-from codyra_llm.ledger.entry import shapes, summed
+from codyra_llm.ledger.entry import read_entry, shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
 from codyra_llm.ledger.merged import merged_weights
 from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, resolve_model, skeleton
@@ -86,13 +86,18 @@ def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Ma
 
 
 def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
-    """Raises UserError where a ledger's base model is another, or an entry does not fit it; `base`: where it is."""
+    """Reads every entry whole; `base`: where the base model is.
+
+    Raises:
+        UserError: the base model is another, an entry does not fit it, or holds what is no update.
+    """
     name = base or ledger.base_model.name
     config, _ = load_config_and_tokenizer(name)
     check_base(ledger, name)
     layout = checkpoint_tensors(skeleton(config))
     for entry in ledger.entries:
-        check_shapes(folder / entry.name, shapes(folder / entry.name), layout)
+        updates = read_entry(folder / entry.name)
+        check_shapes(folder / entry.name, {name: (len(B), A.shape[1]) for name, (B, A) in updates.items()}, layout)
 
 
 def _card(ledger: Ledger, shares: Mapping[str, float]) -> str:
