@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test check install clean
 
 quickstart: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py --config configs/quickstart.yaml
 
 test: install
 	$(BIN)/python -m pytest

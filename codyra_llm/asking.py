@@ -22,7 +22,10 @@ LOG = logging.getLogger("codyra_llm")
 
 @contextmanager
 def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest]:
-    """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so."""
+    """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so.
+
+    However it ends, the folder is free for other processes then.
+    """
     with StopRequest(world, folder.trigger if folder else None) as stop:
         try:
             yield stop
@@ -31,6 +34,9 @@ def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest
             on_main(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
             LOG.info(f"\nstopped {where}, as asked; the same command goes on from there")
             raise
+        finally:
+            if folder:
+                folder.unlock()
 
 
 @contextmanager

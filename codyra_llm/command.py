@@ -11,8 +11,13 @@ from typing import Any, NoReturn
 
 from codyra_llm.engine.environment import prints
 from codyra_llm.errors import Stopped, UserError
+from codyra_llm.text import shown
 
 STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command goes on where it stopped
+
+
+class _Done(SystemExit):
+    """The command has nothing more to do: it printed its help."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,15 +30,29 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage."""
         raise UserError(f"command line: {message}; see --help")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the command after its help was printed."""
+        raise _Done(status)
 
-def main(command: Callable[[], None]) -> None:
-    """Runs a command; a UserError is printed as one line (by rank 0 where it has it) and ends it with status 2."""
+
+def main(command: Callable[[], int | None]) -> None:
+    """Runs a command, which returns its exit status (None: 0).
+
+    A UserError is printed as one line (by rank 0 where it has it) and ends it with status 2. Other people's code that
+    leaves by sys.exit ends it with status 1, whatever status it gave: the command's work is not done.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    status = None
     try:
-        command()
+        status = command()
         _leave()
+    except _Done:
+        raise
+    except SystemExit as stop:
+        print(f"error: a library or a suite's code called sys.exit({shown(stop.code)})", file=sys.stderr, flush=True)
+        sys.exit(1)
     except UserError as error:
         who = ""
         if not prints(error):
@@ -47,6 +66,8 @@ def main(command: Callable[[], None]) -> None:
         sys.exit(STOPPED_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
+    if status:
+        sys.exit(status)
 
 
 def _leave() -> None:

@@ -22,9 +22,18 @@ from codyra_llm.adapter.config import CoDyRAConfig, option
 from codyra_llm.command import Parser
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_yaml
+from codyra_llm.text import shown
 
 REPOSITORY = Path(__file__).parents[1]
-DEFAULT_CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
+LARGEST, LARGEST_SEED = 10**9, 2**63 - 1  # of any number among the settings
+ALWAYS_SHOWN = (
+    "data.max_train_examples",
+    "data.max_test_examples",
+    "train.num_train_epochs",
+    "train.global_batch_size",
+    "train.learning_rate",
+    "evaluate.max_new_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ _RANGES = {
 class RunConfig:
     """One continual fine-tuning run."""
 
-    output_dir: str = option("runs/quickstart", "the run folder", neutral=True)
+    output_dir: str = option("runs/run", "the run folder", neutral=True)
     data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
     task_file: str = option("tasks/trace/trace.yaml", "the stream's tasks as data: scorers, lengths, epochs, orders")
     order: str | tuple[str, ...] = option("order1", "an order of the task file by name, or a list of tasks")
@@ -209,13 +218,23 @@ class RunConfig:
             raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
         for name, _ in config_fields():
             value = operator.attrgetter(name)(self)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; it must be a finite number")
+            check_number(name, value)
             if value is not None and name in _RANGES and not _RANGES[name].holds(value):
                 raise ValueError(f"{name} is {value}; it must be {_RANGES[name].text}")
 
 
 DEFAULT_TASK_FILE = REPOSITORY / RunConfig.task_file
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises ValueError where a setting is a number that is not finite, or larger than anything that it counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    largest = LARGEST_SEED if name == "seed" else LARGEST
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be a finite number")
+    if abs(value) > largest:
+        raise ValueError(f"{name} is {shown(value)}; it must be at most {largest}")
 
 
 def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -228,30 +247,33 @@ def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None
     if path is not None:
         values = dict(_flatten(_read_yaml(expand(path)), str(path)))
     known = {name: config_field.type for name, config_field in config_fields()}
-    path_parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
+    parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
     for origin, names in ((str(path), values), ("command line", overrides or {})):
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
-                raise UserError(f'{origin}: unknown key "{name}"; {hint}')
+                raise UserError(f'{origin}: unknown key "{name[:100]}"; {hint}')
             if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
                 raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
     values.update(overrides or {})
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part in path_parts)
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if part in parts)
         message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        found = "" if first["type"] == "value_error" else f", found {shown(first['input'])}"
         raise UserError(f"{path or 'configuration'}: {f'{place}: ' if place else ''}{message}{found}") from None
 
 
 def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
-    """The configuration that a command line means: `--config FILE`, then every field as an override."""
+    """The configuration that a command line means: `--config FILE`, then every field as an override.
+
+    Without a file, what is not given has its default.
+    """
     parser = Parser(description=description)
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML file (default: configs/quickstart.yaml)")
+    parser.add_argument("--config", help="YAML file, some are in configs/; what it leaves out has the default below")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     for name, config_field in config_fields():
         default = "" if config_field.default is None else f" (default: {_show(config_field.default)})"
@@ -302,6 +324,17 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     return {name: operator.attrgetter(name)(config) for name in names}
 
 
+def describe(config: RunConfig) -> str:
+    """The settings that decide how long a run takes, and all that are not as by default, as one line."""
+    default = RunConfig()
+    found = {
+        name: value
+        for name, _ in config_fields()
+        if (value := operator.attrgetter(name)(config)) != operator.attrgetter(name)(default) or name in ALWAYS_SHOWN
+    }
+    return ", ".join(f"{name} {_show(value)}" for name, value in found.items())
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     content = read_yaml(path, "--config takes a YAML file, configs/ has some")
     if content is not None and not isinstance(content, dict):
@@ -317,7 +350,7 @@ def _flatten(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, dict):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         elif value is not None:
-            raise UserError(f"{path}: {key} is a section with keys of its own, found {value!r}")
+            raise UserError(f"{path}: {key} is a section with keys of its own, found {shown(value)}")
 
 
 def _nest(values: dict[str, Any]) -> dict[str, Any]:
@@ -343,8 +376,8 @@ def _parse_value(name: str, text: str) -> Any:
     return text if is_text and not isinstance(value, list | type(None)) else value
 
 
-def _show(default: Any) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+def _show(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else "empty" if value is None else str(value)
 
 
 def _plain(value: Any) -> Any:

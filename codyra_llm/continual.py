@@ -18,7 +18,7 @@ from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.asking import stoppable
-from codyra_llm.config import RunConfig, load_config
+from codyra_llm.config import RunConfig, describe, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
 from codyra_llm.engine.launch import World, on_main, share, start
@@ -31,7 +31,7 @@ from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.files import expand, read_json
+from codyra_llm.files import expand
 from codyra_llm.general import base_identity, score_general, set_row
 from codyra_llm.ledger.entry import drift, summed, write_entry
 from codyra_llm.ledger.ledger import Entry, Ledger, copy_entries, open_ledger, write_ledger
@@ -41,7 +41,7 @@ from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_config_and_tokenizer, skeleton
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
-from codyra_llm.plan import RunPlan, plan_run
+from codyra_llm.plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
 from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
@@ -71,17 +71,24 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world, stream)
+    check_ranks_agree(config, world, plan)
     folder: RunFolder | None = on_main(world, lambda: RunFolder(config))
     checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None
     found: Checkpoint | None = None
     problems: list[str] = []
     on_main(world, lambda: folder.forget_stops())  # type: ignore[union-attr]
     if config.resume == "auto":
-        found, problems = share(on_main(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
+        found, unfit = share(on_main(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
+        problems = [f"skipped a checkpoint: {problem}" for problem in unfit]
     if found and found.progress["phase"] == "done":
-        if folder:
-            print(f"this run is finished: {folder.path}; `--resume never` starts over")
-        return share(on_main(world, lambda: read_json(folder.path / "results.json")))  # type: ignore[union-attr]
+        results = share(on_main(world, lambda: folder.finished()))  # type: ignore[union-attr]
+        if results:
+            if folder:
+                folder.unlock()
+                print(f"this run is finished: {folder.path}; `--resume never` starts over")
+            return results
+        found.progress["phase"] = "save"
+        problems.append("the finished run lacks its model or its results; they are made again from ledger and base")
     with stoppable(world, folder) as stop:
         return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
 
@@ -126,7 +133,7 @@ class _Run:
             self._merge_entries(len(self.ledger.entries))
             self._checkpoint(*self.position)
         self.report = on_main(world, lambda: Reporter(folder, self.global_step)) or Reporter(None, 0)
-        for note in [*(f"skipped a checkpoint: {problem}" for problem in problems), *notes]:
+        for note in [*problems, *notes]:
             self.report.log.warning(note)
         self._greet(found)
 
@@ -370,6 +377,7 @@ class _Run:
             f"{self.stream.name}: {len(self.stream)} tasks; method {self.config.method}; "
             f"ZeRO stage {self.results['zero_stage']} on {self.world.size} x {self.world.device.type}"
         )
+        log.info(f"settings: {describe(self.config)}; all others by default")
         if not self.original and self.config.model.dtype != "float32":
             log.info(f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again")
         if found:

@@ -87,6 +87,11 @@ def ordinary_file(folder: Path, name: str) -> Path:
     return path
 
 
+def full_disk(error: Exception) -> bool:
+    """Whether a library, some of them written in Rust, says in words of its own that the disk is full."""
+    return "os error 28" in str(error) or "No space left" in str(error)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks: it may be a model."""
     digest = hashlib.sha256()
@@ -124,13 +129,23 @@ def read_yaml(path: Path, hint: str = "") -> Any:
         return yaml.load(text, _UniqueKeys)
     except RecursionError:
         raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # beside YAMLError, whatever a tag's value makes of itself: a date that does not exist
+        problem = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError | ValueError) else "a value is unfit"
+        raise UserError(f"{path}: not valid YAML: {problem}") from None
 
 
 def cache_folder() -> Path:
-    """Where converted models and tokenised data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm."""
-    return expand(os.environ.get("CODYRA_CACHE") or "~/.cache/codyra_llm")
+    """Where converted models and tokenised data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if given := os.environ.get("CODYRA_CACHE"):
+        return expand(given)
+    try:
+        return Path.home() / ".cache" / "codyra_llm"
+    except RuntimeError:
+        raise UserError("this user has no home folder to keep caches in; set CODYRA_CACHE to a folder") from None
 
 
 def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
@@ -202,7 +217,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     What `folder` held before is gone then; where writing fails, it is untouched.
     """
     scratch = folder.with_name(folder.name + ".tmp")
-    _remove(scratch)
+    remove(scratch)
     scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -214,17 +229,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, it would stand in the way
         raise
-    _remove(folder)
+    remove(folder)
     scratch.rename(folder)
     _sync(folder.parent)
 
 
-def _remove(path: Path) -> None:
-    """Takes away a folder, or a link and not what it leads to."""
-    if path.is_symlink():
-        path.unlink()
-    else:
+def remove(path: Path) -> None:
+    """Takes away a folder, a file, or a link and not what it leads to; what is not there needs nothing."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

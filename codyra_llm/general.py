@@ -24,6 +24,7 @@ from codyra_llm.ledger.ledger import Ledger, read_ledger
 from codyra_llm.merging import find_original, merge_entries
 from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
+from codyra_llm.plan import check_ranks_agree
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.plots import plot_general
 from codyra_llm.report.tables import general_table
@@ -133,6 +134,7 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
+    check_ranks_agree(config, world)
     folder: Any = on_main(world, lambda: scores_folder(config))
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
@@ -181,6 +183,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results['tasks'])}")
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
+    check_ranks_agree(config, world)
     general = results["general"]
     passed_over = [f"{number}-{task}" for number, task in rows if number and after and task not in after]
     for suite in suites:

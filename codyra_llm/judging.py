@@ -16,7 +16,7 @@ from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World, on_main, share, start
+from codyra_llm.engine.launch import World, check_same, on_main, share, start
 from codyra_llm.engine.memory import return_freed_memory
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base, readable
@@ -90,6 +90,7 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
     local_judge = None if config.has_endpoint or config.judge == "none" else _run_config(config, config.judge)
     if local_judge:
         load_config_and_tokenizer(local_judge.model.name_or_path)
+    check_same(world, dataclasses.asdict(dataclasses.replace(config, output_dir="")))
     folder: Any = on_main(world, lambda: JudgeFolder(config))
     on_main(world, lambda: folder.forget_stops())
     on_main(world, lambda: folder.open())

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import operator
+import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,16 +14,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
-from codyra_llm.config import RunConfig, decisive, resolve_path
+from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.encode import Example, check_tokenizer, padding_id
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World
+from codyra_llm.engine.launch import World, check_same
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.methods import METHODS
+from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
 from codyra_llm.models.quantize import check_widths
 
@@ -126,6 +129,20 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
         method.check(task.name, batches[-1].total_steps)
         _check_positions(task.name, chain(train_examples, test_examples[-1]), model_config)
     return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, _suites(config, stream), tokens.notes)
+
+
+def check_ranks_agree(config: RunConfig, world: World, plan: RunPlan | None = None) -> None:
+    """Raises UserError, on every rank, where settings, data or the model's weights are not the same on all ranks.
+
+    Weights are hashed once on each host, and the hash is kept in its cache folder.
+    """
+    if world.size == 1:
+        return
+    settings = {name: repr(operator.attrgetter(name)(config)) for name, _ in config_fields() if name != "output_dir"}
+    first_on_host = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
+    data = {"data": plan.name(config)} if plan else {}
+    weights = {"model weights": model_hash(config.model.name_or_path) if first_on_host else None}
+    check_same(world, settings | data | weights)
 
 
 def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:

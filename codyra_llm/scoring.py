@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from codyra_llm.asking import asking, stoppable
-from codyra_llm.config import EvaluateConfig, RunConfig
+from codyra_llm.config import EvaluateConfig, RunConfig, describe
 from codyra_llm.data.stream import Task
 from codyra_llm.engine.launch import World, on_main, start
 from codyra_llm.engine.stop import StopRequest
@@ -20,7 +20,7 @@ from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.general import base_identity, score_general
 from codyra_llm.models.identity import model_hash
-from codyra_llm.plan import RunPlan, plan_run
+from codyra_llm.plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import new_results, of_a_model
@@ -91,6 +91,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     """
     world = start(config.rendezvous_seconds)
     plan = plan_run(config, world, to_train=False)
+    check_ranks_agree(config, world, plan)
     folder: Any = on_main(world, lambda: scores_folder(config))
     on_main(world, lambda: folder.forget_stops())
     notes = list(plan.notes)
@@ -99,6 +100,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         model = load_base(config, plan.deepspeed_json, world, notes.append)
         on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
         log = start_log(folder.path / "scores.log" if folder else None)
+        log.info(f"settings: {describe(config)}; all others by default")
         for note in notes:
             log.warning(note)
         scored = score_tasks(model, plan, which, config.evaluate, world, folder, stop, row_name, trained=False)

@@ -22,7 +22,7 @@ import re
 import sys
 
 from codyra_llm.command import Parser, main
-from codyra_llm.config import DEFAULT_CONFIG, RunConfig, parse_command_line
+from codyra_llm.config import RunConfig, parse_command_line
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 
@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
     parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
-    parser.add_argument("--config", help="YAML file (default: configs/quickstart.yaml, or that of --run)")
+    parser.add_argument("--config", help="YAML file (default: that of --run; else every setting has its default)")
     options, overrides = parser.parse_known_args(arguments)
     if options.run and options.model:
         raise UserError("--run and --model: give one of them; a run names its model itself")
@@ -49,8 +49,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
         overrides += ["--model.name_or_path", options.model]
     if options.suites:
         overrides += ["--general.suites", options.suites]
-    default = options.run / "config.yaml" if options.run else DEFAULT_CONFIG
-    config = parse_command_line(["--config", options.config or str(default), *overrides], __doc__)
+    file = options.config or (str(options.run / "config.yaml") if options.run else None)
+    config = parse_command_line([*(["--config", file] if file else []), *overrides], __doc__)
     if options.suites and not options.run and not any(each.startswith("--output_dir") for each in overrides):
         name = re.sub(r"[^\w.-]+", "-", config.model.name_or_path).strip("-")
         config = dataclasses.replace(config, output_dir=f"runs/general-{name}")

@@ -15,14 +15,14 @@ import sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
 from codyra_llm.command import Parser, main
-from codyra_llm.config import DEFAULT_CONFIG, parse_command_line
+from codyra_llm.config import describe, parse_command_line
 
 
 def plan() -> None:
     """Reads the command line and prints the plan."""
     parser = Parser(description=__doc__)
     parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="YAML file (default: configs/quickstart.yaml)")
+    parser.add_argument("--config", help="YAML file; what it leaves out has its default")
     parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of all nodes together")
     parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="memory of one GPU: 80GB, 24GiB")
     parser.add_argument("--rows", type=int, metavar="N", help="training rows of a task, where the data is not here")
@@ -30,13 +30,17 @@ def plan() -> None:
     options, overrides = parser.parse_known_args(sys.argv[1:])
     if options.model:
         overrides += ["--model.name_or_path", options.model]
-    config = parse_command_line(["--config", options.config, *overrides], __doc__)
+    run = [*(["--config", options.config] if options.config else []), *overrides]
+    config = parse_command_line(run, __doc__)
 
     from codyra_llm.footprint.plan import parse_size, plan_footprint  # after the command line: mistakes answer at once
     from codyra_llm.footprint.report import report
 
     planned = plan_footprint(config, options.gpus, parse_size(options.gpu_memory), options.rows)
-    print(json.dumps(planned.as_dict(), indent=2) if options.json else report(planned, options.config))
+    if options.json:
+        print(json.dumps(planned.as_dict(), indent=2))
+    else:
+        print(f"settings: {describe(config)}; all others by default\n\n{report(planned, run)}")
 
 
 if __name__ == "__main__":

@@ -9,4 +9,4 @@ from codyra_llm.command import main
 from codyra_llm.data.prepare import prepare
 
 if __name__ == "__main__":
-    main(lambda: sys.exit(prepare(sys.argv[1:])))
+    main(lambda: prepare(sys.argv[1:]))

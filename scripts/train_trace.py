@@ -1,6 +1,6 @@
 """Teaches a model a stream of tasks, one after another, and measures what it knows after each.
 
-    deepspeed scripts/train_trace.py                                    # the quickstart
+    deepspeed scripts/train_trace.py --config configs/quickstart.yaml   # the quickstart
     deepspeed scripts/train_trace.py --config configs/trace500_llama2_7b.yaml --data_dir DATA \\
         --output_dir runs/x --deepspeed ds_configs/zero2.json
     deepspeed --num_accelerators 2 scripts/train_trace.py --config configs/smoke.yaml

@@ -1,9 +1,9 @@
 """Batches of a fixed global size: which rows an optimizer step sees never depends on how many devices run it."""
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
 
 import torch
 
@@ -11,6 +11,7 @@ from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
 
 IGNORED = -100
+MOST_STEPS = 2**31
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class GlobalBatches:
         packing: none, bucket or pack.
 
     Raises:
-        UserError: the global batch does not divide, or the rows do not fill one step.
+        UserError: the global batch does not divide, the rows do not fill one step, or the steps have no end in sight.
     """
 
     def __init__(
@@ -71,11 +72,18 @@ class GlobalBatches:
                 f"task {task}: {len(examples)} rows x {epochs:g} epochs do not fill one global batch of "
                 f"{global_batch_size}; lower train.global_batch_size or raise the epochs"
             )
-        self._order = list(islice(self._passes(), self.total_steps * global_batch_size))
+        if self.total_steps > MOST_STEPS:
+            raise UserError(
+                f"task {task}: {len(examples)} rows x {epochs:g} epochs are {self.total_steps:.3g} optimizer steps; "
+                f"lower the epochs (at most {MOST_STEPS} steps)"
+            )
+        self._pass = functools.lru_cache(maxsize=2)(self._shuffled)  # a step reaches into the next one at most
 
     def rows_of(self, step: int) -> list[int]:
         """Indices of the rows of optimizer step `step`, longest first unless the packing is none."""
-        rows = self._order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        first = step * self.global_batch_size
+        places = (divmod(at, len(self.examples)) for at in range(first, first + self.global_batch_size))
+        rows = [self._pass(epoch)[place] for epoch, place in places]
         if self.packing == "none":
             return rows
         return sorted(rows, key=lambda row: (-len(self.examples[row]), row))
@@ -99,12 +107,11 @@ class GlobalBatches:
         """Seed of what a model draws at random in a step."""
         return random.Random(f"{self.seed}/{self.task}/{step}/{rank}").getrandbits(63)
 
-    def _passes(self) -> Iterator[int]:
-        """Rows pass after pass, without end."""
-        for epoch in count():
-            order = list(range(len(self.examples)))
-            random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
-            yield from order
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The rows in the order of a pass."""
+        order = list(range(len(self.examples)))
+        random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
+        return order
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
@@ -134,7 +141,12 @@ def check_divides(global_batch_size: int, micro_batch_size: int, world_size: int
     """Raises UserError where a global batch is not a whole number of micro batches on every rank."""
     unit = micro_batch_size * world_size
     if global_batch_size % unit:
+        of_rank, left = divmod(global_batch_size, world_size)
+        remedy = f"make it a multiple of {unit}, which changes results"
+        if not left:
+            fits = max(size for size in range(1, micro_batch_size + 1) if of_rank % size == 0)
+            remedy = f"lower train.per_device_train_batch_size to {fits}, which changes no result"
         raise UserError(
             f"train.global_batch_size {global_batch_size} does not divide into micro batches of {micro_batch_size} on "
-            f"{world_size} rank{'s' * (world_size > 1)}; make it a multiple of {unit}"
+            f"{world_size} rank{'s' * (world_size > 1)}; {remedy}"
         )

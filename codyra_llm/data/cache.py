@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 import tokenizers
 import transformers
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data import encode
 from codyra_llm.data.encode import Example, encode_rows
 from codyra_llm.data.stream import Row
 from codyra_llm.files import cache_folder, replace_file
+from codyra_llm.locks import exclusive
 
 SCHEMA = pa.schema({"prompt": pa.large_list(pa.int32()), "answer": pa.large_list(pa.int32())})
 ROWS_AT_ONCE = 1000  # held as Python lists while a file is written
@@ -60,13 +60,13 @@ class TokenCache:
             found = _read(file)
             if found is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{file}.lock"):
+                with exclusive(Path(f"{file}.lock")):
                     found = _read(file)  # another process may have written it by now
                     if found is None:
                         _write(file, fresh())
                         found = _read(file)
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            found, reason = None, getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            found, reason = None, error.strerror or str(error)
             self.notes.append(
                 f"{self.folder}: tokenised data cannot be kept there ({reason}), so every process tokenises all of it "
                 "at every start; set CODYRA_CACHE to a folder that can be written"

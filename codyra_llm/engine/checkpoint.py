@@ -9,6 +9,7 @@ Each is written beside, flushed and renamed; the last two are kept.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ import torch
 from safetensors.torch import load, save_file
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import replace_folder, sha256
+from codyra_llm.files import plain_name, read_json, replace_folder, sha256
+from codyra_llm.text import shown
 
 KEPT = 2
+SCHEMA_VERSION = 1  # of progress.json; one without was written before there were versions, and is like the first
+PHASES = ("evaluate", "train", "merge", "save", "done")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Checkpoints:
         present = self._present()
         serial = int(present[-1].name) + 1 if present else 1
         with replace_folder(self.folder / f"{serial:08d}") as scratch:
-            (scratch / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+            content = {"schema_version": SCHEMA_VERSION, **progress}
+            (scratch / "progress.json").write_text(json.dumps(content), encoding="utf-8")
             if tensors:
                 save_file(tensors, scratch / "state.safetensors")
             sums = {path.name: sha256(path) for path in scratch.iterdir()}
@@ -79,7 +84,7 @@ class Checkpoints:
             problem = self._problem(folder)
             if problem is None:
                 state = folder / "state.safetensors"
-                progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+                progress = read_json(folder / "progress.json")
                 # read, not mapped: a file that is mapped cannot be removed everywhere
                 return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
             problems.append(problem)
@@ -90,22 +95,37 @@ class Checkpoints:
 
     def _present(self) -> list[Path]:
         """Oldest first; what was never finished has another kind of name."""
-        return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+        return sorted(path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{8,}", path.name))
 
     def _problem(self, folder: Path) -> str | None:
         try:
-            sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+            sums = read_json(folder / "checksums.json")
             if sums["run"] != self.run:
                 return f"{folder} belongs to another run (its configuration or its data differ)"
-            files = {folder / name: expected for name, expected in sums["sha256"].items()}
+            files = {folder / plain_name(name, "file"): expected for name, expected in sums["sha256"].items()}
             files |= {self.folder.parent / name: expected for name, expected in sums["rests_on"].items()}
+            if folder / "progress.json" not in files:
+                return f"{folder / 'checksums.json'} is damaged"
             for path, expected in files.items():
                 if sha256(path) != expected:
                     return f"{path} is damaged"
+            return _problem_of_progress(folder / "progress.json")
         except FileNotFoundError as error:
             return f"{error.filename} is missing"
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return f"{folder / 'checksums.json'} is damaged"
         except OSError as error:
             return f"{folder} cannot be read: {error}"
-        return None
+
+
+def _problem_of_progress(path: Path) -> str | None:
+    progress = read_json(path)
+    version = progress.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION or progress.get("phase", "done") not in PHASES:
+        return f"{path} was written by another version of codyra_llm (schema_version {shown(version)})"
+    counts = [progress.get(key, 0) for key in ("task", "step", "global_step")]
+    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(
+        progress.get("results", {}), dict
+    ):
+        return f"{path} is damaged"
+    return None

@@ -1,8 +1,9 @@
 """Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`: one process group, the same code everywhere."""
 
 import atexit
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from codyra_llm.engine.environment import Process, local_size, this_process
 from codyra_llm.engine.rendezvous import meet
 from codyra_llm.errors import UserError
+from codyra_llm.files import full_disk
+from codyra_llm.text import shown
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def start(rendezvous_seconds: float = 300) -> World:
         _take_device(process)
         # DeepSpeed's limit for one collective; the accelerator's backend is gloo on CPU, nccl on CUDA
         options = {"backend": get_accelerator().communication_backend_name(), "timeout": default_pg_timeout}
-        if process is None:
+        if process is None or process.size == 1:  # a process alone needs no port, which another run may use
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
         else:
             store = meet(process, rendezvous_seconds)
@@ -99,6 +102,23 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def check_same(world: World, held: Mapping[str, Any]) -> None:
+    """Raises UserError, on every rank, where a rank has another value than rank 0: settings, data, weights, by name.
+
+    Args:
+        held: what this rank has, the same names everywhere; None: it does not say.
+    """
+    of_ranks = gather(dict(held))
+    for name, value in of_ranks[0].items():
+        others = [rank for rank, of_rank in enumerate(of_ranks) if of_rank.get(name) not in (value, None)]
+        if value is not None and others:
+            ranks = ", ".join(map(str, others))
+            raise UserError(
+                f"rank{'s' * (len(others) > 1)} {ranks} of {world.size} and rank 0 have different {name} "
+                f"({shown(of_ranks[others[0]][name])} and {shown(value)}); give every host the same files and arguments"
+            )
+
+
 def any_rank(mine: bool, device: torch.device) -> bool:
     """Whether it is so on any rank, the same answer on all; `device`: this rank's."""
     flag = torch.tensor(int(mine), device=device)
@@ -119,7 +139,7 @@ def on_main(world: World, action: Callable[[], Any]) -> Any:
         except UserError as error:
             problem = str(error)
         except (OSError, SafetensorError) as error:
-            problem = f"{error}; what was kept until now is whole, and the same command goes on from it"
+            problem = f"{error}{_kept(error)}"
         except Exception as error:  # a mistake of ours: the others must not wait for rank 0
             problem, failure = f"rank 0: {type(error).__name__}: {error}", error
     problem = share(problem)
@@ -128,6 +148,13 @@ def on_main(world: World, action: Callable[[], Any]) -> Any:
     if problem:
         raise UserError(problem)
     return result
+
+
+def _kept(error: OSError | SafetensorError) -> str:
+    """What is true of files that could not be written because of the disk: each is written beside and renamed."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) or full_disk(error):
+        return "; what was kept until now is whole, and the same command goes on from it"
+    return ""
 
 
 def _take_device(process: Process | None) -> None:

@@ -85,7 +85,8 @@ def _open(process: Process, host: str, port: int, where: str, seconds: float, de
     problem = "cannot serve there" if serves else "cannot speak with what listens there"
     raise RendezvousError(
         f"{where}: rank {process.rank} {problem} ({reason}); "
-        "MASTER_ADDR has to be the host of rank 0, and MASTER_PORT a port that is free there"
+        "MASTER_ADDR has to be the host of rank 0, and MASTER_PORT a port that is free there (deepspeed and torchrun "
+        "take it as --master_port)"
     )
 
 

@@ -164,7 +164,7 @@ def parse_size(text: str) -> int:
         UserError: it is no such size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    if not match or match[2].upper() not in UNITS or not float(match[1]):
+    if not match or match[2].upper() not in UNITS or not 0 < float(match[1]) < 1e9:
         raise UserError(f'"{text}" is not a size of memory; give one like 80GB, 24GiB or 16000MB')
     return int(float(match[1]) * UNITS[match[2].upper()])
 

@@ -1,6 +1,7 @@
 """A footprint as text."""
 
 import shlex
+from collections.abc import Sequence
 
 from codyra_llm.adapter.injection import describe_targets
 from codyra_llm.footprint.plan import MARGIN, RESERVED, Footprint, needed
@@ -9,9 +10,13 @@ from codyra_llm.text import align
 GB = 1e9
 
 
-def report(plan: Footprint, config_path: str) -> str:
-    """Everything that was planned, and the command line of the first way that fits."""
-    return "\n\n".join([_head(plan), _memory(plan), _moved(plan), _steps(plan), _verdict(plan, config_path)])
+def report(plan: Footprint, arguments: Sequence[str]) -> str:
+    """Everything that was planned, and the command line of the first way that fits.
+
+    Args:
+        arguments: the run's own, --config and overrides, as they were given; those that fit come after and win.
+    """
+    return "\n\n".join([_head(plan), _memory(plan), _moved(plan), _steps(plan), _verdict(plan, arguments)])
 
 
 def _head(plan: Footprint) -> str:
@@ -63,7 +68,7 @@ def _steps(plan: Footprint) -> str:
     )
 
 
-def _verdict(plan: Footprint, config_path: str) -> str:
+def _verdict(plan: Footprint, arguments: Sequence[str]) -> str:
     best = plan.recommended
     size = f"{plan.gpus} x {_gb(plan.gpu_memory)} GB"
     if best is None:
@@ -71,8 +76,8 @@ def _verdict(plan: Footprint, config_path: str) -> str:
             f"Nothing fits on {size}: lower train.per_device_train_batch_size or data.max_prompt_length, "
             "or give more GPUs."
         )
-    command = ["deepspeed", "--num_accelerators", str(plan.gpus), "scripts/train_trace.py", "--config", config_path]
-    command += ["--model.name_or_path", plan.model, "--deepspeed", best.deepspeed or "null"]
+    command = ["deepspeed", "--num_accelerators", str(plan.gpus), "scripts/train_trace.py", *arguments]
+    command += ["--deepspeed", best.deepspeed or "null"]
     command += ["--model.gradient_checkpointing", str(best.checkpointing).lower()]
     return f"The first that fits on {size}:\n    {shlex.join(command)}"
 

@@ -53,7 +53,7 @@ def select(
     """
     count = len(ledger.entries)
     if upto is not None:
-        count = int(upto) if upto.isdecimal() else 1 + ledger.position(upto)
+        count = int(upto[:9]) if upto.isdecimal() else 1 + ledger.position(upto)
         if count > len(ledger.entries):
             raise UserError(f"there is no entry {count}; the ledger has {len(ledger.entries)}")
     shares = dict.fromkeys((entry.name for entry in ledger.entries[:count]), 1.0)

@@ -12,16 +12,16 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import cache_folder, sha256
+from codyra_llm.locks import exclusive
 
 BUILTIN = "smollm2-135m-instruct"
 GEMMA = "gemma3-270m"
@@ -126,7 +126,8 @@ def _convert(file: Path, folder: Path) -> None:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         scratch.chmod(0o755)
-        scratch.rename(folder)
+        if not folder.is_dir():  # made by another process, where the file system has no locks
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -140,13 +141,13 @@ def _missing(folder: Path) -> Iterator[bool]:
     if folder.is_dir():
         yield False
         return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{folder}.lock").touch()
-    except OSError as error:
-        raise UserError(
-            f"{folder.parent}: converted models cannot be kept there ({error.strerror}); "
-            "set CODYRA_CACHE to a folder that can be written"
-        ) from None
-    with FileLock(f"{folder}.lock"):
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(Path(f"{folder}.lock")))
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent}: converted models cannot be kept there ({error.strerror}); "
+                "set CODYRA_CACHE to a folder that can be written"
+            ) from None
         yield not folder.is_dir()  # another process may have made it by now

@@ -39,7 +39,7 @@ def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
         return str(packaged_model_folder(name_or_path, accept_gemma_terms))
     if name_or_path.endswith(".gguf"):
         return str(folder_of_gguf(expand(name_or_path)))
-    return name_or_path
+    return str(expand(name_or_path)) if name_or_path.startswith("~") else name_or_path
 
 
 def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.matrix import write_matrix_csv
-from codyra_llm.files import append_journal, expand, read_journal, write_text
+from codyra_llm.files import append_journal, expand, read_journal, read_json, remove, write_text
+from codyra_llm.locks import NAME as LOCK
+from codyra_llm.locks import FolderLock, claim
 
 CONTENTS = (
     "results.json",
@@ -23,6 +24,7 @@ CONTENTS = (
     "matrix.png",
     "ranks.csv",
     "ranks.png",
+    "general.png",
     "predictions",
     "tensorboard",
     "train.log",
@@ -38,6 +40,33 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FolderLock | None = None
+
+    def lock(self) -> None:
+        """Makes the folder and claims it for this process, until `unlock`; where it has it already, nothing happens.
+
+        Raises:
+            UserError: another process has it.
+            OSError: it cannot be made or written.
+        """
+        if not self._lock:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = claim(self.path)
+
+    def unlock(self) -> None:
+        """Gives the folder free."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def is_unused(self) -> bool:
+        """Whether nothing is in the folder but what a start that was killed may leave before it wrote anything."""
+        for item in self.path.iterdir():
+            if item.name == "predictions" and item.is_dir() and not any(item.iterdir()):
+                continue
+            if item.name not in (LOCK, "stop", "stopped") and item.suffix != ".tmp":
+                return False
+        return True
 
     @property
     def trigger(self) -> Path:
@@ -89,6 +118,8 @@ class RunFolder(OutputFolder):
         super().__init__(expand(config.output_dir))
         self.config = config
         self._check()
+        if self.path.is_dir():
+            self.lock()
 
     def open(self, resumed: bool = False) -> None:
         """Makes the folder and writes config.yaml; what an earlier start left is cleared, or kept if `resumed`.
@@ -97,14 +128,14 @@ class RunFolder(OutputFolder):
             UserError: it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            self._check()  # another process may have had it until now
+            write_text(self.path / "config.yaml", to_yaml(self.config))  # first: it makes the folder a run's
             for name in () if resumed else CONTENTS:
-                target = self.path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                remove(self.path / name)
             (self.path / "predictions").mkdir(exist_ok=True)
-            write_text(self.path / "config.yaml", to_yaml(self.config))
         except OSError as error:
-            raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror or error}") from None
 
     @property
     def model(self) -> Path:
@@ -115,6 +146,16 @@ class RunFolder(OutputFolder):
     def ledger(self) -> Path:
         """Where the updates of finished tasks are kept."""
         return self.path / "ledger"
+
+    def finished(self) -> dict[str, Any] | None:
+        """What results.json of a finished run says; None where it, or the model, is missing or damaged."""
+        try:
+            results = read_json(self.path / "results.json")
+            config = read_json(self.model / "config.json")
+        except UserError:
+            return None
+        whole = isinstance(results, dict) and isinstance(config, dict) and any(self.model.glob("*.safetensors"))
+        return results if whole and results.get("phases") and isinstance(results.get("matrix"), list) else None
 
     def write_matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
         """matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""
@@ -137,7 +178,8 @@ class RunFolder(OutputFolder):
         rows: list[list[Any]] = [header]
         if path.exists():
             with path.open(newline="", encoding="utf-8") as stream:
-                rows = [row for row in csv.reader(stream) if row[0] != task]  # a task may be learned again on resuming
+                _, *known = csv.reader(stream)
+            rows += [row for row in known if row[0] != task]  # a task may be learned again on resuming
         for module in report:
             numbers = (module.rank, module.initial_rank, module.norm, module.bound, drift.get(module.name, 0.0))
             rows.append([task, module.name, *(f"{n:.6g}" for n in numbers)])
@@ -160,7 +202,7 @@ class RunFolder(OutputFolder):
                 raise UserError(
                     f"output_dir {self.path}: holds a run with another configuration; choose another folder"
                 )
-        elif any(self.path.iterdir()):
+        elif not self.is_unused():
             raise UserError(f"output_dir {self.path}: holds files that are not a run; choose an empty or new folder")
 
 

@@ -33,8 +33,10 @@ class JudgeFolder(OutputFolder):
                 found |= {name: settings[name] for name in OF_THE_JUDGE}
             if found != settings:
                 raise UserError(f"{where}: holds another comparison; choose another folder")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and not self.is_unused():
             raise UserError(f"{where}: holds files that are not a comparison; choose an empty or new folder")
+        if self.path.is_dir():
+            self.lock()
 
     def open(self) -> None:
         """Makes the folder and writes judge.yaml; what is there already stays.
@@ -43,10 +45,11 @@ class JudgeFolder(OutputFolder):
             UserError: it cannot be written.
         """
         try:
-            (self.path / "predictions").mkdir(parents=True, exist_ok=True)
+            self.lock()
             write_text(self.path / "judge.yaml", yaml.safe_dump(self._settings(), sort_keys=False, allow_unicode=True))
+            (self.path / "predictions").mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror or error}") from None
 
     def write_answers(self, rows: Iterable[dict[str, Any]]) -> None:
         """answers.jsonl: each prompt with the answers of both models."""

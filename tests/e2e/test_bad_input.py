@@ -26,7 +26,16 @@ def fails(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
     def command(*arguments: str) -> str:
         output = tmp_path / "output"
-        common = ["--model.name_or_path", str(tiny_folder), "--output_dir", str(output), "--order", "FOMC"]
+        common = [
+            "--config",
+            "configs/quickstart.yaml",
+            "--model.name_or_path",
+            str(tiny_folder),
+            "--output_dir",
+            str(output),
+            "--order",
+            "FOMC",
+        ]
         monkeypatch.setattr(sys, "argv", ["train_trace.py", *common, "--adapter.rank", "4", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:

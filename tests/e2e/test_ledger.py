@@ -377,7 +377,17 @@ def test_entries_of_another_shape(ledger: Path, tmp_path: Path, refused: Command
 def test_a_run_cannot_extend_a_ledger_of_another_model(ledger: Path, tmp_path: Path, refused: Command) -> None:
     _, other = other_base(ledger)
     line = refused(
-        *("train_trace.py", "--model.name_or_path", other, "--output_dir", tmp_path / "run", "--order", "FOMC"),
+        *(
+            "train_trace.py",
+            "--config",
+            "configs/quickstart.yaml",
+            "--model.name_or_path",
+            other,
+            "--output_dir",
+            tmp_path / "run",
+            "--order",
+            "FOMC",
+        ),
         *("--extend", ledger, "--adapter.rank", 4),
     )
     assert "has other weights" in line

@@ -11,7 +11,9 @@ from pydantic import Field
 
 from codyra_llm.adapter.config import option
 from codyra_llm.command import Parser
+from codyra_llm.config import check_number
 from codyra_llm.errors import UserError
+from codyra_llm.text import shown
 
 _AtLeastOne = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -81,10 +83,15 @@ def parse_command_line(arguments: Sequence[str], description: str | None) -> Jud
         if name in given:
             given[name] = [part.strip() for part in given[name].split(",") if part.strip()]
     try:
-        return pydantic.TypeAdapter(JudgeConfig).validate_python(given)
+        config = pydantic.TypeAdapter(JudgeConfig).validate_python(given)
+        for each in dataclasses.fields(JudgeConfig):
+            check_number(each.name, getattr(config, each.name))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"command line: --{first['loc'][0]}: {first['msg']}, found {first['input']!r}") from None
+        first = error.errors(include_url=False)[0]
+        raise UserError(f"command line: --{first['loc'][0]}: {first['msg']}, found {shown(first['input'])}") from None
+    except ValueError as error:
+        raise UserError(f"command line: --{error}") from None
+    return config
 
 
 def _show(default: Any) -> str:

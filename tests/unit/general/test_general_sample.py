@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codyra_llm.config import DEFAULT_CONFIG, GeneralConfig, load_config
+from codyra_llm.config import REPOSITORY, GeneralConfig, load_config
 from codyra_llm.evaluation.general.suites import SHIPPED, load_suites
 
 
@@ -48,7 +48,7 @@ def test_they_are_suites(suite: str, items: int) -> None:
 
 
 def test_the_quickstart_measures_some_of_every_kind() -> None:
-    (loaded,) = load_suites(load_config(DEFAULT_CONFIG).general)
+    (loaded,) = load_suites(load_config(REPOSITORY / "configs" / "quickstart.yaml").general)
     kinds = Counter(
         loaded.tasks[name].eval_docs[item]["stratum"] for name, items in loaded.items.items() for item in items
     )

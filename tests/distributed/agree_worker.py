@@ -1,0 +1,39 @@
+"""Starts a run on two ranks, of which the second has something else than the first.
+
+python -m tests.distributed.agree_worker < JSON list of {"model": folder, "output": folder, "what": what differs}
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from codyra_llm import plan, run
+from codyra_llm.command import main
+from codyra_llm.data.stream import TaskStream
+from tests.distributed.forked import fork_ranks
+from tests.e2e.test_run import tiny_config
+
+SETTINGS = {
+    "seed": {"seed": 5},
+    "rate": {"train.learning_rate": 0.02},
+    "micro batch": {"train.per_device_train_batch_size": 2},
+}
+SHORT = {"order": ["FOMC"], "train.num_train_epochs": 1, "data.max_train_examples": 16, "data.max_test_examples": 2}
+
+
+def start(job: dict, rank: int) -> None:
+    """One rank's run."""
+    what = job["what"] if rank else "nothing"
+    output = Path(job["output"])
+    config = tiny_config(Path(job["model"]), output, **SHORT, **{"evaluate.tasks": "last"}, **SETTINGS.get(what, {}))
+    rows = [{"prompt": f"What is {n}?", "answer": "so" if what == "data" and n == 3 else "it"} for n in range(16)]
+    if what == "weights":
+        os.environ["LOCAL_RANK"] = "0"  # as on a second host
+        plan.model_hash = lambda name: "0" * 64
+    main(lambda: run(config, TaskStream.from_rows({"FOMC": {"train": rows, "test": rows[:2]}})) and None)
+
+
+if __name__ == "__main__":
+    statuses = [fork_ranks(2, lambda rank, job=job: start(job, rank) or 0, job["log"]) for job in json.load(sys.stdin)]
+    print(json.dumps(statuses))
