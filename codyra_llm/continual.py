@@ -116,7 +116,7 @@ class _Run:
         begun = found.progress["ledger"] if found else None
         self.ledger: Ledger = share(on_main(world, lambda: open_ledger(config, begun)))
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
-        self.original = find_original(config, notes.append)
+        self.original = find_original(config)
         on_main(world, lambda: self.folder.open(resumed=found is not None))
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -270,7 +270,8 @@ class _Run:
 
         def save() -> None:
             try:
-                save_model(model, layout, weights, self.tokenizer, self.folder.model, model_card(self.results))
+                name, card = self.config.model.name_or_path, model_card(self.results)
+                save_model(model, layout, weights, self.tokenizer, self.folder.model, card, base=name)
             finally:
                 deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
 

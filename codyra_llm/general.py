@@ -199,7 +199,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
         model = load_base(config, read_deepspeed_json(config.deepspeed), world, LOG.warning)
-        original = find_original(config, LOG.warning)
+        original = find_original(config)
         start_log(folder.path / "train.log" if folder else None)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
         whom = base_identity(config, model, tokenizer, world, first)

@@ -10,25 +10,29 @@ from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.launch import World, on_main, share
 from codyra_llm.engine.zero import add_delta
+from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import summed
 from codyra_llm.models.load import original_weights, reason
 
 Original = Callable[[str], Fill]
 
 
-def find_original(config: RunConfig, say: Callable[[str], None]) -> Original | None:
+def find_original(config: RunConfig) -> Original | None:
     """The original weights by name, to add all updates to; None where updates are merged in place.
 
-    Args:
-        say: told where in place is not what the configuration asks for.
+    Raises:
+        UserError: merging is to be exact, and the original weights cannot be read in parts.
     """
     if config.merge.mode == "in_place":
         return None
+    name = config.model.name_or_path
     try:
-        return original_weights(config.model.name_or_path)
+        return original_weights(name)
     except (OSError, ValueError) as error:
-        say(f"updates are merged in place: the original weights cannot be read in parts: {reason(error)}")
-        return None
+        raise UserError(
+            f"model.name_or_path {name}: merge.mode exact needs weights that can be read in parts: {reason(error)}; "
+            "save the model as safetensors, or set merge.mode in_place, which rounds the weights after each task"
+        ) from None
 
 
 def merge_entries(

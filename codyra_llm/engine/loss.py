@@ -60,6 +60,11 @@ def logits_at_once(model: PreTrainedModel) -> int:
 
 def answer_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The model's own logits, fp32, of hidden states [tokens, hidden_size] -> [tokens, vocabulary]."""
+    config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden).float()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    softcap = getattr(config, "final_logit_softcapping", None)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap  # Gemma 2 caps them

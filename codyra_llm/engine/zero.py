@@ -24,6 +24,7 @@ from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
 from codyra_llm.engine.memory import return_large_blocks
+from codyra_llm.engine.probe import check_forward
 from codyra_llm.models.load import Place, load_model
 from codyra_llm.models.quantize import hold, is_quantized, quantized
 from codyra_llm.models.shards import checkpoint_tensors
@@ -61,15 +62,21 @@ def load_base(
 
     Args:
         say: told what a user should know of how it was loaded.
+
+    Raises:
+        UserError: it cannot be loaded, or not be run as it is run here (`check_forward`).
     """
     place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
     model = load_model(
         held.name_or_path, held.dtype, held.attn_implementation, place, say, held.quantization, world.device
     )
     if not place:
-        return model.to(world.device)  # type: ignore[arg-type]
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(world.device)
+        model = model.to(world.device)  # type: ignore[arg-type]
+    else:
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(world.device)
+    with readable(model, "never", world):
+        check_forward(model, held.name_or_path)
     return model
 
 

@@ -23,6 +23,7 @@ from codyra_llm.engine.launch import World, any_rank, gather
 from codyra_llm.engine.loss import answer_logits, logits_at_once
 from codyra_llm.evaluation.context import Context, common, tokens_read
 from codyra_llm.evaluation.draft import Draft
+from codyra_llm.models.save import end_ids
 
 PASS = 32  # tokens that a pass may take for the sake of guesses; that many cost little more than one
 
@@ -154,9 +155,7 @@ def _answer_batch(
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end an answer: the tokenizer's end and padding, and the model's own ends."""
-    of_model = model.generation_config.eos_token_id if model.generation_config else None
-    of_model = of_model if isinstance(of_model, list) else [of_model]
-    return frozenset({tokenizer.eos_token_id, padding_id(tokenizer), *of_model} - {None})
+    return frozenset(end_ids(model, tokenizer) | {padding_id(tokenizer)})
 
 
 @dataclass(frozen=True)

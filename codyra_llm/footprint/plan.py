@@ -229,7 +229,7 @@ def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:
 
 def _has_tokenizer(name_or_path: str) -> bool:
     try:
-        AutoTokenizer.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+        AutoTokenizer.from_pretrained(resolve_model(name_or_path), local_files_only=True, trust_remote_code=False)
     except Exception:  # transformers and huggingface_hub raise many types
         return False
     return True

@@ -3,19 +3,24 @@
 Weights go one by one from the base model's files to the new ones, so memory does not grow with the model.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
 
 from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import read_entry, shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
 from codyra_llm.ledger.merged import merged_weights
-from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, resolve_model, skeleton
+from codyra_llm.models.load import (
+    load_config_and_tokenizer,
+    original_weights,
+    read_generation_config,
+    reason,
+    resolve_model,
+    skeleton,
+)
 from codyra_llm.models.quantize import quantize_structure, quantized_names, quantized_tensors
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
@@ -55,8 +60,10 @@ def materialize(
             f"{name}: the weights cannot be read in parts: {reason(error)}; save it as safetensors"
         ) from None
     model = skeleton(config, dtype=getattr(torch, dtype))
-    with contextlib.suppress(OSError):  # a model without one has what its configuration says
-        model.generation_config = GenerationConfig.from_pretrained(resolve_model(name))
+    try:
+        read_generation_config(resolve_model(name), model)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
     layout, folders = checkpoint_tensors(model), [folder / entry for entry in shares]
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
@@ -66,10 +73,10 @@ def materialize(
         layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
         quantize_structure(model, quantization)
         weights = quantized_tensors(model, merged_weights(layout, original, updates))
-        save_model(model, None, weights, tokenizer, output, _card(ledger, shares))
+        save_model(model, None, weights, tokenizer, output, _card(ledger, shares), base=name)
     else:
         weights = merged_weights(layout, original, updates)
-        save_model(model, layout, weights, tokenizer, output, _card(ledger, shares))
+        save_model(model, layout, weights, tokenizer, output, _card(ledger, shares), base=name)
 
 
 def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, PACKAGED
-from codyra_llm.models.load import check_causal, reason, resolve_model
+from codyra_llm.models.load import check_causal, load_config, reason, resolve_model
 
 FILE = Path(__file__).with_name("architectures.json")
 
@@ -34,7 +34,7 @@ def find_config(name_or_path: str) -> PretrainedConfig:
         return AutoConfig.for_model(**known[name_or_path])
     is_here = name_or_path in PACKAGED or name_or_path.endswith(".gguf") or expand(name_or_path).exists()
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name_or_path), local_files_only=True)
+        config = load_config(resolve_model(name_or_path), local_files_only=True)
         check_causal(config, name_or_path)
         return config
     except UserError:

@@ -25,7 +25,7 @@ def model_hash(name_or_path: str) -> str:
     """
     try:
         contents = {name: digest for file in _files(name_or_path) for name, digest in _remembered(file).items()}
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded: {reason(error)}") from None
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,14 +18,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand
+from codyra_llm.files import expand, plain_name, read_json
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 from codyra_llm.models.quantize import hold, is_quantized, keep_trainable, quantize_structure, quantized
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
+from codyra_llm.models.source import check_source
 
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
@@ -49,15 +53,30 @@ def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreT
         UserError: nothing of that name, or not a causal language model.
     """
     source = resolve_model(name_or_path)
+    check_source(source, name_or_path)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = load_config(source)
         check_causal(config, name_or_path)
-        return config, AutoTokenizer.from_pretrained(source)
+        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
         hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
-        raise UserError(f"model.name_or_path {name_or_path}: {reason(error)}; {hint}") from None
+        raise UserError(f"model.name_or_path {name_or_path}: {_problem(source, error)}; {hint}") from None
+
+
+def load_config(source: str, **options: Any) -> PretrainedConfig:
+    """A model's configuration; code that comes with a model is never run."""
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def _problem(source: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
+    folder = Path(source)
+    if folder.is_dir() and not any(map(folder.glob, ("tokenizer*", "vocab*", "*.model", "spiece*"))):
+        return "the folder holds no tokenizer (tokenizer.json or tokenizer.model)"
+    return reason(error)
 
 
 def check_causal(config: PretrainedConfig, name: str) -> None:
@@ -77,7 +96,7 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
 def skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, **options)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def load_model(
@@ -103,6 +122,7 @@ def load_model(
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     options["dtype"] = getattr(torch, dtype)
     source = resolve_model(name_or_path)
+    check_source(source, name_or_path)
     try:
         if quantization:
             model = _load_quantized(source, options, quantization, torch.device(device), place)
@@ -110,9 +130,13 @@ def load_model(
             model = _load_whole(source, options) if place is None else _load_placed(source, options, place, say)
     except _MissingWeights as error:
         raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what is wrong with a folder meets the code of several libraries
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
-        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {reason(error)}") from None
+        raise UserError(
+            f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_problem(source, error)}"
+        ) from None
     keep_trainable(model)
     return model.eval()
 
@@ -126,7 +150,7 @@ def original_weights(name_or_path: str) -> Callable[[str], Fill]:
         OSError, ValueError: the files cannot be read in parts.
     """
     source = resolve_model(name_or_path)
-    return _weights(source, skeleton(AutoConfig.from_pretrained(source)))
+    return _weights(source, skeleton(load_config(source)))
 
 
 class _MissingWeights(Exception):
@@ -135,7 +159,7 @@ class _MissingWeights(Exception):
 
 def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **options, low_cpu_mem_usage=True, output_loading_info=True
+        source, **options, low_cpu_mem_usage=True, output_loading_info=True, trust_remote_code=False
     )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
@@ -188,10 +212,25 @@ def _load_quantized(
 
 def _structure(source: str, options: dict[str, Any]) -> PreTrainedModel:
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), **options)
-    with contextlib.suppress(OSError):  # a model without one has what its configuration says
-        model.generation_config = GenerationConfig.from_pretrained(source)
+        model = AutoModelForCausalLM.from_config(load_config(source), trust_remote_code=False, **options)
+    read_generation_config(source, model)
     return model
+
+
+def read_generation_config(source: str, model: PreTrainedModel) -> None:
+    """Gives a model its generation_config.json; without one it keeps what its configuration says.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        cached_file(source, GENERATION_CONFIG_NAME)
+    except OSError:
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    except Exception as error:
+        raise ValueError(f"{GENERATION_CONFIG_NAME} cannot be read: {reason(error)}") from None
 
 
 def _weights(source: str, model: PreTrainedModel) -> Callable[[str], Fill]:
@@ -251,6 +290,7 @@ def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WE
 
     Raises:
         OSError: it has none.
+        UserError: the list is damaged.
     """
 
     def find(name: str) -> Path:
@@ -259,8 +299,13 @@ def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WE
     try:
         return [find(one)]
     except OSError:
-        listed = json.loads(find(index).read_text(encoding="utf-8"))
-        return [find(name) for name in sorted(set(listed["weight_map"].values()))]
+        path = find(index)
+        listed = read_json(path)
+        places = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise UserError(f"{path}: not an index of weight files; it has no weight_map of names to files") from None
+        names = {plain_name(name, f"{path}: the file name") for name in places.values()}
+        return [find(name) for name in sorted(names)]
 
 
 def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
@@ -273,13 +318,27 @@ def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, 
         raise ValueError("they are quantised")
     tensors, found = checkpoint_tensors(model), reader.shapes
     names = {name: name for name in tensors}
-    if found.keys() != tensors.keys():
+    if not tensors.keys() <= found.keys():
         names = names_in_files(model, tensors)
     expected = {names[name]: tensor.shape for name, tensor in tensors.items()}
-    if expected != found:
-        first = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(f"{first} is not the same in the files and in the model")
+    if wrong := [name for name, shape in expected.items() if found.get(name) != shape]:
+        raise ValueError(f"{min(wrong)} is not the same in the files and in the model")
+    _check_tied(model, reader, names)
     return names
+
+
+def _check_tied(model: PreTrainedModel, reader: ShardReader, names: dict[str, str]) -> None:
+    """Raises ValueError where files hold a tied weight a second time, with other values.
+
+    What else they hold that the model does not (inv_freq of old LLaMA files, position_ids) is computed, or not used.
+    """
+    stored = {id(tensor): names[name] for name, tensor in checkpoint_tensors(model).items()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = stored.get(id(tensor), name)
+        if name not in (first, *names) and name in reader.shapes and reader.digest(name) != reader.digest(first):
+            raise ValueError(
+                f"{name} differs from {first}, to which config.json ties it; set tie_word_embeddings to false there"
+            )
 
 
 def reason(error: Exception) -> str:

@@ -1,14 +1,18 @@
 """Saving a finished model as an ordinary HF folder that needs nothing of ours to load."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import replace_folder
-from codyra_llm.models.shards import names_in_files, set_aside, write_shards
+from codyra_llm.files import full_disk, replace_folder
+from codyra_llm.models.load import load_config, resolve_model, skeleton, weight_files
+from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files, set_aside, write_shards
+from codyra_llm.models.source import copy_companions
 
 LARGEST_FILE = 5_000_000_000  # bytes
 
@@ -21,15 +25,19 @@ def save_model(
     folder: Path,
     card: str,
     largest_file: int = LARGEST_FILE,
+    base: str | None = None,
 ) -> None:
-    """Config, safetensors, tokenizer, generation config and model card; written beside and renamed.
+    """Config, safetensors, tokenizer, generation config and model card; written beside, checked, and renamed.
+
+    The generation config ends answers where evaluation does: at the tokenizer's end token as well as the base's own.
 
     Args:
         model: asked for its configuration and names only.
         layout, weights, largest_file: as for `write_shards`; without a layout, the weights go through a file first.
+        base: what the model was made from, by name; what lies beside it (licence, tokenizer.model) is copied.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or what was written is not the model of its own configuration.
     """
     try:
         with replace_folder(folder) as scratch:
@@ -42,8 +50,42 @@ def save_model(
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(scratch)
             if model.can_generate():
-                model.generation_config.save_pretrained(scratch)
+                _write_generation_config(model, tokenizer, scratch)
             tokenizer.save_pretrained(scratch)
+            if base:
+                copy_companions(resolve_model(base), scratch)
             (scratch / "README.md").write_text(card, encoding="utf-8")
+            _check_names(scratch)
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be saved: {error.strerror or error}") from None
+    except Exception as error:
+        if not full_disk(error):  # which tokenizers, in Rust, raises as an Exception
+            raise
+        raise UserError(f"{folder}: the model cannot be saved: No space left on device") from None
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end an answer: the tokenizer's end token, which training puts after each, and the model's own."""
+    of_model = model.generation_config.eos_token_id if model.generation_config else None
+    return {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+
+
+def _write_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    config = copy.deepcopy(model.generation_config)
+    ends = sorted(end_ids(model, tokenizer))
+    config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    # not save_pretrained, which refuses combinations that published models have, and that generate only warns of
+    config.to_json_file(folder / GENERATION_CONFIG_NAME)
+
+
+def _check_names(folder: Path) -> None:
+    """Raises UserError where the files do not hold the weights of the configuration beside them."""
+    model = skeleton(load_config(str(folder)))
+    if getattr(model.config, "quantization_config", None):
+        return  # bitsandbytes names the parts of each weight
+    layout, found = checkpoint_tensors(model), ShardReader(weight_files(str(folder))).shapes
+    names = names_in_files(model, layout)
+    expected = {names[name]: tensor.shape for name, tensor in layout.items()}
+    if expected != found:
+        first = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise UserError(f"{folder}: {first} was not written as the configuration has it; nothing was saved")

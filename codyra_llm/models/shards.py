@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from codyra_llm.text import shown
 
 DTYPES = {
     "F64": torch.float64,
@@ -171,19 +174,33 @@ def _read_header(file: Path) -> Iterable[tuple[str, _Stored]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        if is_git_lfs_pointer(file):
+            raise ValueError(f"{file} is a pointer of git-lfs and not the file itself; run `git lfs pull` beside it")
         if 8 + length > size:
             raise ValueError(f"{file} is not a safetensors file, or is cut off")
-        header = json.loads(stream.read(length))
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: {name} is {entry['dtype']}")
-        dtype, shape = DTYPES[entry["dtype"]], torch.Size(entry["shape"])
-        start, stop = entry["data_offsets"]
-        if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
-            raise ValueError(f"{file}: {name} is cut off")
-        yield name, _Stored(file, 8 + length + start, dtype, shape)
+        content = stream.read(length)
+    try:
+        entries = [(name, entry) for name, entry in json.loads(content).items() if name != "__metadata__"]
+        stored = [(name, _stored(file, name, entry, 8 + length, size)) for name, entry in entries]
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, UnicodeError, json.JSONDecodeError):
+        raise ValueError(f"{file}: its header is damaged, so it is no safetensors file") from None
+    yield from stored
+
+
+def _stored(file: Path, name: str, entry: dict[str, Any], begin: int, size: int) -> _Stored:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"{file}: {shown(name)} is {shown(entry['dtype'])}")
+    dtype, shape = DTYPES[entry["dtype"]], torch.Size(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if min(start, *shape, 0) < 0 or stop - start != math.prod(shape) * dtype.itemsize or begin + stop > size:
+        raise ValueError(f"{file}: {shown(name)} is cut off")
+    return _Stored(file, begin + start, dtype, shape)
+
+
+def is_git_lfs_pointer(file: Path) -> bool:
+    """Whether a file is what git leaves in the place of a large one that was not fetched."""
+    with file.open("rb") as stream:
+        return stream.read(40).startswith(b"version https://git-lfs.github.com/")
 
 
 def _write_header(file: Path, layout: Mapping[str, torch.Tensor]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from codyra_llm import run
 from codyra_llm.config import RunConfig
+from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
@@ -247,17 +248,19 @@ def test_show_verify_and_diff(finished: Path, apart: list[Path], tmp_path: Path,
     assert f"the models are {far:.3g} apart" in lines[-1]
 
 
-def test_pickled_weights_are_merged_in_place_and_it_is_said(
+def test_pickled_weights_are_merged_in_place_if_that_is_asked_for(
     tmp_path: Path, tiny_folder: Path, refused: Command
 ) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(tiny_folder, folder)
     torch.save(weights(folder), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    run(config_of(folder, tmp_path / "first", order=TASKS[:1]))
-    run(config_of(folder, tmp_path / "run", order=TASKS[1:], extend=str(tmp_path / "first" / "ledger")))
-    log = (tmp_path / "run" / "train.log").read_text()
-    assert "updates are merged in place: the original weights cannot be read" in log
+    with pytest.raises(UserError, match=r"merge\.mode exact needs weights that can be read in parts: .*in_place"):
+        run(config_of(folder, tmp_path / "exact", order=TASKS[:1]))
+    assert not (tmp_path / "exact").exists()
+    in_place = {"merge.mode": "in_place"}
+    run(config_of(folder, tmp_path / "first", order=TASKS[:1], **in_place))
+    run(config_of(folder, tmp_path / "run", order=TASKS[1:], extend=str(tmp_path / "first" / "ledger"), **in_place))
     name = "model.layers.0.self_attn.o_proj"
     expected = tiny_model().get_submodule(name).weight.detach()
     for entry in read_ledger(tmp_path / "run" / "ledger").entries:

@@ -1,0 +1,74 @@
+"""The folder that a model comes from: what is there instead of a model, and what else belongs to it."""
+
+import shutil
+from pathlib import Path
+
+from transformers.utils import CONFIG_NAME, cached_file
+
+from codyra_llm.errors import UserError
+from codyra_llm.models.shards import is_git_lfs_pointer
+
+# what people need beside weights, configuration and the tokenizer's own files
+COMPANIONS = (
+    "*.model",
+    "*processor*.json",
+    "chat_template.*",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+OF_A_HUB_ID = (
+    "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+)
+
+
+def check_source(source: str, name: str) -> None:
+    """Raises UserError where what a model's name leads to is not a model: one line that says what is there instead."""
+    folder, where = Path(source), f"model.name_or_path {name}"
+    if not folder.is_dir():
+        if folder.is_file():
+            raise UserError(f"{where}: is a file; give the folder that holds config.json, or a .gguf file")
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise UserError(f"{where}: no such folder")
+        return
+    has_config = (folder / CONFIG_NAME).is_file()
+    if (folder / "adapter_config.json").is_file():
+        problem = (
+            "holds an adapter beside the model, which transformers would attach at some ZeRO stages and not at others"
+        )
+        problem = problem if has_config else "is an adapter, not a model"
+        raise UserError(f"{where}: {problem}; merge it into its base first, or give the model without it")
+    if not has_config and (folder / "model").is_dir():
+        raise UserError(f"{where}: is the folder of a run; give {folder / 'model'}")
+    if not has_config:
+        raise UserError(f"{where}: holds no {CONFIG_NAME}; give a folder that save_pretrained wrote")
+    for file in folder.iterdir():
+        if file.is_file() and is_git_lfs_pointer(file):
+            raise UserError(f"{where}: {file.name} is a pointer of git-lfs; run `git lfs pull` in {folder}")
+
+
+def copy_companions(source: str, target: Path) -> None:
+    """Copies what a model's folder or hub id has beside weights, configuration and code, and `target` has not.
+
+    A link is followed within the folder, and within a hub's cache, whose snapshots consist of links.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        found = [path for pattern in COMPANIONS for path in folder.glob(pattern)]
+    else:
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        named = [cached_file(source, name, **options) for name in OF_A_HUB_ID]
+        found = [Path(path) for path in named if path]
+    for path in found:
+        roots = (path.parent.resolve(), (path.parent.parent.parent / "blobs").resolve())
+        inside = any(path.resolve().is_relative_to(root) for root in roots)
+        if inside and path.is_file() and not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
