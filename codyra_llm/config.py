@@ -142,6 +142,9 @@ class GeneralConfig:
         (), "mmlu, gsm8k, bbh, tydiqa, boolq, piqa, any task of lm-eval, or a YAML file in its format; empty: none"
     )
     data_dir: str | None = option(None, "folder with the suites' data; empty: from the hub")
+    allow_code: bool = option(
+        False, "run the code that a suite's YAML file names (!function); read it first: it can do all that you can"
+    )
     limit: int | None = option(None, "items of each suite, the same every time; empty: all")
     after: tuple[str, ...] = option((), "tasks after which it is measured, beside the base model; empty: each")
 

@@ -153,7 +153,15 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
         print(f"\nall results are in {folder.path}")
 
     on_main(world, write)
+    _check_measured([found])
     return results
+
+
+def _check_measured(rows: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError where suites were measured, and all of them failed."""
+    measured = [scores for row in rows for scores in row.values()]
+    if measured and all("failed" in scores for scores in measured):
+        raise UserError(f"no suite could be measured: {measured[0]['failed']}")
 
 
 def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> dict[str, Any]:
@@ -203,6 +211,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         start_log(folder.path / "train.log" if folder else None)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
         whom = base_identity(config, model, tokenizer, world, first)
+        measured: list[dict[str, Any]] = []
         for number, task in rows:
             name = f"{number}-{task}"
             entries = [entry.name for entry in ledger.entries[: begun + number]]
@@ -215,6 +224,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
                 model, tokenizer, missing, config.evaluate, world, folder, stop, name, None if number else whom
             )
             delta = set_row(general, name, found)
+            measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"
             LOG.info(f"{name}: measured {', '.join(found)}{change}")
             on_main(world, lambda: folder.write_results(results))
@@ -226,6 +236,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         print(f"\nall results are in {folder.path}")
 
     on_main(world, write)
+    _check_measured(measured)
     return results
 
 

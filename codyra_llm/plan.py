@@ -49,12 +49,14 @@ class RunPlan:
     notes: list[str]
 
     def name(self, config: RunConfig) -> str:
-        """Names the run by what its results depend on: the settings, the tasks' own, and every token of the data."""
+        """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
         settings = [decisive(config), [dataclasses.asdict(task.spec) for task in self.stream]]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in chain(batches.examples, test):
                 digest.update(example.to_bytes())
+        for suite in self.suites:
+            digest.update(suite.digest.encode())
         return digest.hexdigest()
 
 

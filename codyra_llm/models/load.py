@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def _problem(source: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
     folder = Path(source)
-    if folder.is_dir() and not any(map(folder.glob, ("tokenizer*", "vocab*", "*.model", "spiece*"))):
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if files and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files):
         return "the folder holds no tokenizer (tokenizer.json or tokenizer.model)"
     return reason(error)
 

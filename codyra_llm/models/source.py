@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 from codyra_llm.errors import UserError
+from codyra_llm.files import read_json
 from codyra_llm.models.shards import is_git_lfs_pointer
 
 # what people need beside weights, configuration and the tokenizer's own files
@@ -41,15 +42,15 @@ def check_source(source: str, name: str) -> None:
         return
     has_config = (folder / CONFIG_NAME).is_file()
     if (folder / "adapter_config.json").is_file():
-        problem = (
-            "holds an adapter beside the model, which transformers would attach at some ZeRO stages and not at others"
-        )
-        problem = problem if has_config else "is an adapter, not a model"
-        raise UserError(f"{where}: {problem}; merge it into its base first, or give the model without it")
+        problem = "holds adapter_config.json beside the model" if has_config else "is an adapter, not a model"
+        raise UserError(f"{where}: {problem}; merge the adapter into its base first, or give the model without it")
     if not has_config and (folder / "model").is_dir():
         raise UserError(f"{where}: is the folder of a run; give {folder / 'model'}")
     if not has_config:
         raise UserError(f"{where}: holds no {CONFIG_NAME}; give a folder that save_pretrained wrote")
+    for file in (folder / file for file in (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer_config.json")):
+        if file.is_file() and not isinstance(read_json(file), dict):
+            raise UserError(f"{where}: {file.name} holds no JSON object; restore it")
     for file in folder.iterdir():
         if file.is_file() and is_git_lfs_pointer(file):
             raise UserError(f"{where}: {file.name} is a pointer of git-lfs; run `git lfs pull` in {folder}")

@@ -14,6 +14,7 @@ from lm_eval.evaluator import evaluate
 from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.suites import Suite, line_of
+from codyra_llm.evaluation.general.trust import SEED, seeded
 
 OUT_OF_100 = {"bleu", "chrf", "ter"}  # metrics that the harness gives in percent already
 
@@ -50,7 +51,9 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[
     """
     tasks = {name: suite.tasks[name] for name in suite.items}  # the harness would ask all items of the others
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar for each task
+        for task in tasks.values():
+            task.set_fewshot_seed(SEED)
+        with seeded(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar for each task
             found: Any = evaluate(
                 lm, {"tasks": tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
             )
@@ -59,7 +62,7 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[
         return _together(parts), rows
     except (Stopped, UserError, RankFailed):
         raise
-    except Exception as error:  # a suite is others' code and data: a run must outlive it
+    except (Exception, SystemExit) as error:  # a suite is others' code and data: a run must outlive it
         return {"failed": line_of(error)}, []
 
 

@@ -1,5 +1,7 @@
 """Suites of general ability: lm-evaluation-harness tasks, with a fixed subset of their items."""
 
+import hashlib
+import json
 import logging
 import random
 import re
@@ -14,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from codyra_llm.config import REPOSITORY, GeneralConfig
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.general.trust import SEED, refuse_code, refuse_sampling, sandbox_templates, seeded
 from codyra_llm.files import expand
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say of every task file
@@ -31,11 +34,13 @@ class Suite:
         name: as the configuration names it.
         tasks: name -> task.
         items: task -> numbers of its items, in ascending order.
+        digest: of its settings and of the texts that it asks and shows.
     """
 
     name: str
     tasks: dict[str, Task]
     items: dict[str, list[int]]
+    digest: str = ""
 
     @property
     def label(self) -> str:
@@ -58,14 +63,15 @@ def load_suites(config: GeneralConfig) -> list[Suite]:
         raise UserError(f"general.data_dir {config.data_dir}: no such folder")
     metadata = {"data_dir": str(expand(config.data_dir)) if config.data_dir else None}
     names = [each for name in config.suites for each in (TRACE if name == "general" else (name,))]
-    suites = [_load(name, metadata, config.limit) for name in names]
+    sandbox_templates()
+    suites = [_load(name, metadata, config) for name in names]
     for label, count in Counter(suite.label for suite in suites).items():
         if count > 1:
             raise UserError(f"general.suites: {label} stands there {count} times; give each suite a name of its own")
     return suites
 
 
-def line_of(error: Exception) -> str:
+def line_of(error: BaseException) -> str:
     """An error's type and the first line of what it says."""
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
@@ -74,10 +80,12 @@ def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
+def _load(name: str, metadata: dict[str, Any], config: GeneralConfig) -> Suite:
     path, is_file, shipped = expand(name), _is_file(name), (SHIPPED / f"{name}.yaml").is_file()
     if is_file and not path.is_file():
         raise UserError(f"general.suites: {name}: no such file")
+    if is_file:
+        refuse_code(path, config.allow_code)
     source = str(path) if is_file else f"general_{name}" if shipped else name
     # to look through the harness's own thousands of task files takes seconds
     manager = TaskManager(include_path=str(SHIPPED), include_defaults=not (is_file or shipped), metadata=metadata)
@@ -85,13 +93,33 @@ def _load(name: str, metadata: dict[str, Any], limit: int | None) -> Suite:
         ours = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise UserError(f'general.suites: unknown suite "{name}"; there are {ours}, and the tasks of lm-eval')
     try:
-        tasks: dict[str, Task] = manager.load([source])["tasks"]
-        return Suite(name, tasks, _items(tasks, limit))
+        with seeded():
+            tasks: dict[str, Task] = manager.load([source])["tasks"]
+            for task_name, task in tasks.items():
+                refuse_sampling(task_name, task.config)
+                task.set_fewshot_seed(SEED)
+            items = _items(tasks, config.limit)
+            return Suite(name, tasks, items, _digest(tasks, items))
+    except UserError:
+        raise
     except yaml.YAMLError as error:
         raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
-    except Exception as error:  # whatever a task file can get wrong, or a hub that is not reached
+    except (Exception, SystemExit) as error:  # whatever a task file can get wrong, or a hub that is not reached
         hint = "it is to be a task in lm-eval's format" if is_file else "general.data_dir names a folder with its data"
         raise UserError(f"general.suites: {name} cannot be loaded ({line_of(error)}); {hint}") from None
+
+
+def _digest(tasks: dict[str, Task], items: dict[str, list[int]]) -> str:
+    """Changes with a suite's settings, the items that are asked, and the examples that are shown with them."""
+    digest = hashlib.sha256()
+    for name, numbers in items.items():
+        task: Any = tasks[name]
+        shots = list(task.fewshot_docs()) if task.config.num_fewshot else []
+        documents = [task.eval_docs[number] for number in numbers]
+        settings = {key: value for key, value in vars(task.config).items() if key != "metadata"}
+        content = [name, settings, documents, shots]
+        digest.update(json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__).encode())
+    return digest.hexdigest()
 
 
 def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
