@@ -5,6 +5,7 @@ import hashlib
 import json
 import operator
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,16 +18,18 @@ from codyra_llm.adapter.injection import check_rank, find_targets
 from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
-from codyra_llm.data.encode import Example, check_tokenizer, padding_id
-from codyra_llm.data.stream import TaskStream
+from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
+from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World, check_same
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
+from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.models.identity import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
 from codyra_llm.models.quantize import check_widths
+from codyra_llm.text import shown
 
 if TYPE_CHECKING:
     from codyra_llm.evaluation.general.suites import Suite
@@ -92,7 +95,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     method, structure = METHODS[config.method](config), skeleton(model_config)
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
-    tokens = TokenCache(tokenizer)
+    tokens, notes = TokenCache(tokenizer), list(stream.notes)
     batches, test_examples = [], []
     for task in stream:
         prompt_length = data.max_prompt_length or task.spec.max_prompt_length
@@ -130,7 +133,12 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
         )
         method.check(task.name, batches[-1].total_steps)
         _check_positions(task.name, chain(train_examples, test_examples[-1]), model_config)
-    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, _suites(config, stream), tokens.notes)
+        for split, examples in (("train", train_examples), ("test", test_examples[-1])):
+            _check_ids(task, split, examples, tokenizer, model_config)
+        notes += notes_on_tokens(task, tokenizer, train_examples, test_examples[-1])
+    suites = _suites(config, stream)
+    _check_file_names(stream, suites)
+    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
 
 
 def check_ranks_agree(config: RunConfig, world: World, plan: RunPlan | None = None) -> None:
@@ -178,6 +186,40 @@ def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
     from codyra_llm.evaluation.general.suites import load_suites  # the harness takes seconds to import
 
     return load_suites(config.general)
+
+
+def _check_ids(
+    task: Task,
+    split: str,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+) -> None:
+    """Raises UserError where a row has a token that the embedding has no row for; padding is masked, and may be any."""
+    size = getattr(model_config.get_text_config(), "vocab_size", None) or sys.maxsize
+    numbers = task.row_numbers.get(split) or range(1, len(examples) + 1)
+    for place, example in enumerate(examples):
+        largest = max(chain(example.prompt, example.answer))
+        if largest >= size:
+            number = f" row {numbers[place]}" if len(numbers) == len(examples) else ""  # none was dropped
+            token = f"token {largest} ({shown(tokenizer.convert_ids_to_tokens(largest))})"
+            raise UserError(
+                f"task {task.name} {split}{number}: {token} is not among the {size} of the model's vocabulary; "
+                "give the tokenizer that belongs to the model"
+            )
+
+
+def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
+    """Raises UserError where a file of the run folder would have a name longer than file systems take."""
+    seconds = [*stream.names, *(f"general.{suite.label}" for suite in suites)]
+    for task in stream.names:
+        names = [f"{len(stream)}-{task}.{second}.jsonl.tmp" for second in seconds]
+        longest = max(len(name.encode()) for name in names)
+        if longest > LONGEST_NAME:
+            raise UserError(
+                f"task {shown(task)}: a file of the run would have a name of {longest} bytes, and file systems take "
+                f"{LONGEST_NAME}; shorten the names of tasks"
+            )
 
 
 def _check_positions(task: str, examples: Iterable[Example], model_config: PretrainedConfig) -> None:

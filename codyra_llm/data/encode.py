@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from codyra_llm.data.stream import Body, Row
+from codyra_llm.data.stream import Body, Row, Task
 from codyra_llm.errors import UserError
+from codyra_llm.text import shown
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,18 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, chat_template:
     """Ids of a text as a user's turn in the tokenizer's chat template, if it has one and it is wanted, else as it is.
 
     A template's ids end with what opens the reply; a text as it is has the begin mark. Nothing is cut.
+
+    Raises:
+        UserError: the template fails.
     """
     if not (chat_template and tokenizer.chat_template):
         return encode_prompt(tokenizer, text, sys.maxsize)
     turn = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+    try:
+        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+    except Exception as error:  # a template is a program, which fails in its own ways
+        problem = f"its chat template fails ({type(error).__name__}: {error})"
+        raise UserError(f"{tokenizer.name_or_path}: {problem}; set chat_template false") from None
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
@@ -136,6 +144,26 @@ def encode_rows(
         raise UserError(f"{where}: no answer fits into data.max_answer_length {max_answer_length}; raise it")
 
 
+def notes_on_tokens(
+    task: Task, tokenizer: PreTrainedTokenizerBase, train: Sequence[Example], test: Sequence[Example]
+) -> list[str]:
+    """What of a task's tokens a user would not expect, a line each: marks twice, answers that come back otherwise."""
+    notes = []
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begun := sum(example.prompt[:2] == [bos, bos] for example in train):
+        notes.append(f"task {task.name}: {begun} of {len(train)} prompts spell the begin mark, and have it twice")
+    if ended := sum(example.answer[-2:] == [eos, eos] for example in train):
+        notes.append(f"task {task.name}: {ended} of {len(train)} answers spell the end mark, and have it twice")
+    answers = [row["answer"].strip() for row in task.test]
+    given = [str(tokenizer.decode(each.answer[:-1], skip_special_tokens=True)).strip() for each in test]
+    if lost := [pair for pair in zip(answers, given, strict=True) if pair[0] != pair[1]]:
+        notes.append(
+            f"task {task.name}: {len(lost)} of {len(test)} test answers are not what the tokenizer gives back "
+            f"({lost[0][0][:40]!a} becomes {lost[0][1][:40]!a}): no model can match them to the letter"
+        )
+    return notes
+
+
 def _begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """[BOS] where the tokenizer puts one before a text of its own accord (Llama, Gemma), else nothing."""
     bos = tokenizer.bos_token_id
@@ -147,8 +175,9 @@ def _split_body(prompt: str, body: Body, where: str) -> tuple[str, str, str]:
     begin = prompt.find(body.start) + len(body.start)
     end = prompt.rfind(body.end) if body.end else len(prompt)
     if body.start not in prompt or end < begin:
+        marks = f"{shown(body.start)} and {shown(body.end)}"
         raise UserError(
-            f"{where}: the prompt is too long, and has no body between {body.start!r} and {body.end!r} to cut; raise "
-            "data.max_prompt_length or correct `body` in the task file"
+            f"{where}: the prompt is too long, and has no body between {marks} to cut; "
+            "raise data.max_prompt_length or correct `body` in the task file"
         )
     return prompt[:begin], prompt[begin:end], prompt[end:]

@@ -17,7 +17,7 @@ from typing import Any
 
 from codyra_llm.command import Parser
 from codyra_llm.config import DEFAULT_TASK_FILE
-from codyra_llm.data.rows import read_rows
+from codyra_llm.data.rows import data_file, read_rows
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.text import align
@@ -42,7 +42,9 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
     splits: dict[str, list[Row]] = {}
     problems = []
     for split in SPLITS:
-        path = folder / f"{split}.json"
+        path = data_file(folder, split)
+        if not path.exists() and split == "eval":
+            continue  # nothing that is run here reads it
         if not path.exists():
             problems.append(
                 f"{path}: no such file; unpack the archive again (copies on GitHub lack the largest files), "

@@ -1,38 +1,96 @@
-"""Reading one data file: a JSON list of {"prompt", "answer"}, both non-empty text."""
+"""Reading one data file: a JSON list, or JSON Lines, of {"prompt", "answer"}, both non-empty text."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import read_json
+from codyra_llm.files import read_json, read_jsonl, read_text
+from codyra_llm.text import shown
 
+KEYS = ("prompt", "answer")
 EXPECTED = 'every row needs {"prompt", "answer"}'
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def data_file(folder: Path, split: str) -> Path:
+    """Where a split's rows are: <split>.json or, where that is missing and this is there, <split>.jsonl."""
+    path = folder / f"{split}.json"
+    lines = path.with_suffix(".jsonl")
+    return lines if lines.is_file() and not path.exists() else path
+
+
+def read_rows(path: Path, note: Callable[[str], None] = lambda line: None) -> list[dict[str, str]]:
     """Return the rows of one file, prompt and answer only.
 
     Raises UserError naming the file and the place: line and column of broken JSON, or the first bad row (from 1).
+
+    Args:
+        note: told in one line what else the rows have, which is not used.
     """
-    return check_rows(read_json(path, EXPECTED), str(path))
+    content = _read(path)
+    rows = check_rows(content, str(path))
+    others = sorted({key for row in content for key in row} - set(KEYS))
+    if others:
+        note(f"{path}: of its rows, only prompt and answer are used, not {', '.join(map(shown, others[:5]))}")
+    return rows
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".jsonl":
+        return [value for _, value in read_jsonl(path, EXPECTED)]
+    try:
+        return read_json(path, EXPECTED)
+    except UserError as error:
+        if _holds_lines(path):
+            return [value for _, value in read_jsonl(path, EXPECTED)]
+        if "is given twice" not in str(error):
+            raise
+        key = str(error).split("(", 1)[1].rstrip(")")
+        raise UserError(f"{path} row {_row_with_a_key_twice(path)}: {key}; {EXPECTED}") from None
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether a file that is no JSON value holds an object in its first line."""
+    try:
+        first = read_text(path).lstrip().partition("\n")[0]
+        return isinstance(json.loads(first), dict)
+    except (UserError, ValueError, RecursionError):
+        return False
+
+
+def _row_with_a_key_twice(path: Path) -> int:
+    """The number, from 1, of the first object with a repeated key; rows have no objects in them."""
+    whole: list[bool] = []
+    json.loads(read_text(path), object_pairs_hook=lambda pairs: whole.append(len(dict(pairs)) == len(pairs)))
+    return 1 + whole.index(False)
 
 
 def check_rows(rows: Any, where: str) -> list[dict[str, str]]:
     """The rows, prompt and answer only.
 
-    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad row (from 1).
+    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad row (from 1) and how
+    many more there are.
     """
     if not isinstance(rows, list):
-        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {EXPECTED}")
+        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {EXPECTED}{_keys_of(rows)}")
     if not rows:
         raise UserError(f"{where}: no rows; the list is empty, and {EXPECTED}")
-    for number, row in enumerate(rows, start=1):
-        if problem := row_problem(row):
-            raise UserError(f"{where} row {number}: {problem}; {EXPECTED}")
+    bad = [(number, problem) for number, row in enumerate(rows, start=1) if (problem := row_problem(row))]
+    if bad:
+        number, problem = bad[0]
+        others = ", ".join(str(other) for other, _ in bad[1:6]) + (", ..." if len(bad) > 6 else "")
+        more = f"; {len(bad) - 1} more rows are unfit: {others}" if others else ""
+        raise UserError(f"{where} row {number}: {problem}; {EXPECTED}{_keys_of(rows[number - 1])}{more}")
     return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
+
+
+def _keys_of(row: Any) -> str:
+    """What an object has, where that is not what a row needs."""
+    if not isinstance(row, dict) or set(KEYS) <= set(row):
+        return ""
+    return f"; this one has {', '.join(map(shown, list(row)[:5])) or 'nothing'}"
 
 
 def row_problem(row: Any, keys: Sequence[str] = ("prompt", "answer")) -> str | None:

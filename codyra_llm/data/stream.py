@@ -11,7 +11,7 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field
 
-from codyra_llm.data.rows import check_rows, read_rows
+from codyra_llm.data.rows import check_rows, data_file, read_rows
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_yaml, sha256
 from codyra_llm.text import shown
@@ -63,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks in the order in which they are learned.
+    """Tasks in the order in which they are learned; `notes` say what of their files is not used.
 
     Iterating gives the tasks. `TaskStream.load` reads one from a task file and a data folder, `from_rows` makes one
     of rows that are already in memory.
@@ -72,6 +72,7 @@ class TaskStream:
     tasks: tuple[Task, ...]
     name: str = "custom"
     version: str = ""
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
@@ -105,10 +106,11 @@ class TaskStream:
         folder = expand(data_dir)
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
-        tasks = []
+        tasks: list[Task] = []
+        notes: list[str] = []
         for name in names:
-            paths = {split: folder / name / f"{split}.json" for split in ("train", "test")}
-            rows = {split: read_rows(path) for split, path in paths.items()}
+            paths = {split: data_file(folder / name, split) for split in ("train", "test")}
+            rows = {split: read_rows(path, notes.append) for split, path in paths.items()}
             numbers = {
                 "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
                 "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
@@ -116,7 +118,7 @@ class TaskStream:
             train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
             hashes = {split: sha256(path) for split, path in paths.items()}
             tasks.append(Task(name, specs[name], train, test, hashes, numbers))
-        return cls(tuple(tasks), label, folder.resolve().name)
+        return cls(tuple(tasks), label, folder.resolve().name, tuple(notes))
 
     @classmethod
     def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":

@@ -49,11 +49,19 @@ def check_source(source: str, name: str) -> None:
     if not has_config:
         raise UserError(f"{where}: holds no {CONFIG_NAME}; give a folder that save_pretrained wrote")
     for file in (folder / file for file in (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer_config.json")):
-        if file.is_file() and not isinstance(read_json(file), dict):
-            raise UserError(f"{where}: {file.name} holds no JSON object; restore it")
+        damage = _problem_of(file) if file.is_file() else None
+        if damage:
+            raise UserError(f"{where}: {damage}; restore it, or give a hub id, an HF folder or a .gguf file")
     for file in folder.iterdir():
         if file.is_file() and is_git_lfs_pointer(file):
             raise UserError(f"{where}: {file.name} is a pointer of git-lfs; run `git lfs pull` in {folder}")
+
+
+def _problem_of(file: Path) -> str | None:
+    try:
+        return None if isinstance(read_json(file), dict) else f"{file.name} holds no JSON object"
+    except UserError as error:
+        return str(error)
 
 
 def copy_companions(source: str, target: Path) -> None:

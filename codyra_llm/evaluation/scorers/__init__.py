@@ -10,6 +10,7 @@ lenient           ours: what the answer means, however it is written
 """
 
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from codyra_llm.errors import UserError
@@ -63,13 +64,18 @@ def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict:
 def _score_row(
     variants: Mapping[str, Score], index: int, row: Mapping[str, str], crashes: dict[tuple[str, str], list[int]]
 ) -> dict[str, float]:
-    percent: dict[Score, float] = {}  # variants share functions, and SARI is slow
+    as_written = row["prompt"], row["prediction"], row["reference"]
+    # a letter with its accent is one character or two, by the tokenizer's choice; ours compares what they show
+    composed = tuple(unicodedata.normalize("NFC", text) for text in as_written)
+    percent: dict[tuple[Score, tuple[str, ...]], float] = {}  # variants share functions, and SARI is slow
+    found = {}
     for variant, score in variants.items():
-        if score in percent:
-            continue
-        try:
-            percent[score] = score(row["prompt"], row["prediction"], row["reference"])
-        except OriginalCrash as crash:
-            crashes.setdefault((variant, str(crash)), []).append(index)
-            percent[score] = 0.0
-    return {variant: percent[variants[variant]] for variant in VARIANTS}
+        texts = composed if variant == "lenient" else as_written
+        if (score, texts) not in percent:
+            try:
+                percent[score, texts] = score(*texts)
+            except OriginalCrash as crash:
+                crashes.setdefault((variant, str(crash)), []).append(index)
+                percent[score, texts] = 0.0
+        found[variant] = percent[score, texts]
+    return {variant: found[variant] for variant in VARIANTS}

@@ -2,9 +2,11 @@
 
 trace_strict      raw equality, case- and whitespace-sensitive (TRACE)
 treelora_prefix   prediction stripped and cut to the reference's length, then equality (TreeLoRA, MoRAM)
-lenient           both stripped and case-folded, then equality
+lenient           both in one Unicode form (NFKC), stripped and case-folded, then equality
 A row whose prediction or reference is empty scores 0 in the first two.
 """
+
+import unicodedata
 
 from codyra_llm.evaluation.scorers.base import Score
 
@@ -22,8 +24,12 @@ def prefix(prompt: str, prediction: str, reference: str) -> float:
 
 
 def same_text(a: str, b: str) -> bool:
-    """Whether two texts are equal but for case and surrounding whitespace."""
-    return a.strip().casefold() == b.strip().casefold()
+    """Whether two texts are equal but for case, surrounding whitespace and forms of the same character (NFKC)."""
+    return _plain(a) == _plain(b)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codyra_llm.data.rows import read_rows
+from codyra_llm.data.rows import data_file, read_rows
 from codyra_llm.errors import UserError
 
 GOOD = {"prompt": "1 + 1 =", "answer": "2"}
@@ -62,6 +62,43 @@ def test_unreadable_json_is_located(tmp_path: Path, content: bytes, message: str
     with pytest.raises(UserError) as error:
         read_rows(path)
     assert str(error.value).startswith(f"{path}{message}")
+
+
+def test_json_lines_are_read_wherever_they_are(tmp_path: Path) -> None:
+    rows = [GOOD, {"prompt": "2 + 2 =", "answer": "4"}]
+    lines = "\n".join(map(json.dumps, rows)) + "\n"
+    (tmp_path / "train.json").write_text(lines)
+    (tmp_path / "test.jsonl").write_text(lines)
+    assert read_rows(data_file(tmp_path, "train")) == read_rows(data_file(tmp_path, "test")) == rows
+    (tmp_path / "test.jsonl").write_text(lines + "{")
+    with pytest.raises(UserError, match=r"test\.jsonl line 3: not valid JSON"):
+        read_rows(data_file(tmp_path, "test"))
+
+
+def test_all_bad_rows_are_counted_and_what_they_have_is_said(tmp_path: Path) -> None:
+    bad = {"instruction": "x", "output": "y"}
+    path = write(tmp_path / "train.json", [GOOD, bad, GOOD, {"prompt": "x", "answer": ""}, *[bad] * 6])
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert 'row 2: no "prompt"; every row needs' in str(error.value)
+    assert "this one has 'instruction', 'output'; 7 more rows are unfit: 4, 5, 6, 7, 8, ..." in str(error.value)
+
+
+def test_a_key_that_is_given_twice_is_named_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text('[{"prompt": "x", "answer": "y"}, {"prompt": "x", "answer": " red", "answer": " blue"}]')
+    with pytest.raises(UserError, match=r'train\.json row 2: the key "answer" is given twice; every row needs'):
+        read_rows(path)
+    path.with_suffix(".jsonl").write_text('{"prompt": "x", "prompt": "y", "answer": "z"}\n')
+    with pytest.raises(UserError, match=r'line 1: .*the key "prompt" is given twice'):
+        read_rows(path.with_suffix(".jsonl"))
+
+
+def test_keys_that_are_not_used_are_noted_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+    read_rows(write(tmp_path / "train.json", [{**GOOD, "system": "s", "input": "i"}] * 3), notes.append)
+    (note,) = notes
+    assert note.endswith("of its rows, only prompt and answer are used, not 'input', 'system'")
 
 
 def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
