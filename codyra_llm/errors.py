@@ -1,17 +1,17 @@
 """What ends a command other than its work being done."""
 
-from codyra_llm.text import one_line
+from codyra_llm.text import one_line, scrub
 
 
 class UserError(Exception):
     """A mistake in what the user gave (config, data, paths): one line that names what is wrong, where, what is right.
 
     Commands print it and exit with status 2. What a user's file brings into the message (line breaks, escape sequences
-    of terminals, megabytes) leaves it as one printable line.
+    of terminals, megabytes, passwords in URLs) leaves it as one printable line.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(scrub(message)))
 
 
 class Stopped(Exception):

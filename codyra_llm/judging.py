@@ -23,7 +23,7 @@ from codyra_llm.engine.zero import load_base, readable
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.generate import Answered, Question, answer_questions
 from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
-from codyra_llm.evaluation.judge.endpoint import EndpointJudge
+from codyra_llm.evaluation.judge.endpoint import EndpointJudge, read_address, read_key
 from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
 from codyra_llm.evaluation.judge.prompts import PromptFile, read_prompt_files
 from codyra_llm.evaluation.judge.proxies import proxies
@@ -35,6 +35,7 @@ from codyra_llm.report.folder import start_log
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results import versions
+from codyra_llm.text import scrub
 
 LOG = logging.getLogger("codyra_llm")
 SCHEMA_VERSION = 1
@@ -82,6 +83,9 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
     """
     world = start(config.rendezvous_seconds)
     read_deepspeed_json(config.deepspeed)
+    if config.has_endpoint:
+        read_address(config.judge)
+        read_key(config.api_key_variable)
     files = read_prompt_files(config.prompts, config.criteria)
     contestants = {
         "model": _contestant(config, config.model, files),
@@ -315,7 +319,7 @@ def _results(
         }
     return {
         "schema_version": SCHEMA_VERSION,
-        "command": sys.argv,
+        "command": [scrub(argument) for argument in sys.argv],
         "versions": versions(),
         "config": dataclasses.asdict(config),
         "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),

@@ -52,6 +52,12 @@ def claim(folder: Path) -> "FolderLock":
     return claimed
 
 
+def release_all() -> None:
+    """Gives free whatever this process holds: after a failure, in a program that goes on."""
+    for held in list(_held.values()):
+        held.release()
+
+
 class FolderLock:
     """One process's claim on an output folder, in its file `.lock`: host, process, since when, and a beat.
 

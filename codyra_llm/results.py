@@ -12,6 +12,7 @@ from codyra_llm.config import RunConfig
 from codyra_llm.engine.zero import parameter_count
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.plan import RunPlan
+from codyra_llm.text import scrub
 
 SCHEMA_VERSION = 1
 OF_A_SESSION = ("command", "versions", "config", "world_size", "zero_stage")  # the last one's stand in the results
@@ -69,7 +70,7 @@ def of_a_model(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Modu
     """What any results say of how they came about: command, versions, configuration, model."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "command": sys.argv,
+        "command": [scrub(argument) for argument in sys.argv],
         "versions": versions(),
         "config": dataclasses.asdict(config),
         "seed": config.seed,

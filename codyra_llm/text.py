@@ -1,11 +1,16 @@
 """Text for the console: tables, and values and lines of bounded length."""
 
+import base64
+import json
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 SHOWN = 200  # characters of a value in an error
 LINE = 1500  # characters of an error
+HIDDEN = "***"
 
 _bounded = reprlib.Repr()
 _bounded.maxlevel, _bounded.maxstring, _bounded.maxother, _bounded.maxlong = 3, 120, 120, 60
@@ -37,3 +42,17 @@ def one_line(text: str) -> str:
         for character in text[: LINE + 1]
     )
     return escaped if len(escaped) <= LINE else f"{escaped[: LINE - 3]}..."
+
+
+def scrub(text: str, secret: str | None = None) -> str:
+    """Text without what must not be printed or kept: a secret in any of its spellings, and what opens a URL.
+
+    Of URLs, user name and password go, and the values of parameters that are called after keys.
+    """
+    if secret:
+        spellings = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+        spellings.add(base64.b64encode(secret.encode()).decode().rstrip("="))
+        for spelling in sorted(spellings, key=len, reverse=True):
+            text = text.replace(spelling, HIDDEN)
+    text = re.sub(r"(\w+://)[^/\s?#@]*(?:@[^/\s?#@]*)*@", rf"\1{HIDDEN}@", text)
+    return re.sub(r"(?i)([?&][\w-]*(?:key|token|secret|passw|sig)[\w-]*=)[^&\s#]+", rf"\1{HIDDEN}", text)

@@ -1,7 +1,10 @@
 """A chat endpoint on this machine that speaks HTTP as a judge's does."""
 
+import contextlib
+import itertools
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +61,36 @@ def serve(behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> I
     finally:
         server.shutdown()
         server.server_close()
+        thread.join()
+
+
+@contextmanager
+def serve_bytes(*parts: bytes, pause: float = 0, endless: bool = False) -> Iterator[str]:
+    """The address of a server that answers every request with these bytes, with a pause after each part of them."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            for part in itertools.chain(parts, itertools.repeat(parts[-1]) if endless else ()):
+                connection.sendall(part)
+                if ended.wait(pause) if pause else ended.is_set():
+                    return
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
         thread.join()
 
 

@@ -13,6 +13,7 @@ from codyra_llm.data.rows import row_problem
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.checks import Checks
 from codyra_llm.files import expand, read_json, read_jsonl, read_text
+from codyra_llm.text import shown
 
 CRITERIA = REPOSITORY / "tasks" / "judge"
 EXPECTED = 'every row needs {"prompt"} and may have "id", "category", "checks"'
@@ -88,14 +89,16 @@ def _read_prompt(row: Any, number: int, where: str) -> Prompt:
         raise UserError(f"{where}: {problem}; {EXPECTED}")
     name = row.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise UserError(f'{where}: "id" is {name!r}, neither text nor a whole number')
+        raise UserError(f'{where}: "id" is {shown(name)}, neither text nor a whole number')
     try:
         checks = pydantic.TypeAdapter(Checks).validate_python(row.get("checks") or {})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("checks", *first["loc"])))
         known = ", ".join(Checks.__dataclass_fields__)
-        raise UserError(f"{where}: {place}: {first['msg']}, found {first['input']!r}; checks are {known}") from None
+        raise UserError(
+            f"{where}: {place}: {first['msg']}, found {shown(first['input'])}; checks are {known}"
+        ) from None
     return Prompt(row["prompt"], str(name), category, checks, where)
 
 

@@ -1,0 +1,60 @@
+"""How whatever comes in must end: with a right result, or with one line."""
+
+import os
+import signal
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+
+from codyra_llm.errors import UserError
+
+LONGEST = 2000  # characters of a line
+SECONDS = 30
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
+
+thorough = settings(
+    max_examples=EXAMPLES or 60,
+    derandomize=not EXAMPLES,  # the same examples in each run of the tests; FUZZ_EXAMPLES=5000 looks for others
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Ends what takes longer than it may."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done within {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome(act: Callable[[], Any], secret: str = "") -> tuple[Any, str | None]:
+    """(what `act` returns, None), or (None, the line that it ends with); anything else that it raises is a fault."""
+    try:
+        with limited():
+            return act(), None
+    except UserError as error:
+        line = str(error)
+        assert len(line) <= LONGEST, f"{len(line)} characters: {line[:300]}"
+        assert not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in line), repr(line)
+        assert not secret or secret not in line
+        return None, line
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, and what it holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
