@@ -66,6 +66,13 @@ def main(command: Callable[[], int | None]) -> None:
         sys.exit(STOPPED_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        launch = sys.modules.get("codyra_llm.engine.launch")
+        line = launch.lost_ranks(error) if launch else None
+        if line is None:
+            raise
+        print(f"\nerror: {line}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
+        os._exit(1)  # what ends a process group waits for the ranks that are gone
     if status:
         sys.exit(status)
 

@@ -163,6 +163,7 @@ _SHARE = _Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 _RANGES = {
     "rendezvous_seconds": _ABOVE_ZERO,
+    "collective_seconds": _ABOVE_ZERO,
     "adapter.gate_learning_rate": _ABOVE_ZERO,
     "data.max_prompt_length": _AT_LEAST_ONE,
     "data.max_answer_length": _AT_LEAST_ONE,
@@ -207,6 +208,9 @@ class RunConfig:
     )
     rendezvous_seconds: float = option(
         300.0, "how long a process waits at the start for the others of the run", neutral=True
+    )
+    collective_seconds: float = option(
+        1800.0, "how long a process waits for the others in one collective operation before it ends", neutral=True
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)

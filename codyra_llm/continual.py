@@ -69,7 +69,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     config = config if isinstance(config, RunConfig) else load_config(config)
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
-    world = start(config.rendezvous_seconds)
+    world = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, world, stream)
     check_ranks_agree(config, world, plan)
     folder: RunFolder | None = on_main(world, lambda: RunFolder(config))

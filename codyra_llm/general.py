@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.asking import asking, stoppable
-from codyra_llm.config import EvaluateConfig, RunConfig, decisive, load_config
+from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.launch import World, on_main, share, start
 from codyra_llm.engine.stop import StopRequest
@@ -130,7 +130,7 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
         UserError: the configuration, a suite or the model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it goes on.
     """
-    world = start(config.rendezvous_seconds)
+    world = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
@@ -138,9 +138,13 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
     folder: Any = on_main(world, lambda: scores_folder(config))
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
-        model = load_base(config, deepspeed_json, world, LOG.warning)
+        notes: list[str] = []
+        model = load_base(config, deepspeed_json, world, notes.append)
         on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
-        start_log(folder.path / "scores.log" if folder else None)
+        log = start_log(folder.path / "scores.log" if folder else None)
+        log.info(f"settings: {describe(config)}; all others by default")
+        for note in notes:
+            log.warning(note)
         whom = base_identity(config, model, tokenizer, world)
         found = score_general(model, tokenizer, suites, config.evaluate, world, folder, stop, "model", whom)
     results = of_a_model(config, deepspeed_json, model, world.size)
@@ -181,7 +185,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
         Stopped: it was asked to stop; started again, it goes on.
     """
-    world = start(config.rendezvous_seconds)
+    world = start(config.rendezvous_seconds, config.collective_seconds)
     folder: Any = on_main(world, lambda: RunFolder(saved_config(run)))
     results = share(on_main(world, lambda: _finished(folder)))
     ledger: Ledger = share(on_main(world, lambda: read_ledger(folder.ledger)))
@@ -206,9 +210,9 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
                 found.pop(suite.name, None)
     on_main(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
+        start_log(folder.path / "train.log" if folder else None)
         model = load_base(config, read_deepspeed_json(config.deepspeed), world, LOG.warning)
         original = find_original(config)
-        start_log(folder.path / "train.log" if folder else None)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
         whom = base_identity(config, model, tokenizer, world, first)
         measured: list[dict[str, Any]] = []

@@ -89,7 +89,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it goes on.
     """
-    world = start(config.rendezvous_seconds)
+    world = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, world, to_train=False)
     check_ranks_agree(config, world, plan)
     folder: Any = on_main(world, lambda: scores_folder(config))

@@ -77,6 +77,10 @@ def serve_bytes(*parts: bytes, pause: float = 0, endless: bool = False) -> Itera
                 connection.sendall(part)
                 if ended.wait(pause) if pause else ended.is_set():
                     return
+            connection.shutdown(socket.SHUT_WR)  # what is left unread when it closes would take the answer back
+            connection.settimeout(1)
+            while connection.recv(65536):
+                pass
 
     def accept() -> None:
         with contextlib.suppress(OSError):

@@ -3,23 +3,28 @@
 import atexit
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.constants import default_pg_timeout
 from safetensors import SafetensorError
+from torch.distributed import distributed_c10d
 
 from codyra_llm.engine.environment import Process, local_size, this_process
+from codyra_llm.engine.heartbeat import Heartbeat
 from codyra_llm.engine.rendezvous import meet
 from codyra_llm.errors import UserError
 from codyra_llm.files import full_disk
 from codyra_llm.text import shown
+
+COLLECTIVE_SECONDS = 1800.0  # as DeepSpeed's
 
 
 @dataclass(frozen=True)
@@ -36,29 +41,50 @@ class World:
         return self.rank == 0
 
 
-def start(rendezvous_seconds: float = 300) -> World:
+_heartbeat: Heartbeat | None = None
+
+
+def start(rendezvous_seconds: float = 300, collective_seconds: float = COLLECTIVE_SECONDS) -> World:
     """Joins the process group that the launcher describes; without a launcher, makes one of a single process.
 
     Args:
         rendezvous_seconds: how long to wait for the other processes.
+        collective_seconds: how long one collective operation may take; a rank that stands still costs the others this.
 
     Raises:
         UserError: the launcher's variables are there only in part or make no sense, or a process did not come.
     """
+    global _heartbeat
     if not dist.is_initialized():
         process = this_process()
         _take_device(process)
-        # DeepSpeed's limit for one collective; the accelerator's backend is gloo on CPU, nccl on CUDA
-        options = {"backend": get_accelerator().communication_backend_name(), "timeout": default_pg_timeout}
+        limit = timedelta(seconds=collective_seconds)
+        # of the groups that DeepSpeed makes later as well, for which it names no limit
+        distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
+        # the accelerator's backend is gloo on CPU, nccl on CUDA
+        options = {"backend": get_accelerator().communication_backend_name(), "timeout": limit}
         if process is None or process.size == 1:  # a process alone needs no port, which another run may use
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
         else:
             store = meet(process, rendezvous_seconds)
-            store.set_timeout(default_pg_timeout)  # until now it was what was left of the wait
+            store.set_timeout(limit)  # until now it was what was left of the wait
+            _heartbeat = Heartbeat(store, process.rank, process.size)
             dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
     device = torch.device(get_accelerator().current_device_name())
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def lost_ranks(error: RuntimeError) -> str | None:
+    """One line that names the ranks that a collective operation waited for in vain; None: the error is another."""
+    if not _heartbeat or not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|Connection", str(error))):
+        return None
+    lost = _heartbeat.lost()
+    who = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else "another rank"
+    return (
+        f"rank {dist.get_rank()} lost {who} of {_heartbeat.size}, which ended or stood still for collective_seconds; "
+        "look for what it printed last, then give the same command again, which goes on from what was kept"
+    )
 
 
 def leave() -> None:

@@ -116,7 +116,7 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(address: str) -> 
 def test_a_redirect_is_followed_on_the_same_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", KEY)
     with serve(lambda text: "[[A]]") as elsewhere:
-        redirect = b"HTTP/1.1 307 to\r\nContent-Length: 0\r\nLocation: %s/chat/completions\r\n\r\n"
+        redirect = b"HTTP/1.1 307 to\r\nContent-Length: 0\r\nConnection: close\r\nLocation: %s/chat/completions\r\n\r\n"
         refused = pytest.raises(UserError, match=r"redirects to http://127\.0\.0\.1, where the key is not sent")
         with serve_bytes(redirect % elsewhere.url.encode()) as url, refused:
             judge_of(url)(["?"])

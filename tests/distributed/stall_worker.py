@@ -1,0 +1,48 @@
+"""A run on two ranks of which the second ends, or stands still, in the middle.
+
+python -m tests.distributed.stall_worker < JSON list of {"model": folder, "output": folder, "log": file, "how": what}
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from codyra_llm import run
+from codyra_llm.command import main
+from codyra_llm.engine.train import AnswerLoss
+from tests.distributed.forked import fork_ranks
+from tests.e2e.test_run import tiny_config
+
+SHORT = {"order": ["FOMC"], "train.num_train_epochs": 1, "data.max_train_examples": 24, "data.max_test_examples": 2}
+COLLECTIVE_SECONDS, STANDS_SECONDS = 4, 25
+
+
+def start(job: dict, rank: int) -> int:
+    """One rank's run."""
+    if rank:
+        parent, forward, calls = os.getpid(), AnswerLoss.forward, []
+        if not os.fork():  # ends the rank that stands still when the other has had its time
+            time.sleep(STANDS_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(parent, signal.SIGKILL)
+            os._exit(0)
+
+        def act(*arguments: object) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(parent, signal.SIGSTOP) if job["how"] == "stops" else os._exit(3)
+            return forward(*arguments)
+
+        AnswerLoss.forward = act
+    settings = {**SHORT, "evaluate.tasks": "last", "collective_seconds": COLLECTIVE_SECONDS}
+    main(lambda: run(tiny_config(Path(job["model"]), Path(job["output"]), **settings)) and None)
+    return 0
+
+
+if __name__ == "__main__":
+    statuses = [fork_ranks(2, lambda rank, job=job: start(job, rank), job["log"]) for job in json.load(sys.stdin)]
+    print(json.dumps(statuses))
