@@ -23,7 +23,6 @@ setup(
         "lm-eval>=0.4.13",
         "safetensors>=0.5",
         "gguf>=0.10",
-        "filelock>=3.12",
         "numpy>=1.26",
         "psutil>=5.9",
         "pydantic>=2.7",

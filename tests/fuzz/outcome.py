@@ -26,6 +26,9 @@ thorough = settings(
 )
 
 
+few = settings(thorough, max_examples=EXAMPLES or 12)  # where each example is a start of a run
+
+
 @contextmanager
 def limited() -> Iterator[None]:
     """Ends what takes longer than it may."""

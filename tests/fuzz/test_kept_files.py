@@ -19,7 +19,7 @@ from codyra_llm.ledger.exchange import export_sum
 from codyra_llm.ledger.ledger import copy_entries, parse_ledger, read_ledger
 from codyra_llm.ledger.materialize import check_fit, materialize
 from tests.e2e.test_run import tiny_config
-from tests.fuzz.outcome import outcome, thorough, tree
+from tests.fuzz.outcome import few, outcome, thorough, tree
 from tests.fuzz.strategies import damaged, files_like
 
 TASKS = ["FOMC", "NumGLUE-cm"]
@@ -130,7 +130,7 @@ def test_a_run_folder(file: str, finished: Path, tiny_folder: Path) -> None:
     text = path.read_text()
     document = {"seed": 1234} if file == "config.yaml" else json.loads(text)
 
-    @thorough
+    @few
     @given(content=files_like(document))
     def check(content: bytes) -> None:
         def act(folder: Path) -> None:
