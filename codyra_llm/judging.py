@@ -94,7 +94,7 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
     local_judge = None if config.has_endpoint or config.judge == "none" else _run_config(config, config.judge)
     if local_judge:
         load_config_and_tokenizer(local_judge.model.name_or_path)
-    check_same(world, dataclasses.asdict(dataclasses.replace(config, output_dir="")))
+    check_same(world, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
     folder: Any = on_main(world, lambda: JudgeFolder(config))
     on_main(world, lambda: folder.forget_stops())
     on_main(world, lambda: folder.open())

@@ -63,7 +63,8 @@ def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreT
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
         hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
-        raise UserError(f"model.name_or_path {name_or_path}: {_problem(source, error)}; {hint}") from None
+        problem = "the folder holds no tokenizer (tokenizer.json)" if _lacks_tokenizer(source) else _problem(error)
+        raise UserError(f"model.name_or_path {name_or_path}: {problem}; {hint}") from None
 
 
 def load_config(source: str, **options: Any) -> PretrainedConfig:
@@ -71,14 +72,15 @@ def load_config(source: str, **options: Any) -> PretrainedConfig:
     return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
 
 
-def _problem(source: str, error: Exception) -> str:
+def _problem(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
-    folder = Path(source)
-    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if files and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files):
-        return "the folder holds no tokenizer (tokenizer.json or tokenizer.model)"
     return reason(error)
+
+
+def _lacks_tokenizer(source: str) -> bool:
+    files = [path.name for path in Path(source).iterdir()] if Path(source).is_dir() else []
+    return bool(files) and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files)
 
 
 def check_causal(config: PretrainedConfig, name: str) -> None:
@@ -96,7 +98,19 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
 
 
 def skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them."""
+    """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them.
+
+    Raises:
+        UserError: no model can be built as the configuration says.
+    """
+    try:
+        return _skeleton(config, **options)
+    except Exception as error:  # of whatever the model's code makes of its sizes
+        name = config.name_or_path or type(config).__name__
+        raise UserError(f"model {name}: its configuration describes no model: {reason(error)}; restore it") from None
+
+
+def _skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 

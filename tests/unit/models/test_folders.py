@@ -16,7 +16,7 @@ from codyra_llm.engine.launch import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.models.identity import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights
+from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights, skeleton
 from codyra_llm.models.save import save_model
 from tests.models import tiny_model
 
@@ -259,3 +259,10 @@ def test_a_disk_that_is_full_for_a_library_in_rust(
     with pytest.raises(UserError, match="the model cannot be saved: No space left on device"):
         saved(folder, tmp_path / "saved")
     assert not (tmp_path / "saved").exists() and not (tmp_path / "saved.tmp").exists()
+
+
+@pytest.mark.parametrize("size", ["hidden_size", "vocab_size", "intermediate_size", "num_attention_heads"])
+def test_sizes_that_no_model_has(size: str, folder: Path) -> None:
+    change_json(folder, "config.json", **{size: -8})
+    with pytest.raises(UserError, match=r"model"):
+        skeleton(load_config_and_tokenizer(str(folder))[0])
