@@ -150,9 +150,7 @@ def load_model(
         raise
     except Exception as error:  # what is wrong with a folder meets the code of several libraries
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
-        raise UserError(
-            f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_problem(source, error)}"
-        ) from None
+        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_problem(error)}") from None
     keep_trainable(model)
     return model.eval()
 
