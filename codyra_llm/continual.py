@@ -26,7 +26,7 @@ from codyra_llm.engine.memory import return_freed_memory
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import load_base, weight_layout, whole_weights
+from codyra_llm.engine.zero import check_updates, load_base, weight_layout, whole_weights
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
@@ -198,6 +198,7 @@ class _Run:
         self._begin(task.name, "prune and merge")
         self.report.gates(gated_layers(self.model), number)
         kept, updates = self.method.finish(self.model)
+        check_updates(self.model, updates, task.name)
         name, base = self.ledger.name_of_next(task.name), self.config.model.name_or_path
         written = on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
         files, settings = share((written, self.checkpoints and self.checkpoints.run))

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.launch import World, on_main, share
-from codyra_llm.engine.zero import add_delta
+from codyra_llm.engine.zero import add_delta, first_not_finite
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import summed
 from codyra_llm.models.load import original_weights, reason
@@ -54,13 +55,22 @@ def merge_entries(
         names: the entries, in order.
         last_only: all but the last one are in the weights already.
         before: called before each weight is set; may raise to stop.
+
+    Raises:
+        UserError: a weight is not finite with its updates.
     """
     folders = [ledger / name for name in names] if ledger else []
     last = folders[-1] if folders and last_only else None
     groups = [folders] if original else [[folder] for folder in (folders[-1:] if last_only else folders)]
     updates = itertools.chain.from_iterable(summed(group, of=last) for group in groups)  # read on rank 0 alone
+    merged: list[tuple[str, Any]] = []
     while found := share(on_main(world, lambda: next(updates, None))):
         before()
         name, (B, A) = found
         fill = original and original(f"{name}.weight")
         add_delta(model.get_submodule(name), B.to(world.device), A.to(world.device), fill)
+        merged.append((f"{name}.weight", model.get_submodule(name).weight))
+    if damaged := first_not_finite(merged):
+        raise UserError(
+            f"{damaged} is not finite with the updates of {', '.join(names)}; use a model.dtype of wider range"
+        )

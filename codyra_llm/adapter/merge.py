@@ -64,9 +64,13 @@ def merge(model: nn.Module, scale: float = 1.0, add_delta: AddDelta | None = Non
         The number of merged branches.
 
     Raises:
-        ValueError: as `deltas`; nothing is merged then.
+        ValueError: as `deltas`, or as `check_reach`; nothing is merged then.
     """
     updates = deltas(model, scale)
+    for name, layer in gated_layers(model):
+        weight: torch.Tensor = layer.base.weight  # type: ignore[assignment]
+        if weight.is_floating_point():  # to others nothing is added
+            check_reach(name, weight.dtype, largest_magnitude(weight), *updates[name])
     unwrap(model)
     apply_deltas(model, updates, add_delta)
     return len(updates)
@@ -77,35 +81,44 @@ def deltas(model: nn.Module, scale: float = 1.0) -> Deltas:
     """The update of each projection: (scale * B diag(gate) [out_features, rank], A [rank, in_features]).
 
     Raises:
-        ValueError: the model has no branch, a branch holds a value that is not finite, or its update may be larger
-            than what the dtype of the weight can hold.
+        ValueError: the model has no branch, or a branch holds a value that is not finite.
     """
     updates = {}
     for name, layer in gated_layers(model):
         B, A = layer.factors()
         # contiguous, as they are after writing and reading: a product's last bit may depend on the layout
         updates[name] = (B * scale).contiguous(), A.contiguous()
-        _check_update(name, *updates[name], layer.base.weight.dtype)  # type: ignore[arg-type]
+        if not all(torch.isfinite(factor).all() for factor in updates[name]):
+            raise ValueError(f"{name}: the branch holds values that are not finite; nothing was merged")
     if not updates:
         raise ValueError("the model has no gated branch to merge")
     return updates
 
 
-def _check_update(name: str, B: torch.Tensor, A: torch.Tensor, dtype: torch.dtype) -> None:
-    if not all(torch.isfinite(factor).all() for factor in (B, A)):
-        raise ValueError(f"{name}: the branch holds values that are not finite; nothing was merged")
-    largest = largest_change(B, A)
-    limit = torch.finfo(dtype if dtype.is_floating_point else torch.float32).max
-    if largest > limit / 2:
+def check_reach(name: str, dtype: torch.dtype, largest: float, B: torch.Tensor, A: torch.Tensor) -> None:
+    """Raises ValueError where a weight with its update may not be finite in the weight's dtype.
+
+    Args:
+        name, dtype: of the projection; of its weight.
+        largest: the largest magnitude among the weight's values.
+        B: [out_features, rank]; A: [rank, in_features].
+    """
+    info, reach = torch.finfo(dtype), largest + largest_change(B, A)
+    if not reach <= info.max * (1 - info.eps):  # the weight is rounded already
         raise ValueError(
-            f"{name}: the update may reach {largest:.3g}, {str(dtype).removeprefix('torch.')} ends at {limit:.3g}; "
-            "nothing was merged"
+            f"{name}: a weight may reach {reach:.3g} with its update, {str(dtype).removeprefix('torch.')} ends at "
+            f"{info.max:.3g}; nothing was merged"
         )
 
 
 def largest_change(B: torch.Tensor, A: torch.Tensor) -> float:
     """A bound on every |(B A)_ij|: the largest row norm of B times the largest column norm of A (Cauchy-Schwarz)."""
     return float(B.double().norm(dim=1).max() * A.double().norm(dim=0).max())
+
+
+def largest_magnitude(values: torch.Tensor) -> float:
+    """The largest |value|, 0.0 of none; inf or nan where a value is not finite. Needs no memory beside the values."""
+    return max(abs(float(end)) for end in torch.aminmax(values.detach())) if values.numel() else 0.0
 
 
 def unwrap(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ def check_forward(model: PreTrainedModel, name: str) -> None:
     own.
 
     Raises:
-        UserError: they differ, or the model cannot be run so.
+        UserError: they differ or are not finite, or the model cannot be run so.
     """
     ids = _some_ids(model)
     rows = ids[0].tolist()
@@ -35,7 +35,10 @@ def check_forward(model: PreTrainedModel, name: str) -> None:
     except Exception as error:  # of whatever the model's code assumes of its caller
         raise _unfit(model, name, f"it cannot be run without its own cache or head: {reason(error)}") from None
     if not torch.isfinite(own).all():
-        return  # the first evaluation, or the first step, says so
+        raise UserError(
+            f"model.name_or_path {name}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}: "
+            "values leave the range of the dtype, or its weights are damaged; try another model.dtype"
+        )
     allowed = TOLERANCE.get(model.dtype, 0.05) * float(own.abs().max())
     for what, logits in found.items():
         difference = float((logits - own[-len(logits) :]).abs().max())

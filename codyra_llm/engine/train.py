@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
@@ -91,6 +92,8 @@ def train_task(
         config=complete(deepspeed_json, train, world.size),
         dist_init_required=False,
     )
+    if engine.zero_optimization_stage() == 0:
+        _keep_grad_norm(engine)
     if resumed:
         write_moments(model, engine, optimizer, resumed)
         first_step = resumed.step
@@ -123,7 +126,7 @@ def train_task(
         sums[1] = optimizer.live_gates / (1 if partitioned else world.size)
         dist.all_reduce(sums)
         loss = float(sums[0]) / answer_tokens
-        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        grad_norm = float(engine.get_global_grad_norm())
         _check_step(batches.task, step, loss, grad_norm, model.dtype)
         report = StepReport(
             step,
@@ -143,11 +146,22 @@ def train_task(
     return reports
 
 
+def _keep_grad_norm(engine: Any) -> None:
+    """Lets the engine know the gradient's norm at stage 0 as well, where DeepSpeed clips without keeping it."""
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
+
+    engine.clip_fp32_gradients = clip
+
+
 def _check_step(task: str, step: int, loss: float, grad_norm: float, dtype: torch.dtype) -> None:
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+    if math.isfinite(loss) and 0 <= grad_norm < math.inf:  # of what is not finite, some of DeepSpeed's norms are -1
         return
     found = f"the gradient norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
     remedy = "lower train.learning_rate"
+    if dtype == torch.float16:
+        remedy += ", or set model.dtype bfloat16 or float32"
     if step == 0:  # what was learned so far is nothing
         remedy = "the model's weights are damaged, or its values leave the range of the dtype; try another model.dtype"
     raise UserError(f"task {task} step {step}: {found} in {str(dtype).removeprefix('torch.')}; {remedy}")
@@ -157,10 +171,10 @@ def _check_branches(task: str, model: PreTrainedModel) -> None:
     """Raises UserError where training left a branch that is damaged, or never reached one: its B is zero as drawn."""
     layers = list(gated_layers(model))
     for name, layer in layers:
-        if not all(torch.isfinite(part).all() for part in (layer.A, layer.B, layer.gate)):
+        if not all(torch.isfinite(factor.square().sum()) for factor in layer.factors()):
             raise UserError(
-                f"task {task}: {name}: the branch holds values that are not finite after the last step; "
-                "lower train.learning_rate"
+                f"task {task}: {name}: after the last step, the branch holds values that are not finite or whose "
+                "squares are not; lower train.learning_rate"
             )
     untouched = [name for name, layer in layers if not layer.B.any()]
     if untouched:

@@ -5,7 +5,8 @@ other stage, parameters are whole.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +19,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Fill, add_delta_in_place, sum_in_tiles
+from codyra_llm.adapter.merge import Deltas, Fill, add_delta_in_place, check_reach, largest_magnitude, sum_in_tiles
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.environment import local_size
 from codyra_llm.engine.launch import World, gather, local_rank_in_environment
 from codyra_llm.engine.memory import return_large_blocks
 from codyra_llm.engine.probe import check_forward
+from codyra_llm.errors import UserError
 from codyra_llm.models.load import Place, load_model
-from codyra_llm.models.quantize import hold, is_quantized, quantized
+from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
 from codyra_llm.models.shards import checkpoint_tensors
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ def load_base(
         say: told what a user should know of how it was loaded.
 
     Raises:
-        UserError: it cannot be loaded, or not be run as it is run here (`check_forward`).
+        UserError: it cannot be loaded, holds weights that are not finite, or cannot be run as it is run here
+            (`check_forward`).
     """
     place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
     model = load_model(
@@ -75,9 +78,48 @@ def load_base(
     else:
         for buffer in model.buffers():
             buffer.data = buffer.data.to(world.device)
+    if damaged := first_not_finite(model.named_parameters()):
+        raise UserError(
+            f"model.name_or_path {held.name_or_path}: {damaged} holds values that are not finite in {held.dtype}: its "
+            "file is damaged, or they leave the range of the dtype; try another model.dtype"
+        )
     with readable(model, "never", world):
         check_forward(model, held.name_or_path)
     return model
+
+
+def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first weight with a value that is not finite, the same on every rank; all must call it."""
+    damaged = (
+        name
+        for name, weight in weights
+        if weight.is_floating_point() and not math.isfinite(largest_magnitude(_own_values(weight)))
+    )
+    return next(filter(None, gather(next(damaged, None))), None)
+
+
+def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
+    """Checks, before a task's updates are merged into a plain model, that weights stay in the range of their dtype.
+
+    Raises:
+        UserError: on every rank, where one may not (`check_reach`).
+    """
+    problems = []
+    for name, factors in updates.items():
+        projection: Any = model.get_submodule(name)
+        held = projection.weight
+        if is_quantized(projection):  # in the model's dtype it is computed with, or saved
+            with deepspeed.zero.GatheredParameters([held], enabled=is_zero_param(held)):
+                dtype, largest = model.dtype, largest_magnitude(dequantized(projection))
+        else:
+            dtype, largest = held.dtype, largest_magnitude(_own_values(held))
+        try:
+            check_reach(name, dtype, largest, *factors)
+        except ValueError as error:
+            problems.append(str(error))
+    found = next(filter(None, gather(problems[:1])), None)
+    if found:
+        raise UserError(f"task {task}: {found[0]}; lower train.learning_rate, or use a model.dtype of wider range")
 
 
 @contextmanager
@@ -207,6 +249,10 @@ def _values(parameter: Any) -> int:
     if getattr(parameter, "quant_state", None):  # which holds two values in a byte
         return parameter.quant_state.shape.numel()
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _own_values(weight: torch.Tensor) -> torch.Tensor:
+    return _own_slice(weight)[0] if is_zero_param(weight) else weight
 
 
 def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:

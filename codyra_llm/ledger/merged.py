@@ -1,10 +1,11 @@
 """The weights that a ledger leaves, one after another, from the original files: none is there but the one at hand."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from codyra_llm.adapter.merge import Factors, Fill, sum_in_tiles
+from codyra_llm.adapter.merge import Factors, Fill, largest_magnitude, sum_in_tiles
 from codyra_llm.errors import UserError
 
 
@@ -31,7 +32,7 @@ def merged_weights(
 
 
 def _finite(name: str, weight: torch.Tensor, made: str) -> torch.Tensor:
-    if weight.is_floating_point() and not torch.isfinite(weight).all():
+    if weight.is_floating_point() and not math.isfinite(largest_magnitude(weight)):
         dtype = str(weight.dtype).removeprefix("torch.")
         raise UserError(f"{name} {made} holds values that are not finite in {dtype}; use a dtype of wider range")
     return weight

@@ -59,17 +59,10 @@ class CoDyRA:
         return Prepared(wrapped, optimizer, self._schedule(total_steps))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """Prunes, and takes the branches out of the model: what each module kept, and the updates to be merged.
-
-        Raises:
-            UserError: an update is not finite, or too large for the weights' dtype.
-        """
+        """Prunes, and takes the branches out of the model: what each module kept, and the updates to be merged."""
         scale = self.config.merge.scale
         report = prune(model)
-        try:
-            updates = deltas(model, scale)
-        except ValueError as error:
-            raise UserError(f"{error}; lower train.learning_rate") from None
+        updates = deltas(model, scale)
         unwrap(model)
         scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
         return scaled, updates

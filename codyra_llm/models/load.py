@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers.utils import (
     cached_file,
 )
 
-from codyra_llm.adapter.merge import Fill
+from codyra_llm.adapter.merge import Fill, largest_magnitude
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_json
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
@@ -214,7 +215,10 @@ def _load_quantized(
     for name, module in model.named_modules():
         if is_quantized(module):
             weight: Any = module.weight
-            packed = quantized(module, whole(weight.shape, torch.float32, read(f"{name}.weight")).data)
+            values = whole(weight.shape, torch.float32, read(f"{name}.weight")).data
+            if not math.isfinite(largest_magnitude(values)):  # which a scale would spread, or hide
+                raise ValueError(f"{name}.weight holds values that are not finite; its file is damaged")
+            packed = quantized(module, values)
             if place is None:
                 hold(module, packed)
             else:
