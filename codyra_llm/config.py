@@ -227,7 +227,7 @@ class RunConfig:
             value = operator.attrgetter(name)(self)
             check_number(name, value)
             if value is not None and name in _RANGES and not _RANGES[name].holds(value):
-                raise ValueError(f"{name} is {value}; it must be {_RANGES[name].text}")
+                raise ValueError(f"{name} is {shown(value)}; it must be {_RANGES[name].text}")
 
 
 DEFAULT_TASK_FILE = REPOSITORY / RunConfig.task_file

@@ -67,9 +67,9 @@ def score_tasks(
 
 def _check_likelihoods(task: Task, scores: TaskScores, dtype: torch.dtype) -> None:
     for number, row in zip(task.row_numbers.get("test") or count(1), scores.rows, strict=False):
-        if not math.isfinite(row["nll"]):
+        if row["nll"] is None:
             raise UserError(
-                f"task {task.name} test row {number}: the model's loss on the answer is {row['nll']} in "
+                f"task {task.name} test row {number}: the model's loss on the answer is not finite in "
                 f"{str(dtype).removeprefix('torch.')}, before anything was learned: its weights are damaged, or its "
                 "values leave the range of the dtype; try another model.dtype"
             )

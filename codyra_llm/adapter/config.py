@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from codyra_llm.text import shown
+
 ThresholdMode = Literal["importance", "budget", "reference"]
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -61,12 +63,15 @@ class CoDyRAConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
         checks = [
-            (self.rank >= 1, f"rank is {self.rank}; it must be at least 1"),
+            (self.rank >= 1, f"rank is {shown(self.rank)}; it must be at least 1"),
             (bool(self.target_modules), "target_modules is empty; name at least one projection, for example q_proj"),
-            (0 <= self.dense_fraction <= 1, f"dense_fraction is {self.dense_fraction}; it must be in [0, 1]"),
-            (self.ramp_levels >= 2, f"ramp_levels is {self.ramp_levels}; it must be at least 2"),
-            (0 <= self.importance_decay < 1, f"importance_decay is {self.importance_decay}; it must be in [0, 1)"),
-            (self.compact_every >= 0, f"compact_every is {self.compact_every}; it must be at least 0"),
+            (0 <= self.dense_fraction <= 1, f"dense_fraction is {shown(self.dense_fraction)}; it must be in [0, 1]"),
+            (self.ramp_levels >= 2, f"ramp_levels is {shown(self.ramp_levels)}; it must be at least 2"),
+            (
+                0 <= self.importance_decay < 1,
+                f"importance_decay is {shown(self.importance_decay)}; it must be in [0, 1)",
+            ),
+            (self.compact_every >= 0, f"compact_every is {shown(self.compact_every)}; it must be at least 0"),
             (
                 not (self.compact_every and self.regrow),
                 "compact_every leaves out components that may grow again; set regrow to false with it",

@@ -1,5 +1,6 @@
 """Scoring tasks on a model: answers generated and scored in every variant, and the NLL of the true answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ class TaskScores:
     """A task's test rows on one model.
 
     Attributes:
-        rows: prompt, prediction, reference, nll (nats per answer token) and scores by variant, in the file's order.
+        rows: prompt, prediction, reference, nll (nats per answer token; None: not finite) and scores by variant, in the
+            file's order.
         totals: mean score by variant, 0 to 100.
         nll: mean over all answer tokens, in nats.
         tokens: tokens generated, over all ranks.
@@ -55,7 +57,7 @@ def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered])
     ]
     scores = score_rows(task.spec.scorer, rows)
     for row, answer, example, of_row in zip(rows, answers, examples, scores["rows"], strict=True):
-        row["nll"] = answer.loss / len(example.answer)
+        row["nll"] = answer.loss / len(example.answer) if math.isfinite(answer.loss) else None
         row["scores"] = of_row
     return TaskScores(
         rows,

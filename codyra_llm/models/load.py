@@ -31,7 +31,14 @@ from codyra_llm.adapter.merge import Fill, largest_magnitude
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_json
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
-from codyra_llm.models.quantize import hold, is_quantized, keep_trainable, quantize_structure, quantized
+from codyra_llm.models.quantize import (
+    check_loaded_widths,
+    hold,
+    is_quantized,
+    keep_trainable,
+    quantize_structure,
+    quantized,
+)
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 from codyra_llm.models.source import check_source
 
@@ -152,6 +159,7 @@ def load_model(
     except Exception as error:  # what is wrong with a folder meets the code of several libraries
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
         raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_problem(error)}") from None
+    check_loaded_widths(model)
     keep_trainable(model)
     return model.eval()
 

@@ -42,12 +42,24 @@ def quantized_names(model: PreTrainedModel) -> list[str]:
 def check_widths(model: PreTrainedModel, quantization: str | None) -> None:
     """Raises UserError where a projection of an unquantised model cannot be quantised in whole blocks of a row."""
     for name in quantized_names(model) if quantization == "nf4" else ():
-        width = model.get_submodule(name).in_features
-        if width % NF4_BLOCK:  # type: ignore[operator]
-            raise UserError(
-                f"model.quantization nf4: {name} has {width} inputs, which is no multiple of {NF4_BLOCK}, the size of "
-                "its blocks; use int8, or leave model.quantization empty"
-            )
+        _check_width(
+            f"model.quantization nf4: {name}", model.get_submodule(name), "use int8, or leave model.quantization empty"
+        )
+
+
+def check_loaded_widths(model: PreTrainedModel) -> None:
+    """Raises UserError where a model that was saved in 4 bits has rows without whole blocks."""
+    for name, module in model.named_modules():
+        if is_quantized(module) and isinstance(module, sys.modules["bitsandbytes"].nn.Linear4bit):
+            _check_width(f"a model in 4 bits: {name}", module, "give the model that is not quantised")
+
+
+def _check_width(projection: str, module: Any, remedy: str) -> None:
+    if module.in_features % NF4_BLOCK:
+        raise UserError(
+            f"{projection} has {module.in_features} inputs, which is no multiple of {NF4_BLOCK}, the size of its "
+            f"blocks; {remedy}"
+        )
 
 
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:

@@ -73,8 +73,10 @@ class Reporter:
         shown = {task: (score, nll) for task, score, nll in of_tasks if score is not None}
         for task, (score, nll) in shown.items():
             self._curves(number, {f"score/{task}": score, f"answer_nll/{task}": nll})
+        after = f"after {results['tasks'][number - 1]}" if number else "base model"
+        if lost := [task for task, (_, nll) in shown.items() if nll is None]:
+            self.log.warning(f"{after}: the loss on the true answers of {', '.join(lost)} is not finite")
         if shown:
-            after = f"after {results['tasks'][number - 1]}" if number else "base model"
             self.log.info(f"{after}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
 
     def general(self, row_name: str, delta: float | None) -> None:

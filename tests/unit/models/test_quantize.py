@@ -105,3 +105,10 @@ def test_rows_without_whole_blocks_are_refused_by_name(architecture: str, tmp_pa
     with pytest.raises(UserError, match=r"nf4: model\.layers\.0\.self_attn\.q_proj has 32 inputs, .* 64, .*use int8"):
         load_model(str(tmp_path), quantization="nf4")
     load_model(str(tmp_path), quantization="int8")
+
+
+def test_a_model_saved_in_4_bits_without_whole_blocks_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    config = quantization_config("nf4", torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"in 4 bits: model\.layers\.0\.self_attn\.q_proj has 32 inputs, .* 64, .*give"):
+        load_model(str(tmp_path))
