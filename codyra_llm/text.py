@@ -11,6 +11,7 @@ from urllib.parse import quote
 SHOWN = 200  # characters of a value in an error
 LINE = 1500  # characters of an error
 HIDDEN = "***"
+SECRET_PARAMETER = re.compile("key|token|secret|passw|sig", re.IGNORECASE)  # of a URL, by its name
 
 _bounded = reprlib.Repr()
 _bounded.maxlevel, _bounded.maxstring, _bounded.maxother, _bounded.maxlong = 3, 120, 120, 60
@@ -54,5 +55,10 @@ def scrub(text: str, secret: str | None = None) -> str:
         spellings.add(base64.b64encode(secret.encode()).decode().rstrip("="))
         for spelling in sorted(spellings, key=len, reverse=True):
             text = text.replace(spelling, HIDDEN)
-    text = re.sub(r"(\w+://)[^/\s?#@]*(?:@[^/\s?#@]*)*@", rf"\1{HIDDEN}@", text)
-    return re.sub(r"(?i)([?&][\w-]*(?:key|token|secret|passw|sig)[\w-]*=)[^&\s#]+", rf"\1{HIDDEN}", text)
+    text = re.sub(r"\b(\w+://)[^/\s?#@]*(?:@[^/\s?#@]*)*@", rf"\1{HIDDEN}@", text)
+    return re.sub(r"([?&])([\w-]+)=([^&\s#]+)", _hide_parameter, text)
+
+
+def _hide_parameter(parameter: re.Match[str]) -> str:
+    mark, name, _ = parameter.groups()
+    return f"{mark}{name}={HIDDEN}" if SECRET_PARAMETER.search(name) else parameter[0]

@@ -95,7 +95,8 @@ def test_a_value_is_shown_in_bounds() -> None:
     for value in (nested, "a" * 10**6, 10**5000, {"k" * 1000: nested}, b"x" * 10**6):
         assert len(shown(value)) <= SHOWN
     assert shown("it") == "'it'"
-    assert len(str(UserError("a" * 10**6))) <= LINE
+    for word in ("a", "&key", "a://", "@"):
+        assert len(str(UserError(word * 10**6))) <= LINE
     assert str(UserError("a\x1b[31m\nb\u2028c")) == "a\\x1b[31m\\nb\\u2028c"
 
 

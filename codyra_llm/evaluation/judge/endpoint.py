@@ -17,7 +17,7 @@ from urllib3.util import parse_url
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.evaluation.judge.verdict import Reply, read_verdict
-from codyra_llm.text import one_line, scrub
+from codyra_llm.text import SECRET_PARAMETER, one_line, scrub
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -27,7 +27,6 @@ LARGEST_REPLY = 2**20  # bytes, decompressed
 READ_AT_ONCE = 4096  # bytes, which a compressed body makes a thousand times as many of at most
 LONGEST_WAIT = 30  # seconds between tries
 SHOWN = 200  # characters of what an endpoint says of an error
-SECRET_PARAMETER = re.compile(r"key|token|secret|passw|sig", re.IGNORECASE)
 
 
 class _Failed(Exception):
