@@ -7,25 +7,34 @@ configuration is saved in the run folder and can be run again.
 import argparse
 import dataclasses
 import difflib
-import math
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 import yaml
 
-from codyra_llm.adapter.config import CoDyRAConfig, option
+from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.command import Parser
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_yaml
+from codyra_llm.methods import METHODS
+from codyra_llm.options import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    DECAY,
+    SHARE,
+    check_numbers,
+    option,
+    options,
+)
 from codyra_llm.text import shown
 
 REPOSITORY = Path(__file__).parents[1]
-LARGEST, LARGEST_SEED = 10**9, 2**63 - 1  # of any number among the settings
 ALWAYS_SHOWN = (
     "data.max_train_examples",
     "data.max_test_examples",
@@ -62,9 +71,11 @@ class DataConfig:
 
     version: str | None = option(None, "label of the data version in results; empty: the name of data_dir")
     max_prompt_length: int | None = option(
-        None, "tokens of a prompt; the document body of a longer one is cut; empty: the task's own, else 1024"
+        None,
+        "tokens of a prompt; the document body of a longer one is cut; empty: the task's own, else 1024",
+        within=AT_LEAST_ONE,
     )
-    max_answer_length: int = option(512, "tokens of a training answer, its end mark included")
+    max_answer_length: int = option(512, "tokens of a training answer, its end mark included", within=AT_LEAST_ONE)
     long_answers: Literal["error", "drop"] = option("error", "what to do with a training row whose answer is longer")
     packing: Literal["none", "bucket", "pack"] = option(
         "bucket",
@@ -72,27 +83,40 @@ class DataConfig:
         "end without padding (pack); the loss is the same",
         neutral=True,
     )
-    max_train_examples: int | None = option(None, "rows of train.json to use for each task; empty: all")
-    max_test_examples: int | None = option(None, "rows of test.json to score for each task; empty: all")
+    max_train_examples: int | None = option(
+        None, "rows of train.json to use for each task; empty: all", within=AT_LEAST_ONE
+    )
+    max_test_examples: int | None = option(
+        None, "rows of test.json to score for each task; empty: all", within=AT_LEAST_ONE
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The optimisation of one task; every task starts with a fresh optimizer."""
 
-    global_batch_size: int = option(32, "rows of one optimizer step, over all ranks and accumulation steps")
-    per_device_train_batch_size: int = option(1, "rows of one forward pass on one rank (the micro batch)", neutral=True)
-    learning_rate: float = option(5e-4, "peak learning rate of the adapters")
-    warmup_steps: int = option(0, "linear warm-up steps of each task, before the cosine")
-    num_train_epochs: float | None = option(None, "passes over each task's rows; empty: the task file's own")
-    adam_beta1: float = option(0.9, "AdamW's beta1")
-    adam_beta2: float = option(0.9999, "AdamW's beta2")
+    global_batch_size: int = option(
+        32, "rows of one optimizer step, over all ranks and accumulation steps", within=AT_LEAST_ONE
+    )
+    per_device_train_batch_size: int = option(
+        1, "rows of one forward pass on one rank (the micro batch)", neutral=True, within=AT_LEAST_ONE
+    )
+    learning_rate: float = option(5e-4, "peak learning rate of the adapters", within=ABOVE_ZERO)
+    warmup_steps: int = option(0, "linear warm-up steps of each task, before the cosine", within=AT_LEAST_ZERO)
+    num_train_epochs: float | None = option(
+        None, "passes over each task's rows; empty: the task file's own", within=ABOVE_ZERO
+    )
+    adam_beta1: float = option(0.9, "AdamW's beta1", within=DECAY)
+    adam_beta2: float = option(0.9999, "AdamW's beta2", within=DECAY)
     adam_bits: Literal[32, 8] = option(32, "bits of AdamW's moments of A and B; those of the gates have 32")
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    max_grad_norm: float = option(1.0, "gradient norm to clip to")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", within=ABOVE_ZERO)
+    weight_decay: float = option(0.0, "AdamW's weight decay", within=AT_LEAST_ZERO)
+    max_grad_norm: float = option(1.0, "gradient norm to clip to", within=ABOVE_ZERO)
     checkpoint_every: int = option(
-        25, "optimizer steps between checkpoints; each phase of a task ends with one as well", neutral=True
+        25,
+        "optimizer steps between checkpoints; each phase of a task ends with one as well",
+        neutral=True,
+        within=AT_LEAST_ONE,
     )
 
 
@@ -100,7 +124,7 @@ class TrainConfig:
 class MergeConfig:
     """How a finished task enters the weights."""
 
-    scale: float = option(1.0, "share of the update that is merged; below 1 is a control, not the method")
+    scale: float = option(1.0, "share of the update that is merged; below 1 is a control, not the method", within=SHARE)
     mode: Literal["exact", "in_place"] = option(
         "exact",
         "exact: after each task, weights are the original ones plus all updates, rounded once; in_place: each task's "
@@ -120,8 +144,8 @@ class EvaluateConfig:
     tasks: Literal["all", "seen", "last"] = option(
         "all", "after each task score all tasks, those seen so far, or (last) all of them once, at the end"
     )
-    batch_size: int = option(16, "rows generated at once on one rank", neutral=True)
-    max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap")
+    batch_size: int = option(16, "rows generated at once on one rank", neutral=True, within=AT_LEAST_ONE)
+    max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap", within=AT_LEAST_ONE)
     gather: Literal["auto", "always", "never"] = option(
         "auto",
         "ZeRO stage 3: hold all weights on every rank while scoring (always), or each module's only while it runs "
@@ -145,51 +169,13 @@ class GeneralConfig:
     allow_code: bool = option(
         False, "run the code that a suite's YAML file names (!function); read it first: it can do all that you can"
     )
-    limit: int | None = option(None, "items of each suite, the same every time; empty: all")
+    limit: int | None = option(None, "items of each suite, the same every time; empty: all", within=AT_LEAST_ONE)
     after: tuple[str, ...] = option((), "tasks after which it is measured, beside the base model; empty: each")
 
 
 @dataclass(frozen=True)
-class _Range:
-    text: str
-    holds: Callable[[float], bool]
-
-
-_AT_LEAST_ONE = _Range("at least 1", lambda value: value >= 1)
-_AT_LEAST_ZERO = _Range("at least 0", lambda value: value >= 0)
-_ABOVE_ZERO = _Range("above 0", lambda value: value > 0)
-_DECAY = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
-_SHARE = _Range("above 0 and at most 1", lambda value: 0 < value <= 1)
-
-_RANGES = {
-    "rendezvous_seconds": _ABOVE_ZERO,
-    "collective_seconds": _ABOVE_ZERO,
-    "adapter.gate_learning_rate": _ABOVE_ZERO,
-    "data.max_prompt_length": _AT_LEAST_ONE,
-    "data.max_answer_length": _AT_LEAST_ONE,
-    "data.max_train_examples": _AT_LEAST_ONE,
-    "data.max_test_examples": _AT_LEAST_ONE,
-    "train.global_batch_size": _AT_LEAST_ONE,
-    "train.per_device_train_batch_size": _AT_LEAST_ONE,
-    "train.learning_rate": _ABOVE_ZERO,
-    "train.warmup_steps": _AT_LEAST_ZERO,
-    "train.num_train_epochs": _ABOVE_ZERO,
-    "train.adam_beta1": _DECAY,
-    "train.adam_beta2": _DECAY,
-    "train.adam_epsilon": _ABOVE_ZERO,
-    "train.weight_decay": _AT_LEAST_ZERO,
-    "train.max_grad_norm": _ABOVE_ZERO,
-    "train.checkpoint_every": _AT_LEAST_ONE,
-    "merge.scale": _SHARE,
-    "evaluate.batch_size": _AT_LEAST_ONE,
-    "evaluate.max_new_tokens": _AT_LEAST_ONE,
-    "general.limit": _AT_LEAST_ONE,
-}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One continual fine-tuning run."""
+class _RunConfig:
+    """One continual fine-tuning run; beside these, a section for each method that has settings of its own."""
 
     output_dir: str = option("runs/run", "the run folder", neutral=True)
     data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
@@ -198,7 +184,7 @@ class RunConfig:
     extend: str | None = option(
         None, "folder `ledger` of a finished run: learn new tasks on top of it; model.name_or_path is the base it names"
     )
-    method: Literal["codyra", "lora"] = option("codyra", "codyra, or lora: fixed rank, gates frozen at one")
+    method: str = option("codyra", "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()))
     seed: int = option(1234, "seed of the adapters' draws and of the order of rows")
     deepspeed: str | None = option(
         None, "DeepSpeed JSON, for example ds_configs/zero2.json; empty: ZeRO stage 0", neutral=True
@@ -207,10 +193,13 @@ class RunConfig:
         "auto", "auto: go on with what the run folder holds of the same run; never: start over", neutral=True
     )
     rendezvous_seconds: float = option(
-        300.0, "how long a process waits at the start for the others of the run", neutral=True
+        300.0, "how long a process waits at the start for the others of the run", neutral=True, within=ABOVE_ZERO
     )
     collective_seconds: float = option(
-        1800.0, "how long a process waits for the others in one collective operation before it ends", neutral=True
+        1800.0,
+        "how long a process waits for the others in one collective operation before it ends",
+        neutral=True,
+        within=ABOVE_ZERO,
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)
@@ -221,27 +210,29 @@ class RunConfig:
     general: GeneralConfig = field(default_factory=GeneralConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.method not in METHODS:
+            raise ValueError(f"method is {shown(self.method)}; there are {', '.join(METHODS)}")
+        for name in METHOD_SECTIONS:
+            if name != self.method and getattr(self, name) != METHODS[name].Settings():
+                raise ValueError(f"{name}: is set, but method is {self.method}; leave the section out")
         if self.model.quantization and self.merge.mode == "in_place":
             raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
-        for name, _ in config_fields():
-            value = operator.attrgetter(name)(self)
-            check_number(name, value)
-            if value is not None and name in _RANGES and not _RANGES[name].holds(value):
-                raise ValueError(f"{name} is {shown(value)}; it must be {_RANGES[name].text}")
 
+
+METHOD_SECTIONS = [name for name, method in METHODS.items() if dataclasses.fields(method.Settings)]
+if TYPE_CHECKING:
+    RunConfig = _RunConfig
+else:
+    RunConfig = dataclasses.make_dataclass(
+        "RunConfig",
+        [(name, METHODS[name].Settings, field(default_factory=METHODS[name].Settings)) for name in METHOD_SECTIONS],
+        bases=(_RunConfig,),
+        frozen=True,
+        namespace={"__doc__": _RunConfig.__doc__, "__module__": __name__},
+    )
 
 DEFAULT_TASK_FILE = REPOSITORY / RunConfig.task_file
-
-
-def check_number(name: str, value: Any) -> None:
-    """Raises ValueError where a setting is a number that is not finite, or larger than anything that it counts."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    largest = LARGEST_SEED if name == "seed" else LARGEST
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; it must be a finite number")
-    if abs(value) > largest:
-        raise ValueError(f"{name} is {shown(value)}; it must be at most {largest}")
 
 
 def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -316,18 +307,19 @@ def resolve_path(path: str) -> Path:
     return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
 
 
-def config_fields(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+def config_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     """(dotted name, field) of every setting."""
-    for config_field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(config_field.type):
-            yield from config_fields(config_field.type, f"{prefix}{config_field.name}.")  # type: ignore[arg-type]
-        else:
-            yield prefix + config_field.name, config_field
+    return options(RunConfig)
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
-    names = (name for name, config_field in config_fields() if not config_field.metadata["neutral"])
+    others = tuple(f"{name}." for name in METHOD_SECTIONS if name != config.method)
+    names = (
+        name
+        for name, config_field in config_fields()
+        if not config_field.metadata["neutral"] and not name.startswith(others)
+    )
     return {name: operator.attrgetter(name)(config) for name in names}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedModel
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
@@ -26,21 +25,19 @@ from codyra_llm.engine.memory import return_freed_memory
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
-from codyra_llm.engine.zero import check_updates, load_base, weight_layout, whole_weights
+from codyra_llm.engine.zero import check_updates, load_base
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
 from codyra_llm.general import base_identity, score_general, set_row
-from codyra_llm.ledger.entry import drift, summed, write_entry
+from codyra_llm.ledger.entry import drift, write_entry
+from codyra_llm.ledger.kept import read_kept, write_kept
 from codyra_llm.ledger.ledger import Entry, Ledger, copy_entries, open_ledger, write_ledger
-from codyra_llm.ledger.merged import merged_weights
-from codyra_llm.merging import find_original, merge_entries
+from codyra_llm.merging import find_original, merge_entries, weights_to_save
 from codyra_llm.methods import METHODS
-from codyra_llm.models.load import load_config_and_tokenizer, skeleton
 from codyra_llm.models.save import save_model
-from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
@@ -126,6 +123,7 @@ class _Run:
         self.global_step = 0
         self.marked = time.perf_counter()
         self.resumed: TaskState | None = None
+        self.kept: dict[str, str] = {}  # the file of what the method keeps, with its hash
         if found:
             self._take_up(found)
         else:
@@ -158,6 +156,10 @@ class _Run:
         self.results = taken_up(progress["results"], self.results, self.position, progress["step"])
         if self.position[1] == "train" and progress["step"]:
             self.resumed = TaskState(progress["step"], dict(found.tensors))
+        self.kept = progress.get("kept", {})
+        if self.kept:
+            (file,) = self.kept
+            self.method.kept = share(on_main(self.world, lambda: read_kept(self.folder.path / file)))
         found.tensors.clear()  # else they would be held as long as the run goes on
         self._merge_entries(len(self.ledger.entries) - (self.position[1] == "merge"))
 
@@ -193,6 +195,7 @@ class _Run:
             self.world,
             on_step,
             resumed,
+            self.method,
         )
         progress.close()
         self._begin(task.name, "prune and merge")
@@ -213,6 +216,8 @@ class _Run:
                 settings=settings,
             )
         )
+        if self.method.kept:
+            self.kept = share(on_main(self.world, lambda: write_kept(self.folder.kept, name, self.method.kept)))
         self._keep_ranks(task.name, number, kept)
 
     def _merge(self, number: int) -> None:
@@ -267,7 +272,8 @@ class _Run:
 
     def _save(self, number: int) -> None:
         self._begin(self.stream.names[-1], "save")
-        model, layout, weights = self._to_save()
+        folders = [self.folder.ledger / entry.name for entry in self.ledger.entries] if self.folder else None
+        model, layout, weights = weights_to_save(self.config, self.model, self.original, folders)
 
         def save() -> None:
             try:
@@ -283,19 +289,6 @@ class _Run:
         on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
         if self.results["general"]["scores"]:
             on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
-
-    def _to_save(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
-        """(the model for its configuration and names, layout, weights): as it was measured, or in full precision."""
-        if not self.original or not self.config.model.quantization or self.config.merge.save_quantized:
-            return self.model, weight_layout(self.model), whole_weights(self.model)
-        held = self.config.model
-        model = skeleton(load_config_and_tokenizer(held.name_or_path)[0], dtype=getattr(torch, held.dtype))
-        model.generation_config = self.model.generation_config
-        layout = checkpoint_tensors(model)
-        if not self.folder:
-            return model, layout, iter(())
-        folders = [self.folder.ledger / entry.name for entry in self.ledger.entries]
-        return model, layout, merged_weights(layout, self.original, summed(folders))
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
@@ -314,9 +307,10 @@ class _Run:
             "step": step,
             "global_step": self.global_step,
             "ledger": dataclasses.asdict(self.ledger),
+            "kept": self.kept,
             "results": self.results,
         }
-        rests_on = {f"ledger/{name}": digest for name, digest in self.ledger.files.items()}
+        rests_on = {f"ledger/{name}": digest for name, digest in self.ledger.files.items()} | self.kept
 
         def write() -> None:
             if not step:

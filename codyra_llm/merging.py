@@ -1,19 +1,23 @@
 """Bringing a loaded model to where the entries of a ledger leave it: the one way, live and after a restart."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.launch import World, on_main, share
-from codyra_llm.engine.zero import add_delta, first_not_finite
+from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import summed
-from codyra_llm.models.load import original_weights, reason
+from codyra_llm.ledger.merged import merged_weights
+from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, skeleton
+from codyra_llm.models.shards import checkpoint_tensors
 
 Original = Callable[[str], Fill]
 
@@ -74,3 +78,22 @@ def merge_entries(
         raise UserError(
             f"{damaged} is not finite with the updates of {', '.join(names)}; use a model.dtype of wider range"
         )
+
+
+def weights_to_save(
+    config: RunConfig, model: PreTrainedModel, original: Original | None, folders: Sequence[Path] | None
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
+    """(the model for its configuration and names, layout, weights): as it was measured, or in full precision.
+
+    Args:
+        folders: the entries of the ledger, on rank 0.
+    """
+    if not original or not config.model.quantization or config.merge.save_quantized:
+        return model, weight_layout(model), whole_weights(model)
+    in_full = skeleton(
+        load_config_and_tokenizer(config.model.name_or_path)[0], dtype=getattr(torch, config.model.dtype)
+    )
+    in_full.generation_config = model.generation_config
+    layout = checkpoint_tensors(in_full)
+    weights = iter(()) if folders is None else merged_weights(layout, original, summed(folders))
+    return in_full, layout, weights

@@ -93,10 +93,12 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     check_tokenizer(tokenizer)
     _check_quantization(config, model_config, deepspeed_json, to_train)
     method, structure = METHODS[config.method](config), skeleton(model_config)
+    method.check_run(deepspeed_json.get("zero_optimization", {}).get("stage", 0))
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
     tokens, notes = TokenCache(tokenizer), list(stream.notes)
-    batches, test_examples = [], []
+    batches: list[GlobalBatches] = []
+    test_examples: list[Sequence[Example]] = []
     for task in stream:
         prompt_length = data.max_prompt_length or task.spec.max_prompt_length
         where = f"{Path(config.data_dir) / task.name}"
@@ -129,6 +131,8 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
                 world.size,
                 padding_id(tokenizer),
                 data.packing,
+                method.replayed(task.name, {each.task: each.own for each in batches}),
+                method.lengthens,
             )
         )
         method.check(task.name, batches[-1].total_steps)

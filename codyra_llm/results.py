@@ -42,8 +42,9 @@ def new_results(config: RunConfig, plan: RunPlan, model: nn.Module, world_size: 
             "tasks": [
                 {
                     "task": task.name,
-                    "train_rows": len(batches.examples),
-                    "dropped_train_rows": len(task.train) - len(batches.examples),
+                    "train_rows": len(batches.own),
+                    "replayed_rows": len(batches.examples) - len(batches.own),
+                    "dropped_train_rows": len(task.train) - len(batches.own),
                     "test_rows": len(task.test),
                     "steps": batches.total_steps,
                     "sha256": task.files,

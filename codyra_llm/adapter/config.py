@@ -1,8 +1,9 @@
 """The method's settings: one frozen dataclass, each field with its help text."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from codyra_llm.options import ABOVE_ZERO, option
 from codyra_llm.text import shown
 
 ThresholdMode = Literal["importance", "budget", "reference"]
@@ -12,11 +13,6 @@ DEFAULT_STRENGTH = {"importance": 0.5, "budget": 0.65, "reference": 0.005}
 
 # In `importance` mode a component's threshold is at most and at least this many times the common one.
 IMPORTANCE_CLIP = (0.1, 4.0)
-
-
-def option(default: Any, help: str, neutral: bool = False) -> Any:
-    """A dataclass field that carries its own help text; `neutral` says that results do not depend on it."""
-    return field(default=default, metadata={"help": help, "neutral": neutral})
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,9 @@ class CoDyRAConfig:
         "auto", "first value of the gates: ones, normal (N(0,1)), or auto: ones in importance mode, else normal"
     )
     train_gates: bool = option(True, "false: gates stay at their first value, and the branch is a plain LoRA")
-    gate_learning_rate: float | None = option(None, "learning rate of the gates; empty: the adapters' own")
+    gate_learning_rate: float | None = option(
+        None, "learning rate of the gates; empty: the adapters' own", within=ABOVE_ZERO
+    )
     regrow: bool = option(
         True, "whether a gate at zero goes on learning and may leave it again, as in the official code"
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.injection import replace_module
-from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
+from codyra_llm.adapter.layer import gated_layers
 
 AddDelta = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
 # Memory that a merge needs beside the weight. Small enough that allocators hand out the same pages again for each tile.
@@ -48,7 +48,7 @@ def prune(model: nn.Module) -> list[ModuleRank]:
             layer.B = nn.Parameter(layer.B[:, alive].clone(), requires_grad=layer.B.requires_grad)
             layer.gate = nn.Parameter(layer.gate[alive].clone(), requires_grad=layer.gate.requires_grad)
         layer.alive = None
-        report.append(_module_rank(name, layer, initial_rank))
+        report.append(module_rank(name, *layer.factors(), initial_rank))
     return report
 
 
@@ -196,13 +196,14 @@ def _product_norm(gram_B: torch.Tensor, gram_A: torch.Tensor) -> float:
     return float((gram_B.double() * gram_A.double()).sum().clamp(min=0).sqrt())
 
 
-def _module_rank(name: str, layer: CoDyRALinear, initial_rank: int) -> ModuleRank:
-    if not layer.rank:
+def module_rank(name: str, B: torch.Tensor, A: torch.Tensor, initial_rank: int) -> ModuleRank:
+    """Rank, norm and bound of an update B A of a projection: B [out_features, rank], A [rank, in_features]."""
+    if not len(A):
         return ModuleRank(name, 0, initial_rank, 0.0, 0.0)
-    scaled_B, A = (factor.float() for factor in layer.factors())
-    gram_B, gram_A = scaled_B.T @ scaled_B, A @ A.T
-    bound = layer.rank**0.5 * _spectral_norm(gram_B) * _spectral_norm(gram_A)
-    return ModuleRank(name, layer.rank, initial_rank, _product_norm(gram_B, gram_A), float(bound))
+    B, A = B.float(), A.float()
+    gram_B, gram_A = B.T @ B, A @ A.T
+    bound = len(A) ** 0.5 * _spectral_norm(gram_B) * _spectral_norm(gram_A)
+    return ModuleRank(name, len(A), initial_rank, _product_norm(gram_B, gram_A), float(bound))
 
 
 def _spectral_norm(gram: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,8 @@ class Proximal(torch.optim.Optimizer):
     """
 
     live_gates = 0  # that are not zero after the last step, of those that this process steps
+    before_step: Callable[[], None] | None = None  # called in each `step`, before Adam
+    after_step: Callable[[], None] | None = None  # and after the threshold
 
     def __init__(
         self,
@@ -96,6 +98,8 @@ class Proximal(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One AdamW step, then the threshold on the groups that have one."""
+        if self.before_step:
+            self.before_step()
         contributions = {
             p: (p * p.grad).abs()
             for group in self.param_groups
@@ -111,6 +115,8 @@ class Proximal(torch.optim.Optimizer):
             # ZeRO-3 steps one group at a time and leaves the others empty, on every rank alike.
             if "threshold_mode" in group and group["params"]:
                 self._apply_threshold(group, contributions)
+        if self.after_step:
+            self.after_step()
         return loss
 
     def _apply_threshold(self, group: dict[str, Any], contributions: dict[torch.Tensor, torch.Tensor]) -> None:

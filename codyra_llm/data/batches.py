@@ -45,6 +45,8 @@ class GlobalBatches:
         world_size: number of ranks.
         pad_token_id: id that fills rows up.
         packing: none, bucket or pack.
+        replayed: rows of earlier tasks, which are shuffled together with the task's own.
+        lengthened: whether those add steps; else they take the place of some of the task's own rows.
 
     Raises:
         UserError: the global batch does not divide, the rows do not fill one step, or the steps have no end in sight.
@@ -61,12 +63,16 @@ class GlobalBatches:
         world_size: int = 1,
         pad_token_id: int = 0,
         packing: str = "bucket",
+        replayed: Sequence[Example] = (),
+        lengthened: bool = False,
     ) -> None:
         check_divides(global_batch_size, micro_batch_size, world_size)
-        self.examples, self.global_batch_size, self.micro_batch_size = examples, global_batch_size, micro_batch_size
+        self.own, self.examples = examples, [*examples, *replayed] if replayed else examples
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
         self.packing = packing
-        self.total_steps = int(len(examples) * epochs + 1e-9) // global_batch_size
+        counted = self.examples if lengthened else examples
+        self.total_steps = int(len(counted) * epochs + 1e-9) // global_batch_size
         if not self.total_steps:
             raise UserError(
                 f"task {task}: {len(examples)} rows x {epochs:g} epochs do not fill one global batch of "

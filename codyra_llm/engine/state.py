@@ -30,10 +30,10 @@ def read_state(model: nn.Module, engine: Any, optimizer: Proximal, world: World)
     """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
     state = {}
     moments_of = functools.lru_cache(maxsize=2)(optimizer.moments)  # most parameters lie in one of two flat slices
-    for name, parameter, keys in _trainable(model):
+    for name, parameter, keys in trainable(model):
         size, shape = getattr(parameter, "ds_numel", parameter.numel()), getattr(parameter, "ds_shape", parameter.shape)
         whole = torch.zeros(1 + len(keys), size, device=world.device)
-        piece = _own_piece(engine, parameter)
+        piece = own_piece(engine, parameter)
         if piece:
             moments = moments_of(piece.flat)
             for row, source in zip(whole, [piece.flat, *(moments.get(key) for key in keys)], strict=True):
@@ -50,15 +50,15 @@ def read_state(model: nn.Module, engine: Any, optimizer: Proximal, world: World)
 def write_branches(model: nn.Module, state: TaskState) -> None:
     """Puts A, B and gate into a model whose branches are still whole, before an engine takes them over."""
     with torch.no_grad():
-        for name, parameter, _ in _trainable(model):
+        for name, parameter, _ in trainable(model):
             parameter.copy_(state.tensors[name])
 
 
 def write_moments(model: nn.Module, engine: Any, optimizer: Proximal, state: TaskState) -> None:
     """Puts the moving averages into a fresh engine's optimizer."""
     found: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-    for name, parameter, keys in _trainable(model):
-        piece = _own_piece(engine, parameter)
+    for name, parameter, keys in trainable(model):
+        piece = own_piece(engine, parameter)
         if not piece:
             continue
         if piece.flat not in found:
@@ -71,7 +71,7 @@ def write_moments(model: nn.Module, engine: Any, optimizer: Proximal, state: Tas
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """This rank's part of a parameter: its flat [offset : offset + length] is [start : start + length] of `flat`."""
 
     flat: torch.Tensor
@@ -84,7 +84,7 @@ class _Piece:
         return values.detach().view(-1)[self.start : self.start + self.length]
 
 
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
     """(name, parameter, the keys of its moving averages) of all that trains."""
     for name, layer in gated_layers(model):
         for part, keys in (("A", AVERAGES[:2]), ("B", AVERAGES[:2]), ("gate", AVERAGES)):
@@ -92,19 +92,20 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str,
                 yield f"{name}.{part}", getattr(layer, part), keys
 
 
-def _own_piece(engine: Any, parameter: Any) -> _Piece | None:
+def own_piece(engine: Any, parameter: Any) -> Piece | None:
+    """Where this rank's part of a parameter lies in what the optimizer steps; None where it has no part of it."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
-        return _Piece(parameter, 0, 0, parameter.numel())
+        return Piece(parameter, 0, 0, parameter.numel())
     if stage == 3:
         group, start, length = zero.grad_position[zero.get_param_id(parameter)]
         offset = dist.get_rank(zero.dp_process_group) * length
         length = min(length, parameter.ds_numel - offset)  # the last part may end in padding
-        return _Piece(zero.fp32_partitioned_groups_flat[group], start, offset, length) if length > 0 else None
+        return Piece(zero.fp32_partitioned_groups_flat[group], start, offset, length) if length > 0 else None
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
     inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return _Piece(
+    return Piece(
         zero.single_partition_of_fp32_groups[mapping.param_group_index], flat.start, inside.start, inside.numel
     )

@@ -17,6 +17,7 @@ from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
@@ -24,13 +25,15 @@ from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
 from codyra_llm.engine.zero import compact_branches, own_branches, part_branches
 from codyra_llm.errors import UserError
+from codyra_llm.methods.hooks import NO_HOOKS, Hooks
 
 
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer step: mean loss per answer token in nats, peak rate times schedule, threshold, live rank, speed.
 
-    `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out.
+    `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out;
+    `penalty` is the value of the method's term on the branches, which is not part of `loss`.
     """
 
     step: int
@@ -40,6 +43,7 @@ class StepReport:
     live_rank: float
     grad_norm: float
     tokens: int
+    penalty: float
     seconds: float
 
 
@@ -57,6 +61,7 @@ def train_task(
     world: World,
     on_step: OnStep = lambda report, read: None,
     resumed: TaskState | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
@@ -71,7 +76,8 @@ def train_task(
         train, deepspeed_json: what to compute, how to hold it.
         on_step: called after each optimizer step, on every rank, with its report and a function that gives the whole
             trainable state on rank 0 (`read_state`; every rank must call it, or none).
-        resumed: a state to go on from; its branches replace those of the model. It is emptied.
+        resumed: a state to resume from; its branches replace those of the model. It is emptied.
+        hooks: the method's.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -100,6 +106,7 @@ def train_task(
         resumed.tensors.clear()  # as much memory as the branches and their moments take
     if engine.zero_optimization_stage() == 3:
         part_branches(model)
+    attached = Attached(hooks, model, engine, optimizer)
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
@@ -114,6 +121,7 @@ def train_task(
         threshold = schedule.apply(optimizer, step) if schedule else 0.0
         if schedule and schedule.compacts(step):
             compact_branches(model)
+        penalty = attached.begin_step()
         answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
         for batch in batches.micro_batches(step, world.rank):
@@ -136,10 +144,12 @@ def train_task(
             live_rank=(float(sums[1]) if schedule else sum(ranks)) / len(ranks),
             grad_norm=grad_norm,
             tokens=batches.tokens(step),
+            penalty=penalty,
             seconds=time.perf_counter() - began,
         )
         reports.append(report)
         on_step(report, lambda: read_state(model, engine, optimizer, world))
+    attached.end_training(batches.own, batches.pad_token_id, world)
     engine.destroy()
     own_branches(model)
     _check_branches(batches.task, model)

@@ -1,8 +1,20 @@
-"""CoDyRA and what it is compared with, one file each, behind one small interface."""
+"""CoDyRA and what it is compared with: one file for each method. A file in this folder is found by itself."""
 
-from codyra_llm.methods.codyra import CoDyRA, Prepared
-from codyra_llm.methods.lora import FixedRankLoRA
+import importlib
+import pkgutil
 
-METHODS: dict[str, type[CoDyRA]] = {"codyra": CoDyRA, "lora": FixedRankLoRA}
+from codyra_llm.methods.base import Method
 
-__all__ = ["METHODS", "CoDyRA", "FixedRankLoRA", "Prepared"]
+
+def _find() -> dict[str, type[Method]]:
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Method) and value.name:
+                found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+METHODS = _find()
+
+__all__ = ["METHODS", "Method"]

@@ -1,15 +1,10 @@
-"""Fixed-rank LoRA: the same layer with its gates frozen at one, merged after each task."""
+"""Fixed-rank LoRA: the same branches with their gates frozen at one, merged after each task."""
 
-import dataclasses
-
-from codyra_llm.adapter import CoDyRAConfig
-from codyra_llm.methods.codyra import CoDyRA
+from codyra_llm.methods.base import Method
 
 
-class FixedRankLoRA(CoDyRA):
-    """CoDyRA's run without gates and without a threshold: every component stays."""
+class LoRA(Method):
+    """All that `Method` does, under the name `lora`."""
 
-    @property
-    def adapter(self) -> CoDyRAConfig:
-        """The same branches, gates frozen at one."""
-        return dataclasses.replace(self.config.adapter, train_gates=False, gate_init="ones")
+    name = "lora"
+    summary = "fixed rank, merged after each task"

@@ -32,6 +32,7 @@ CONTENTS = (
     "model",
     "checkpoints",
     "ledger",
+    "kept",
 )
 
 
@@ -146,6 +147,11 @@ class RunFolder(OutputFolder):
     def ledger(self) -> Path:
         """Where the updates of finished tasks are kept."""
         return self.path / "ledger"
+
+    @property
+    def kept(self) -> Path:
+        """Where a method keeps what it needs of finished tasks."""
+        return self.path / "kept"
 
     def finished(self) -> dict[str, Any] | None:
         """What results.json of a finished run says; None where it, or the model, is missing or damaged."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from codyra_llm.methods import METHODS
 from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table
 
 
@@ -11,7 +12,9 @@ def model_card(results: dict[str, Any]) -> str:
     config, data = results["config"], results["data"]
     adapter, train = config["adapter"], config["train"]
     base = Path(results["model"]["name"]).name if Path(results["model"]["name"]).exists() else results["model"]["name"]
-    threshold = "fixed" if config["method"] == "lora" else f"threshold mode {adapter['threshold_mode']}"
+    method = METHODS[config["method"]]
+    gated = method.name == "codyra"
+    threshold = f"threshold mode {adapter['threshold_mode']}" if gated else "fixed"
     quantization = config["model"].get("quantization")
     held = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
     tasks = "\n".join(
@@ -28,8 +31,8 @@ tags: [continual-learning, codyra]
 
 An ordinary {results["model"]["architecture"]} of {results["model"]["parameters"]:,} parameters, as many as the base
 model has. It learned the tasks below one after another by low-rank updates that were merged into its weights
-(codyra_llm {results["versions"]["codyra_llm"]}, method `{config["method"]}`); nothing but transformers is needed to
-use it. The terms of the base model and of the data apply.
+(codyra_llm {results["versions"]["codyra_llm"]}, method `{method.name}`: {method.summary}).
+Nothing but transformers is needed to use it. The terms of the base model and of the data apply.
 
 Data: {data["stream"]}, version {data["version"]}.
 

@@ -14,7 +14,7 @@ from codyra_llm.engine.train import StepReport
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder, start_log
 
-CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm")
+CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm", "penalty")
 
 
 class Reporter:

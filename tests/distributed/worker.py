@@ -52,6 +52,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
             "evaluate.max_new_tokens": 4,
             "evaluate.batch_size": 2,
             **MODES[way["mode"]],
+            **way.get("settings", {}),
         },
     )
     world = start()
@@ -62,11 +63,13 @@ def train(way: dict, model_folder: str, output: str) -> None:
     count = parameter_count(model)
     method = METHODS[config.method](config)
     merged: dict[str, list] = {}  # the updates so far
-    result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": []}
+    result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
-        steps = train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
+        ways = (batches, config.train, plan.deepspeed_json, world)
+        steps = train_task(model, ready.optimizer, ready.schedule, *ways, hooks=method)
         result["losses"] += [step.loss for step in steps]
+        result["penalty"] += [step.penalty for step in steps]
         result["live_rank"] += [step.live_rank for step in steps]
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
         report, updates = method.finish(model)
@@ -85,6 +88,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
             (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     result["weights"] = {name: weight.clone() for name, weight in whole_weights(model)}
+    result["kept"] = method.kept
     if world.is_main:
         torch.save(result, output)
 

@@ -242,7 +242,7 @@ def arguments(settings: JudgeConfig) -> list[str]:
         ({"prompts": ("nothing.jsonl",), "criteria": ("helpfulness",)}, "nothing.jsonl: No such file"),
         ({"criteria": ("kindness",)}, 'unknown criterion "kindness"'),
         ({"max_new_tokens": 510}, r"helpful.jsonl line 1: \d+ tokens and 510 of an answer, .* knows 512 positions"),
-        ({"max_new_tokens": 0}, "--max_new_tokens: Input should be greater than or equal to 1, found '0'"),
+        ({"max_new_tokens": 0}, "--max_new_tokens is 0; it must be at least 1"),
         ({"batch_size": "many"}, "--batch_size: .*found 'many'"),
         ({"deepspeed": "nothing.json"}, "nothing.json: No such file"),
         ({"output_dir": str(REPOSITORY / "tests")}, "holds files that are not a comparison"),

@@ -4,19 +4,15 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
-from pydantic import Field
 
-from codyra_llm.adapter.config import option
 from codyra_llm.command import Parser
-from codyra_llm.config import check_number
 from codyra_llm.errors import UserError
+from codyra_llm.options import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, check_numbers, option
 from codyra_llm.text import shown
 
-_AtLeastOne = Annotated[int, Field(ge=1)]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _REQUIRED = dataclasses.MISSING
 
 
@@ -33,16 +29,18 @@ class JudgeConfig:
     judge: str = option("none", "URL of an OpenAI-compatible endpoint, a causal LM, or none: proxies only")
     judge_model: str | None = option(None, "the endpoint's name of its model; empty: it has only one")
     api_key_variable: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key", neutral=True)
-    timeout: _Seconds = option(60.0, "seconds to wait for the endpoint", neutral=True)
-    retries: Annotated[int, Field(ge=0)] = option(3, "further tries for each question to the endpoint", neutral=True)
-    concurrency: _AtLeastOne = option(4, "questions to the endpoint at once", neutral=True)
+    timeout: float = option(60.0, "seconds to wait for the endpoint", neutral=True, within=ABOVE_ZERO)
+    retries: int = option(3, "further tries for each question to the endpoint", neutral=True, within=AT_LEAST_ZERO)
+    concurrency: int = option(4, "questions to the endpoint at once", neutral=True, within=AT_LEAST_ONE)
     output_dir: str = option("runs/judge", "folder for the answers, verdicts and results", neutral=True)
-    max_new_tokens: _AtLeastOne = option(512, "tokens of an answer")
+    max_new_tokens: int = option(512, "tokens of an answer", within=AT_LEAST_ONE)
     chat_template: bool = option(True, "put prompts into the tokenizer's chat template where it has one")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the weights")
-    batch_size: _AtLeastOne = option(16, "rows answered at once on one rank", neutral=True)
+    batch_size: int = option(16, "rows answered at once on one rank", neutral=True, within=AT_LEAST_ONE)
     deepspeed: str | None = option(None, "DeepSpeed JSON; empty: whole weights on each rank", neutral=True)
-    rendezvous_seconds: _Seconds = option(300.0, "how long to wait at the start for the other processes", neutral=True)
+    rendezvous_seconds: float = option(
+        300.0, "how long to wait at the start for the other processes", neutral=True, within=ABOVE_ZERO
+    )
 
     @property
     def has_endpoint(self) -> bool:
@@ -84,8 +82,7 @@ def parse_command_line(arguments: Sequence[str], description: str | None) -> Jud
             given[name] = [part.strip() for part in given[name].split(",") if part.strip()]
     try:
         config = pydantic.TypeAdapter(JudgeConfig).validate_python(given)
-        for each in dataclasses.fields(JudgeConfig):
-            check_number(each.name, getattr(config, each.name))
+        check_numbers(config)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(f"command line: --{first['loc'][0]}: {first['msg']}, found {shown(first['input'])}") from None

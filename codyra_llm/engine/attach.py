@@ -1,0 +1,115 @@
+"""A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, gradients of rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from torch import nn
+
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.optimizer import Proximal
+from codyra_llm.data.batches import collate
+from codyra_llm.data.encode import Example
+from codyra_llm.engine.launch import World
+from codyra_llm.engine.state import own_piece, trainable
+from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
+
+
+class Attached:
+    """The hooks of a method while an engine trains a task; those that the method does not override cost nothing.
+
+    Args:
+        hooks: the method's.
+        engine: DeepSpeed's, over a model with gated branches.
+    """
+
+    def __init__(self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal) -> None:
+        self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
+        self.penalizes = overrides(hooks, "penalty")
+        self._gradients: dict[str, torch.Tensor] = {}
+        if self.penalizes:
+            for name, parameter, _ in trainable(model):
+                parameter.register_hook(self._add_penalty(name))
+        if overrides(hooks, "before_step"):
+            optimizer.before_step = lambda: hooks.before_step(self._slices())
+        if overrides(hooks, "after_step"):
+            optimizer.after_step = lambda: hooks.after_step(self._slices())
+
+    def begin_step(self) -> float:
+        """Prepares the penalty's gradient for the micro batches of an optimizer step; returns the penalty's value."""
+        if not self.penalizes:
+            return 0.0
+        value, gradients = self.hooks.penalty(whole_branches(self.model))
+        self._gradients = dict(gradients)
+        return value
+
+    def end_training(self, rows: Sequence[Example], pad_token_id: int, world: World) -> None:
+        """Lets the method measure what it needs while the engine is alive, then detaches the optimizer's hooks."""
+        if overrides(self.hooks, "after_training"):
+            self.hooks.after_training(rows, EngineRowGradients(self.engine, self.model, pad_token_id, world))
+        self.optimizer.before_step = self.optimizer.after_step = None
+
+    def _add_penalty(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        # DeepSpeed averages gradients over ranks and sums them over the micro batches of a step
+        micro_batches = self.engine.gradient_accumulation_steps()
+
+        def add(gradient: torch.Tensor) -> torch.Tensor:
+            added = self._gradients.get(name)
+            return gradient if added is None else gradient + added / micro_batches
+
+        return add
+
+    def _slices(self) -> Slices:
+        """What the optimizer is about to step, or has stepped: above stage 0 it is called for each group by itself."""
+        stepped = {p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None}
+        found = []
+        for name, parameter, _ in trainable(self.model):
+            piece = own_piece(self.engine, parameter)
+            if piece and piece.flat.grad is not None and piece.flat in stepped:
+                found.append(Slice(name, piece.of(piece.flat), piece.of(piece.flat.grad), piece.offset))
+        return Slices(found, self.engine.zero_optimization_stage() > 0)
+
+
+@torch.no_grad()
+def whole_branches(model: nn.Module) -> Deltas:
+    """(B [out_features, rank], A [rank, in_features]) of each branch, whole on every rank; gates are left out."""
+    branches = {}
+    for name, layer in gated_layers(model):
+        partitioned = [p for p in (layer.B, layer.A) if is_zero_param(p)]
+        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+            branches[name] = layer.B.detach().clone(), layer.A.detach().clone()
+    return branches
+
+
+class EngineRowGradients:
+    """Gradients of single rows: each rank computes those of its share of the rows, with whole parameters."""
+
+    def __init__(self, engine: Any, model: nn.Module, pad_token_id: int, world: World) -> None:
+        self.engine, self.model, self.pad_token_id, self.world = engine, model, pad_token_id, world
+
+    def mean(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As `RowGradients.mean`; sums are formed in float64, so that they do not depend on the number of ranks."""
+        named = [(name, parameter) for name, parameter, _ in trainable(self.model)]
+        shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
+        device = self.world.device
+        sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+        for first in range(0, len(rows), self.world.size):  # at stage 3 every rank must take part in every pass
+            number = first + self.world.rank
+            counts = number < len(rows)
+            batch = collate([rows[number if counts else first]], self.pad_token_id)
+            loss = self.engine.module(batch.input_ids.to(device), batch.labels.to(device))
+            # not `backward`: the engine must not see these gradients
+            gradients = torch.autograd.grad(loss, [parameter for _, parameter in named])
+            if self.engine.zero_optimization_stage() == 3:
+                # modules whose input has no gradient would keep their weights whole
+                self.engine.optimizer.parameter_offload.partition_all_parameters()
+            if counts:
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total += of(gradient.double())
+        for total in sums:
+            dist.all_reduce(total)
+        return {name: (total / len(rows)).float().cpu() for (name, _), total in zip(named, sums, strict=True)}

@@ -1,0 +1,136 @@
+"""The base of all methods: fixed-rank LoRA, merged after each task. A method is one file that shows what it changes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
+from codyra_llm.adapter.merge import Deltas, ModuleRank, deltas, unwrap
+from codyra_llm.adapter.optimizer import Proximal
+from codyra_llm.errors import UserError
+from codyra_llm.methods.hooks import Hooks
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a method that has none of its own."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method can run with; everything else is refused before a model is loaded.
+
+    Attributes:
+        zero_stages: ZeRO stages that it supports.
+        quantized_base: whether the base model may be quantized.
+        whole_updates: whether all of an update must be merged (merge.scale 1).
+        first_task: whether it must see every task from the first one on: no `extend`.
+    """
+
+    zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    quantized_base: bool = True
+    whole_updates: bool = False
+    first_task: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a method gives to the training loop: the wrapped projections, their optimizer, the thresholds."""
+
+    wrapped: list[str]
+    optimizer: Proximal
+    schedule: ThresholdSchedule | None = None
+
+
+class Method(Hooks):
+    """A method's part of a run. What is not overridden is fixed-rank LoRA, merged after each task.
+
+    Attributes:
+        name: that a user chooses it by; also the name of its section of the configuration.
+        summary: one line for --help and the model card.
+        Settings: a frozen dataclass whose fields carry their help (`adapter.config.option`).
+        needs: what it can run with.
+        kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
+            task and gives them back when it resumes.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    Settings: ClassVar[type] = NoSettings
+    needs: ClassVar[Needs] = Needs()
+
+    def __init__(self, config: "RunConfig") -> None:
+        self.config = config
+        self.settings: Any = getattr(config, self.name, NoSettings())
+        self.kept: dict[str, torch.Tensor] = {}
+
+    @property
+    def adapter(self) -> CoDyRAConfig:
+        """The branches that a task starts with: gates frozen at one."""
+        return dataclasses.replace(self.config.adapter, train_gates=False, gate_init="ones")
+
+    def check(self, task: str, total_steps: int) -> None:
+        """Raises UserError where a task of so many optimizer steps cannot be learned as configured."""
+
+    def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
+        """The rows of earlier tasks (by name, in order) that are mixed into a task's own: a function of the seed."""
+        return ()
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether replayed rows add optimizer steps; else they take the place of some of the task's own."""
+        return False
+
+    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
+        """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
+        wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
+        train = self.config.train
+        optimizer = _optimizer(train.adam_bits).for_model(
+            model,
+            self.adapter,
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            weight_decay=train.weight_decay,
+        )
+        return Prepared(wrapped, optimizer)
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """Takes the branches out of the model: what each projection kept, and the updates for the ledger."""
+        scale = self.config.merge.scale
+        report = prune(model)  # drops nothing where gates are frozen at one
+        updates = deltas(model, scale)
+        unwrap(model)
+        scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
+        return scaled, updates
+
+    def check_run(self, zero_stage: int) -> None:
+        """Raises UserError, with the reason, where the run is configured as the method cannot run."""
+        config, needs = self.config, self.needs
+        problem = None
+        if zero_stage not in needs.zero_stages:
+            problem = f"it cannot run at ZeRO stage {zero_stage}; use {' or '.join(map(str, needs.zero_stages))}"
+        elif config.model.quantization and not needs.quantized_base:
+            problem = "it cannot train a quantized base model; leave model.quantization empty"
+        elif config.merge.scale != 1 and needs.whole_updates:
+            problem = f"its updates build on each other, so merge.scale must be 1, not {config.merge.scale:g}"
+        elif config.extend and needs.first_task:
+            problem = "it needs what it keeps from every task, which a ledger does not hold; leave extend empty"
+        if problem:
+            raise UserError(f"method {self.name}: {problem}")
+
+
+def _optimizer(bits: int) -> type[Proximal]:
+    if bits == 32:
+        return ProximalAdamW
+    from codyra_llm.adapter.optimizer_8bit import ProximalAdamW8bit  # imports bitsandbytes, which takes a second
+
+    return ProximalAdamW8bit

@@ -1,0 +1,103 @@
+"""What a method may do inside the training of a task. Nothing here knows how ZeRO partitions a parameter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.distributed as dist
+
+from codyra_llm.adapter.merge import Deltas
+
+if TYPE_CHECKING:
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class Slice:
+    """This rank's part of one trainable parameter while the optimizer steps it.
+
+    Attributes:
+        name: of the parameter: "<projection>.A", "<projection>.B" or "<projection>.gate".
+        value: [length], fp32; a view, so what is written to it stays.
+        gradient: [length]; the gradient of the step's mean loss over all ranks, clipped to train.max_grad_norm; a view.
+        offset: where the slice starts in the flattened parameter.
+    """
+
+    name: str
+    value: torch.Tensor
+    gradient: torch.Tensor
+    offset: int
+
+    def cut(self, whole: torch.Tensor) -> torch.Tensor:
+        """The same part [length] of a tensor of the parameter's shape, on the slice's device."""
+        return whole.flatten()[self.offset : self.offset + len(self.value)].to(self.value)
+
+
+class Slices(list[Slice]):
+    """The slices of one call of the optimizer: at ZeRO stage 0 and at stages 1 to 3 of all parameters that train.
+
+    Args:
+        partitioned: whether each rank has another part of the parameters, as it has above stage 0.
+    """
+
+    def __init__(self, slices: Sequence[Slice], partitioned: bool) -> None:
+        super().__init__(slices)
+        self.partitioned = partitioned
+
+    def dot(self, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+        """The dot product of two vectors over all parameters, each given as one tensor for each slice."""
+        total = sum(
+            (torch.dot(a.double(), b.double()) for a, b in zip(left, right, strict=True)), torch.zeros(()).double()
+        )
+        total = torch.as_tensor(total)
+        if self.partitioned:
+            if dist.get_backend() == "nccl":
+                total = total.cuda()
+            dist.all_reduce(total)
+        return float(total)
+
+
+class RowGradients(Protocol):
+    """Gradients of single rows at the weights that a task ended with."""
+
+    def mean(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The mean over rows of a function of each row's gradient, by parameter name, whole on every rank.
+
+        The gradient is that of the negative log-likelihood of the row's answer in nats, summed over its tokens.
+        """
+
+
+Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name
+
+
+class Hooks:
+    """The hooks of the training loop; by default they do nothing, and the loop costs nothing for those."""
+
+    def penalty(self, branches: Deltas) -> Penalty:
+        """A term on the branches alone, and its gradient in closed form; asked for once in each optimizer step.
+
+        Args:
+            branches: (B [out_features, rank], A [rank, in_features]) of each projection, whole and detached.
+
+        Returns:
+            The value, and the gradient of "<projection>.A" and "<projection>.B" where there is one.
+        """
+        return 0.0, {}
+
+    def before_step(self, slices: Slices) -> None:
+        """May change the gradients (in place) before Adam sees them."""
+
+    def after_step(self, slices: Slices) -> None:
+        """May change the values (in place) that Adam has updated; the gradients are those of the step."""
+
+    def after_training(self, rows: "Sequence[Example]", gradients: RowGradients) -> None:
+        """What is to be measured at the end of a task's training, on the task's own rows."""
+
+
+NO_HOOKS = Hooks()
+
+
+def overrides(hooks: Hooks, name: str) -> bool:
+    """Whether a method has a hook of its own."""
+    return getattr(type(hooks), name) is not getattr(Hooks, name)

@@ -1,0 +1,72 @@
+"""Replay: fixed-rank LoRA with a few rows of every earlier task mixed into each step."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from codyra_llm.methods.base import Method, Needs
+from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
+
+if TYPE_CHECKING:
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """How many rows are kept, and whether they add steps."""
+
+    fraction: float = option(
+        0.01, "share of each earlier task's rows that is kept, at least one row; 0: none", within=FRACTION
+    )
+    reservoir: int | None = option(
+        None,
+        "size of one buffer for all tasks, filled by reservoir sampling in place of `fraction`",
+        within=AT_LEAST_ONE,
+    )
+    extra_steps: bool = option(False, "replayed rows make a task longer; else they replace some of its own rows")
+
+
+class Replay(Method):
+    """Own and kept rows are shuffled together, so a step has a kept row with the share that these have of all.
+
+    Which rows are kept depends on the seed and the tasks alone, so nothing has to be saved for a resume.
+    """
+
+    name = "replay"
+    summary = "fixed-rank LoRA with kept rows of earlier tasks in each step"
+    Settings = ReplaySettings
+    needs = Needs(first_task=True)
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether replayed rows add steps."""
+        return bool(self.settings.extra_steps)
+
+    def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
+        """A seeded sample of each earlier task, or what a reservoir holds of all of them."""
+        if self.settings.reservoir:
+            seen = [row for rows in earlier.values() for row in rows]
+            draw = random.Random(f"{self.config.seed}/reservoir")
+            slots = reservoir(len(seen), self.settings.reservoir, lambda last: draw.randint(0, last))
+            return [seen[row] for row in slots]
+        kept = []
+        for name, rows in earlier.items():
+            count = max(1, round(self.settings.fraction * len(rows))) if self.settings.fraction else 0
+            drawn = random.Random(f"{self.config.seed}/replay/{name}").sample(range(len(rows)), count)
+            kept += [rows[row] for row in sorted(drawn)]
+        return kept
+
+
+def reservoir(rows: int, size: int, draw: Callable[[int], int]) -> list[int]:
+    """Which of the rows 0, 1, ... a buffer holds after all have been offered: each with the same probability.
+
+    Args:
+        draw: gives an integer in [0, last], for the row number `last`.
+    """
+    slots = list(range(min(rows, size)))
+    for row in range(size, rows):
+        slot = draw(row)
+        if slot < size:
+            slots[slot] = row
+    return slots

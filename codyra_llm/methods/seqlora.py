@@ -1,0 +1,60 @@
+"""SeqLoRA: one fixed-rank adapter that all tasks continue, as TRACE's LoRA rows are trained."""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.merge import Deltas, ModuleRank, module_rank
+from codyra_llm.adapter.offset import subtract
+from codyra_llm.methods.base import Method, Needs, Prepared
+
+
+class SeqLoRA(Method):
+    """Each task starts with the A and B that the task before ended with.
+
+    What that task has merged already is taken away again while the branch trains (dW = B A - B_0 A_0), so the ledger's
+    entries telescope: their sum is B_T A_T, of the rank of one adapter. Kept: A and B, by parameter name.
+    """
+
+    name = "seqlora"
+    summary = "one fixed-rank adapter continued over all tasks"
+    needs = Needs(whole_updates=True, first_task=True)
+
+    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
+        """Branches that continue the last task's."""
+        prepared = super().prepare(model, task, total_steps)
+        self._offsets = []
+        for name, layer in gated_layers(model):
+            if f"{name}.A" in self.kept:
+                A, B = (self.kept[f"{name}.{part}"].to(layer.A.device) for part in "AB")
+                with torch.no_grad():
+                    layer.A.copy_(A)
+                    layer.B.copy_(B)
+                self._offsets.append(subtract(layer, B, A))
+        return prepared
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """The update is the difference to the last task's: [B, -B_0] [A; A_0]."""
+        for offset in self._offsets:
+            offset.remove()
+        report, updates = super().finish(model)
+        changes = {name: self._change(name, *factors) for name, factors in updates.items()}
+        self.kept = {
+            f"{name}.{part}": factor.cpu()
+            for name, factors in updates.items()
+            for part, factor in zip("BA", factors, strict=True)
+        }
+        return [_of_change(kept, *changes[kept.name]) for kept in report], changes
+
+    def _change(self, name: str, B: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if f"{name}.A" not in self.kept:
+            return B, A
+        old_A, old_B = (self.kept[f"{name}.{part}"].to(A) for part in "AB")
+        return torch.cat([B, -old_B], dim=1), torch.cat([A, old_A])
+
+
+def _of_change(kept: ModuleRank, B: torch.Tensor, A: torch.Tensor) -> ModuleRank:
+    change = module_rank(kept.name, B, A, kept.initial_rank)
+    return dataclasses.replace(kept, norm=change.norm, bound=change.bound)

@@ -1,0 +1,79 @@
+"""Every method gives the same at every ZeRO stage and on one rank or two, and is LoRA where its own part is nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.forked import run_forked
+
+ONE = {"zero": "zero0", "ranks": 1, "micro": 2, "checkpointing": False, "dtype": "float32", "mode": "importance"}
+METHODS = {
+    "lora": {},
+    "seqlora": {},
+    "replay": {"replay.fraction": 0.2},
+    "ewc": {"ewc.strength": 300.0, "ewc.rows": 7},
+    "olora": {"olora.orthogonality": 0.05, "olora.norms": 0.01},
+}
+OTHERS = [method for method in METHODS if method != "lora"]  # which tests/distributed/test_equality.py covers
+NOTHING = {
+    "replay": ("lora", {"replay.fraction": 0.0}),
+    "ewc": ("seqlora", {"ewc.strength": 0.0}),
+    "olora": ("lora", {"olora.orthogonality": 0.0}),
+}
+WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+SHORT = {"data.max_train_examples": 24, "data.max_test_examples": 1, "train.num_train_epochs": 1}
+
+
+def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> dict:
+    return {
+        **ONE,
+        "zero": zero,
+        "ranks": ranks,
+        "micro": 2 // ranks,
+        "settings": {"method": method, **SHORT, **settings},
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the worker saved, by (method, stage, ranks), or (method, "nothing")."""
+    folder = tmp_path_factory.mktemp("methods")
+    jobs = {(method,): job(method, **settings) for method, settings in METHODS.items()}
+    for zero, ranks in WAYS:
+        jobs |= {(method, zero, ranks): job(method, zero, ranks, **METHODS[method]) for method in OTHERS}
+    jobs |= {(method, "nothing"): job(method, **settings) for method, (_, settings) in NOTHING.items()}
+    files = {key: folder / "-".join(map(str, key)) for key in jobs}
+    sent = [{"way": way, "model": str(tiny_folder), "output": str(files[key])} for key, way in jobs.items()]
+    for key, statuses in zip(jobs, run_forked("tests.distributed.worker", sent), strict=True):
+        assert not any(statuses), Path(f"{files[key]}.log").read_text()[-4000:]
+    return {key: torch.load(file) for key, file in files.items()}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize(("zero", "ranks"), WAYS)
+def test_a_method_is_the_same_however_it_runs(results: dict, method: str, zero: str, ranks: int) -> None:
+    one, other = results[method,], results[method, zero, ranks]
+    for key in ("losses", "penalty"):
+        assert other[key] == pytest.approx(one[key], abs=1e-5), key
+    for group in ("weights", "kept"):
+        assert other[group].keys() == one[group].keys()
+        for name, value in one[group].items():
+            torch.testing.assert_close(other[group][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", NOTHING)
+def test_a_method_whose_own_part_is_nothing(results: dict, method: str) -> None:
+    plain, ours = results[NOTHING[method][0],], results[method, "nothing"]
+    assert ours["losses"] == plain["losses"]
+    assert all(torch.equal(ours["weights"][name], weight) for name, weight in plain["weights"].items())
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_comparison_is_of_something(results: dict, method: str) -> None:
+    """The first task, which has none before it, is learned as by LoRA; the second is not."""
+    plain, ours = results["seqlora" if method == "ewc" else "lora",], results[method,]
+    half = len(plain["losses"]) // 2
+    if method != "olora":  # whose norms count from the first step on
+        assert ours["losses"][:half] == plain["losses"][:half]
+    assert ours["losses"][half:] != pytest.approx(plain["losses"][half:], abs=1e-4)
