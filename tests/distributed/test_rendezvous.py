@@ -147,17 +147,22 @@ def test_a_rank_that_comes_twice_is_named(meet: Meet) -> None:
 def test_what_waits_in_the_store_later_has_all_the_time_of_a_collective() -> None:
     program = """
 from torch.distributed.distributed_c10d import _get_default_store
-from deepspeed.constants import default_pg_timeout
-from codyra_llm.engine.launch import start
-start(rendezvous_seconds=20)
-print(_get_default_store().timeout == default_pg_timeout)
+from codyra_llm.engine.launch import leave, start
+start(rendezvous_seconds=60, collective_seconds=77)
+print(_get_default_store().timeout.total_seconds())
+leave()
 """
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **alone, "MASTER_PORT": str(free_port())},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.splitlines()[-1] == "True", done.stderr
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for rank in ranks:
+        output, errors = rank.communicate(timeout=120)
+        assert output.splitlines()[-1] == "77.0", errors
