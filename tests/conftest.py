@@ -28,7 +28,13 @@ def shared_folder(path: str, lacking: str) -> Path:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of numbers produced by official implementations."""
-    return shared_folder("golden", "no oracle to compare with")
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_rows() -> Path:
+    """Folder of rows of the benchmark with the scores that official implementations give them."""
+    return shared_folder("golden/scorers", "no scored rows of the benchmark to compare with")
 
 
 @pytest.fixture(scope="session")

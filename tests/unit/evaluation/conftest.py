@@ -1,4 +1,4 @@
-"""Recorded results of the published scorers and matrix code."""
+"""Recorded results of the published scorers."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,6 @@ import pytest
 
 
 @pytest.fixture
-def golden(golden: Path) -> Callable[[str], dict]:
-    """Reads one file of the oracle folder."""
-    return lambda name: json.loads((golden / name).read_text(encoding="utf-8"))
+def scored_rows(golden_rows: Path) -> Callable[[str], dict]:
+    """Reads the scored rows of one task."""
+    return lambda task: json.loads((golden_rows / f"{task}.json").read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """Accuracy-matrix metrics against hand-computed and published values, their identities, and the CSV file."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ OVER_T_MINUS_1 = {
 
 
 def test_made_up_matrices(golden):
-    matrices = golden("matrices.json")["made_up"]
+    matrices = json.loads((golden / "matrices.json").read_text())["made_up"]
     assert matrices
     for recorded in matrices:
         metrics = matrix_metrics(recorded["matrix"])
@@ -30,7 +32,7 @@ def test_made_up_matrices(golden):
 
 
 def test_published_lower_triangles(golden):
-    matrices = golden("matrices.json")["published"]
+    matrices = json.loads((golden / "matrices.json").read_text())["published"]
     assert matrices
     for recorded in matrices:
         unmeasured = [None] * len(recorded["tasks"])

@@ -41,8 +41,8 @@ def test_scores_in_every_variant(tmp_path):
     }
 
 
-def test_recorded_file_gives_the_recorded_total(golden, tmp_path):
-    data = golden("scorers/Py150.json")
+def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path):
+    data = scored_rows("Py150")
     rows = [json.dumps({key: row[key] for key in ROW}, ensure_ascii=False) for row in data["rows"]]
     result = json.loads(run("--task", "Py150", write(tmp_path / "p.jsonl", *rows)).stdout)
     expected = data["aggregate"]["trace_strict"]["headline_percent_all_rows"]

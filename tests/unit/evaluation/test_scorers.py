@@ -64,8 +64,8 @@ def expected_percent(scorer: str, variant: str, row: dict) -> float:
 
 
 @pytest.mark.parametrize("task", TASK_SCORERS)
-def test_every_row_scores_as_published(golden, task):
-    data = golden(f"scorers/{task}.json")
+def test_every_row_scores_as_published(scored_rows, task):
+    data = scored_rows(task)
     scorer = TASK_SCORERS[task]
     result = score_rows(scorer, data["rows"])
     wrong = [
@@ -78,8 +78,8 @@ def test_every_row_scores_as_published(golden, task):
 
 
 @pytest.mark.parametrize("task", TASK_SCORERS)
-def test_totals_are_means_over_all_rows(golden, task):
-    data = golden(f"scorers/{task}.json")
+def test_totals_are_means_over_all_rows(scored_rows, task):
+    data = scored_rows(task)
     result = score_rows(TASK_SCORERS[task], data["rows"])
     assert result["n"] == len(data["rows"]) == data["n_rows"]
     for variant in PUBLISHED:
@@ -89,8 +89,8 @@ def test_totals_are_means_over_all_rows(golden, task):
 
 
 @pytest.mark.parametrize(("task", "start"), [("ScienceQA", 2), ("20Minuten", 0)])
-def test_rouge_of_the_other_text_tasks(golden, task, start):
-    rows = golden(f"scorers/{task}.json")["rows"]
+def test_rouge_of_the_other_text_tasks(scored_rows, task, start):
+    rows = scored_rows(task)["rows"]
     cut = [{key: row[key][start:] for key in ("prompt", "prediction", "reference")} for row in rows]
     compared = 0
     for row, scores in zip(rows, score_rows("rouge_l", cut)["rows"], strict=True):
