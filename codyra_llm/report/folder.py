@@ -218,10 +218,10 @@ def scores_folder(config: RunConfig) -> RunFolder:
     Raises:
         UserError: it holds a training run, whose results would be lost, or as `RunFolder` does.
     """
-    folder = RunFolder(config)
-    if (folder.path / "checkpoints").exists():
-        raise UserError(f"output_dir {folder.path}: holds a training run; name another folder for the scores")
-    return folder
+    path = expand(config.output_dir)
+    if (path / "checkpoints").exists():
+        raise UserError(f"output_dir {path}: holds a training run; name another folder for the scores")
+    return RunFolder(config)
 
 
 def start_log(path: Path | None) -> logging.Logger:

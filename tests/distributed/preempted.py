@@ -3,9 +3,10 @@
 python -m tests.distributed.preempted < JSON list of sessions > JSON list of what became of them
 
 A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
-[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank (but for NOT_COUNTED),
-or (with a fraction) seconds; how is the name of a signal, or "stop file". With "watch", rank 0 writes the names of all
-functions it calls, in order, to that file. The answer for each session is the list of its ranks' exit statuses.
+[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank (but for NOT_COUNTED), or of
+those of one name ("write_entry:2"), or (with a fraction) seconds; how is the name of a signal, or "stop file". With
+"watch", rank 0 writes the names of all functions it calls, in order, to that file. The answer for each session is the
+list of its ranks' exit statuses.
 """
 
 import json
@@ -57,10 +58,15 @@ def _act(how: str, output: str) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signal.Signals[how])
 
 
-def _counter(called: list[str], last: int = 0, act: Callable[[], None] | None = None) -> Callable:
+def _counter(called: list[str], moment: int | str = 0, act: Callable[[], None] | None = None) -> Callable:
+    name, _, number = str(moment).rpartition(":")
+    last = int(number)
+
     def count(frame: Any, event: str, argument: Any) -> None:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(PACKAGE) and file not in NOT_COUNTED:
+            if name and frame.f_code.co_name != name:
+                return
             called.append(frame.f_code.co_name)
             if act and len(called) == last:
                 act()
