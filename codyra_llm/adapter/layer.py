@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class CoDyRALinear(nn.Module):
     """
 
     shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
+    enabled = True  # else the layer is its projection alone
     alive: torch.Tensor | None = None  # the components that take part in the products; None: all
 
     def __init__(
@@ -65,6 +67,8 @@ class CoDyRALinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
+        if not self.enabled:
+            return self.base(input)
         A, B, gate = self.branch()
         if self.products is None or torch.compiler.is_compiling():  # a compiler fuses the plain form itself
             return add_gated_branch(self.base(input), input, A, B, gate)
@@ -140,6 +144,19 @@ class SharedInput:
 
     def _end(self) -> None:
         self.open, self._held = False, None
+
+
+@contextmanager
+def without_branches(model: nn.Module) -> Iterator[None]:
+    """A context in which the model computes what it computes without its branches."""
+    layers = [layer for _, layer in gated_layers(model)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 def gated_layers(model: nn.Module) -> Iterator[tuple[str, CoDyRALinear]]:

@@ -16,6 +16,8 @@ def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> Removable
     """
 
     def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if not layer.enabled:  # without the branch, the projection is what it was before
+            return output
         return output - ((inputs[0].to(A.dtype) @ A.T) @ B.T).to(output.dtype)
 
     return layer.base.register_forward_hook(hook)

@@ -1,6 +1,7 @@
 """A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, gradients of rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -27,41 +28,52 @@ class Attached:
         engine: DeepSpeed's, over a model with gated branches.
     """
 
-    def __init__(self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal) -> None:
+    def __init__(
+        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, pad_token_id: int, world: World
+    ) -> None:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
-        self.penalizes = overrides(hooks, "penalty")
+        self.rows = EngineRowGradients(engine, model, pad_token_id, world)
         self._gradients: dict[str, torch.Tensor] = {}
-        if self.penalizes:
+        if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):
-                parameter.register_hook(self._add_penalty(name))
+                parameter.register_hook(self._change(name))
         if overrides(hooks, "before_step"):
             optimizer.before_step = lambda: hooks.before_step(self._slices())
         if overrides(hooks, "after_step"):
             optimizer.after_step = lambda: hooks.after_step(self._slices())
 
-    def begin_step(self) -> float:
-        """Prepares the penalty's gradient for the micro batches of an optimizer step; returns the penalty's value."""
-        if not self.penalizes:
+    def begin_step(self, step: int) -> float:
+        """Lets the method prepare an optimizer step; returns the value of its penalty."""
+        if overrides(self.hooks, "begin_step"):
+            self._gradients = {}  # which are the step's alone
+            with self.rows.apart():
+                self.hooks.begin_step(step, self.rows)
+        if not overrides(self.hooks, "penalty"):
             return 0.0
         value, gradients = self.hooks.penalty(whole_branches(self.model))
         self._gradients = dict(gradients)
         return value
 
-    def end_training(self, rows: Sequence[Example], pad_token_id: int, world: World) -> None:
+    def end_training(self, rows: Sequence[Example]) -> None:
         """Lets the method measure what it needs while the engine is alive, then detaches the optimizer's hooks."""
+        self._gradients = {}
         if overrides(self.hooks, "after_training"):
-            self.hooks.after_training(rows, EngineRowGradients(self.engine, self.model, pad_token_id, world))
+            with self.rows.apart():
+                self.hooks.after_training(rows, self.rows)
         self.optimizer.before_step = self.optimizer.after_step = None
 
-    def _add_penalty(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _change(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         # DeepSpeed averages gradients over ranks and sums them over the micro batches of a step
         micro_batches = self.engine.gradient_accumulation_steps()
 
-        def add(gradient: torch.Tensor) -> torch.Tensor:
+        def change(gradient: torch.Tensor) -> torch.Tensor:
+            if self.rows.busy:
+                return gradient
+            gradient = self.hooks.on_gradient(name, gradient)
             added = self._gradients.get(name)
             return gradient if added is None else gradient + added / micro_batches
 
-        return add
+        return change
 
     def _slices(self) -> Slices:
         """What the optimizer is about to step, or has stepped: above stage 0 it is called for each group by itself."""
@@ -90,9 +102,29 @@ class EngineRowGradients:
 
     def __init__(self, engine: Any, model: nn.Module, pad_token_id: int, world: World) -> None:
         self.engine, self.model, self.pad_token_id, self.world = engine, model, pad_token_id, world
+        self.busy = False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A context in which passes are none of a step: what a method adds to those is left out."""
+        self.busy, term = True, self.engine.module.term
+        self.engine.module.term = None
+        try:
+            yield
+        finally:
+            self.busy, self.engine.module.term = False, term
 
     def mean(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As `RowGradients.mean`; sums are formed in float64, so that they do not depend on the number of ranks."""
+        """As `RowGradients.mean`."""
+        return {name: total / len(rows) for name, total in self._sum(rows, of).items()}
+
+    def of(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As `RowGradients.of`."""
+        tokens = sum(len(row.answer) for row in rows)
+        return {name: total / tokens for name, total in self._sum(rows, lambda gradient: gradient).items()}
+
+    def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
         named = [(name, parameter) for name, parameter, _ in trainable(self.model)]
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
         device = self.world.device
@@ -112,4 +144,4 @@ class EngineRowGradients:
                     total += of(gradient.double())
         for total in sums:
             dist.all_reduce(total)
-        return {name: (total / len(rows)).float().cpu() for (name, _), total in zip(named, sums, strict=True)}
+        return {name: total.float().cpu() for (name, _), total in zip(named, sums, strict=True)}

@@ -92,7 +92,7 @@ def train_task(
     if resumed:
         write_branches(model, resumed)
     engine, *_ = deepspeed.initialize(
-        model=AnswerLoss(model),
+        model=AnswerLoss(model, hooks),
         optimizer=optimizer,
         model_parameters=trainable,
         config=complete(deepspeed_json, train, world.size),
@@ -106,7 +106,7 @@ def train_task(
         resumed.tensors.clear()  # as much memory as the branches and their moments take
     if engine.zero_optimization_stage() == 3:
         part_branches(model)
-    attached = Attached(hooks, model, engine, optimizer)
+    attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, world)
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
@@ -121,7 +121,7 @@ def train_task(
         threshold = schedule.apply(optimizer, step) if schedule else 0.0
         if schedule and schedule.compacts(step):
             compact_branches(model)
-        penalty = attached.begin_step()
+        penalty = attached.begin_step(step)
         answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
         for batch in batches.micro_batches(step, world.rank):
@@ -149,7 +149,7 @@ def train_task(
         )
         reports.append(report)
         on_step(report, lambda: read_state(model, engine, optimizer, world))
-    attached.end_training(batches.own, batches.pad_token_id, world)
+    attached.end_training(batches.own)
     engine.destroy()
     own_branches(model)
     _check_branches(batches.task, model)

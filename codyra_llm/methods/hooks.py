@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ class Slices(list[Slice]):
 
 
 class RowGradients(Protocol):
-    """Gradients of single rows at the weights that a task ended with."""
+    """Gradients of any rows at the weights as they are, apart from those of the step; not clipped."""
 
     def mean(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
         """The mean over rows of a function of each row's gradient, by parameter name, whole on every rank.
@@ -67,12 +67,35 @@ class RowGradients(Protocol):
         The gradient is that of the negative log-likelihood of the row's answer in nats, summed over its tokens.
         """
 
+    def of(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
+        """The gradient of the mean loss per answer token of some rows, by parameter name, whole on every rank."""
+
 
 Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name
 
 
 class Hooks:
     """The hooks of the training loop; by default they do nothing, and the loop costs nothing for those."""
+
+    has_teacher: ClassVar[bool] = False  # whether `output_loss` is given the logits of the model without its branches
+
+    def begin_step(self, step: int, gradients: RowGradients) -> None:
+        """What a step needs to know of other rows, before its own passes; they cost extra passes."""
+
+    def output_loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """A term that is added to the loss, summed over answer tokens as the loss is; None: no term.
+
+        Args:
+            logits: [tokens, vocabulary], fp32, of some of the answer tokens. targets: [tokens], ids.
+            teacher: [tokens, vocabulary], without gradient: the model's as the task found it (`has_teacher`).
+        """
+        return None
+
+    def on_gradient(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """A linear change of a parameter's whole gradient of one micro batch, before ranks are averaged."""
+        return gradient
 
     def penalty(self, branches: Deltas) -> Penalty:
         """A term on the branches alone, and its gradient in closed form; asked for once in each optimizer step.

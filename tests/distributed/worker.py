@@ -22,7 +22,10 @@ from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import original_weights
 from codyra_llm.plan import plan_run
+from tests.distributed.extra_methods import register
 from tests.distributed.forked import fork_ranks
+
+register()
 
 MODES = {
     "importance": {},
