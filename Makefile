@@ -1,17 +1,21 @@
 # make quickstart   a real 135M LLaMA learns eight small tasks, in minutes, on two CPU cores
-# make test         all tests
+# make test         the tests that need neither minutes nor the 135M model
+# make test-all     all tests
 # make check        ruff and mypy
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test test-all check install clean
 
 quickstart: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py --config configs/quickstart.yaml
 
 test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
 	$(BIN)/python -m pytest
 
 check: install

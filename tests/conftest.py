@@ -16,6 +16,23 @@ REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
 SHARED = REPOSITORY.parent / "shared"
 
+# what `make test` leaves out: minutes, processes, the 135M model
+SLOW = (
+    "tests/distributed",
+    "tests/slurm",
+    "tests/e2e",
+    "tests/fuzz",
+    "tests/unit/footprint",
+    "tests/unit/general",
+    "tests/unit/models/test_gguf.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW) and "e2e/test_run.py" not in item.nodeid:
+            item.add_marker(pytest.mark.slow)
+
 
 def shared_folder(path: str, lacking: str) -> Path:
     """A folder of reference data; the test that needs it skips where it is absent."""
