@@ -1,0 +1,73 @@
+"""Checkpoints on disk: the newest that is whole is found, what it rests on is looked at."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from codyra_llm.engine.checkpoint import KEPT, Checkpoints
+from codyra_llm.errors import UserError
+from codyra_llm.files import sha256
+
+
+def progress(step: int) -> dict:
+    return {"task": 1, "phase": "train", "step": step, "global_step": step, "results": {}}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "this run")
+    (tmp_path / "entry").write_text("update")
+    rests_on = {"entry": sha256(tmp_path / "entry")}
+    for step in (1, 2, 3):
+        checkpoints.write(progress(step), {"A": torch.full((2,), float(step))}, rests_on)
+    return Checkpoints(tmp_path / "checkpoints", "this run")
+
+
+def test_the_newest_is_found_and_the_last_are_kept(written: Checkpoints) -> None:
+    found, problems = written.latest()
+    assert found and not problems
+    assert found.progress["step"] == 3 and found.tensors["A"].tolist() == [3.0, 3.0]
+    assert sorted(path.name for path in written.folder.iterdir()) == ["00000002", "00000003"] and KEPT == 2
+
+
+def test_a_damaged_one_is_skipped_and_named(written: Checkpoints) -> None:
+    (written.folder / "00000003" / "state.safetensors").write_bytes(b"x")
+    found, problems = written.latest()
+    assert found and found.progress["step"] == 2
+    assert problems == [f"{written.folder}/00000003/state.safetensors is damaged"]
+    written.write(progress(4), {}, {})
+    assert sorted(path.name for path in written.folder.iterdir()) == ["00000002", "00000004"]
+
+
+def test_a_file_that_all_rest_on(written: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "entry").write_text("another")
+    with pytest.raises(UserError, match=r"no checkpoint can be used: .*entry is damaged; .*entry is damaged"):
+        written.latest()
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc/passwd"])
+def test_a_name_that_leads_elsewhere(written: Checkpoints, name: str) -> None:
+    for folder in written.folder.iterdir():
+        sums = json.loads((folder / "checksums.json").read_text())
+        sums["sha256"][name] = "0" * 64
+        (folder / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(UserError, match=r"checksums.json is damaged"):
+        written.latest()
+
+
+def test_what_is_half_written_is_no_checkpoint(written: Checkpoints) -> None:
+    shutil.copytree(written.folder / "00000003", written.folder / "00000004.tmp")
+    found, problems = written.latest()
+    assert found and found.progress["step"] == 3 and not problems
+
+
+def test_another_run(written: Checkpoints) -> None:
+    with pytest.raises(UserError, match=r"belongs to another run .*; `--resume never` starts over"):
+        Checkpoints(written.folder, "another").latest()
+
+
+def test_none_at_all(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "checkpoints", "this run").latest() == (None, [])

@@ -1,0 +1,41 @@
+"""Asking a process to stop."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from codyra_llm.engine.launch import start
+from codyra_llm.engine.stop import SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_handlers_are_put_back(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopRequest(start(), None) as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), number)
+        assert stop.agreed() and stop.agreed()
+    assert signal.getsignal(number) == before
+
+
+def test_a_file_asks_as_well(tmp_path: Path) -> None:
+    with StopRequest(start(), tmp_path / "stop") as stop:
+        assert not stop.agreed()
+        (tmp_path / "stop").touch()
+        assert stop.agreed()
+
+
+def test_in_another_thread_no_handler_is_set() -> None:
+    world, before, found = start(), signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with StopRequest(world, None) as stop:
+            found.append((signal.getsignal(signal.SIGTERM), stop.agreed()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(before, False)]
