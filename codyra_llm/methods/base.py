@@ -56,7 +56,7 @@ class Method(Hooks):
     Attributes:
         name: that a user chooses it by; also the name of its section of the configuration.
         summary: one line for --help and the model card.
-        Settings: a frozen dataclass whose fields carry their help (`adapter.config.option`).
+        Settings: a frozen dataclass whose fields carry their help and range (`options.option`).
         needs: what it can run with.
         kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
             task and gives them back when it resumes.

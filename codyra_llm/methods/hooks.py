@@ -47,10 +47,8 @@ class Slices(list[Slice]):
 
     def dot(self, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
         """The dot product of two vectors over all parameters, each given as one tensor for each slice."""
-        total = sum(
-            (torch.dot(a.double(), b.double()) for a, b in zip(left, right, strict=True)), torch.zeros(()).double()
-        )
-        total = torch.as_tensor(total)
+        products = [torch.dot(a.double(), b.double()) for a, b in zip(left, right, strict=True)]
+        total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
         if self.partitioned:
             if dist.get_backend() == "nccl":
                 total = total.cuda()
