@@ -186,7 +186,7 @@ def test_an_update_out_of_range_leaves_a_run_that_can_go_on(
 ) -> None:
     config = tiny_config(tiny_folder, tmp_path / "run", **SHORT, **{"model.dtype": "float16", "evaluate.tasks": "last"})
     with monkeypatch.context() as patched:
-        patched.setattr("codyra_llm.methods.codyra.deltas", lambda model, scale: deltas(model, 1e9))
+        patched.setattr("codyra_llm.methods.base.deltas", lambda model, scale: deltas(model, 1e9))
         assert "_proj: a weight may reach" in fails(config, tmp_path / "run")
     run(config)
     assert (tmp_path / "run" / "ledger" / "01-FOMC").is_dir()
