@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 from benchmarks.mix import epoch_tokens, examples
 from benchmarks.rounds import report
 from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
-from codyra_llm.engine.loss import answer_logits, summed_loss
-from codyra_llm.footprint.activations import LiveBytes
+from codyra_llm.engine.loss import summed_loss
+from codyra_llm.models.head import answer_logits
 from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.planning.activations import LiveBytes
 
 
 def most_alive(model: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from codyra_llm.engine.memory import return_freed_memory
+from codyra_llm.engine.malloc import return_freed_memory
 
 ATEN = torch.ops.aten
 # operand positions of (left, right) in the products; torch's own counter takes an in-place addmm_ for nothing

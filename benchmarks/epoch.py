@@ -27,7 +27,7 @@ from codyra_llm.adapter.merge import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
-from codyra_llm.engine.launch import World, start
+from codyra_llm.distributed.ranks import World, start
 from codyra_llm.engine.train import train_task
 from codyra_llm.methods import CoDyRA
 from codyra_llm.models.load import load_model, resolve_model

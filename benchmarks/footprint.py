@@ -31,7 +31,7 @@ from codyra_llm.text import align
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from codyra_llm.engine.launch import World
+    from codyra_llm.distributed.ranks import World
     from codyra_llm.engine.train import OnStep, StepReport
 
 REPOSITORY = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     """One rank of a measured run; the first writes the bytes."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from codyra_llm.engine.launch import gather, start
+    from codyra_llm.distributed.ranks import gather, start
     from codyra_llm.engine.zero import load_base
 
     world = start()
@@ -151,9 +151,9 @@ def planned(
     """(bytes of the base weights, {way: peak bytes on device and host together}) according to the plan."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from codyra_llm.footprint.activations import activation_bytes
-    from codyra_llm.footprint.memory import ModelSizes, partitioned, rank_memory
-    from codyra_llm.footprint.plan import model_on_meta
+    from codyra_llm.planning.activations import activation_bytes
+    from codyra_llm.planning.footprint import model_on_meta
+    from codyra_llm.planning.memory import ModelSizes, partitioned, rank_memory
 
     config = run_config(rows, ranks, checkpointing, held)
     model, _ = model_on_meta(config)

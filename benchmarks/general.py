@@ -20,7 +20,7 @@ from codyra_llm.config import GeneralConfig
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.suites import Suite, load_suites
-from codyra_llm.evaluation.generate import answer_questions
+from codyra_llm.generation.generate import answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 
 

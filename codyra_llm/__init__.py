@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
 
 if TYPE_CHECKING:
-    from codyra_llm.continual import run
     from codyra_llm.data.stream import TaskStream
+    from codyra_llm.workflows.train import run
 
 __all__ = ["CoDyRAConfig", "ProximalAdamW", "TaskStream", "ThresholdSchedule", "inject", "merge", "prune", "run"]
 
@@ -25,7 +25,7 @@ __all__ = ["CoDyRAConfig", "ProximalAdamW", "TaskStream", "ThresholdSchedule", "
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: the adapter alone needs neither transformers nor DeepSpeed.
     if name == "run":
-        from codyra_llm.continual import run
+        from codyra_llm.workflows.train import run
 
         return run
     if name == "TaskStream":

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from codyra_llm.engine.environment import prints
+from codyra_llm.distributed.environment import prints
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.text import shown
 
@@ -67,7 +67,7 @@ def main(command: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
-        launch = sys.modules.get("codyra_llm.engine.launch")
+        launch = sys.modules.get("codyra_llm.distributed.ranks")
         line = launch.lost_ranks(error) if launch else None
         if line is None:
             raise
@@ -78,6 +78,6 @@ def main(command: Callable[[], int | None]) -> None:
 
 
 def _leave() -> None:
-    launch = sys.modules.get("codyra_llm.engine.launch")  # a command that did not need it has not loaded it
+    launch = sys.modules.get("codyra_llm.distributed.ranks")  # a command that did not need it has not loaded it
     if launch:
         launch.leave()

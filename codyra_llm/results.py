@@ -11,7 +11,7 @@ from torch import nn
 from codyra_llm.config import RunConfig
 from codyra_llm.engine.zero import parameter_count
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.plan import RunPlan
+from codyra_llm.planning.run_plan import RunPlan
 from codyra_llm.text import scrub
 
 SCHEMA_VERSION = 1

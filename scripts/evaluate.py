@@ -61,8 +61,8 @@ def evaluate() -> None:
     """Reads the command line and scores."""
     options, config = parse_arguments(sys.argv[1:])
     # after the command line, so that --help and mistakes answer at once
-    from codyra_llm.general import measure_later, score_suites
-    from codyra_llm.scoring import score_model
+    from codyra_llm.workflows.evaluate import score_model
+    from codyra_llm.workflows.general_ability import measure_later, score_suites
 
     if options.run:
         measure_later(options.run, config, options.after.split(",") if options.after else ())

@@ -18,7 +18,9 @@ from codyra_llm.evaluation.judge.config import parse_command_line
 def judge() -> None:
     """Reads the command line and compares."""
     config = parse_command_line(sys.argv[1:], __doc__)
-    from codyra_llm.judging import judge_models  # after the command line, so that --help and mistakes answer at once
+    from codyra_llm.workflows.judge import (
+        judge_models,  # after the command line, so that --help and mistakes answer at once
+    )
 
     judge_models(config)
 

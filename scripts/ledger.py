@@ -17,7 +17,7 @@ from pathlib import Path
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
-from codyra_llm.ledger.select import add_selection, read_selection
+from codyra_llm.ledger.selection import add_selection, read_selection
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -53,9 +53,9 @@ def ledger() -> None:
     folder = expand(options.ledger)
     from codyra_llm.ledger.describe import compare, describe  # after the command line, so that mistakes answer at once
     from codyra_llm.ledger.entry import OF_ONE_TASK
-    from codyra_llm.ledger.exchange import append_adapter, export_sum
     from codyra_llm.ledger.ledger import read_ledger
     from codyra_llm.ledger.materialize import check_fit
+    from codyra_llm.ledger.peft_io import append_adapter, export_sum
 
     if options.action == "export":
         held, shares = read_selection(folder, options)

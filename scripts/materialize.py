@@ -15,7 +15,7 @@ from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.files import expand
-from codyra_llm.ledger.select import add_selection, read_selection
+from codyra_llm.ledger.selection import add_selection, read_selection
 
 
 def materialize() -> None:

@@ -33,8 +33,11 @@ def plan() -> None:
     run = [*(["--config", options.config] if options.config else []), *overrides]
     config = parse_command_line(run, __doc__)
 
-    from codyra_llm.footprint.plan import parse_size, plan_footprint  # after the command line: mistakes answer at once
-    from codyra_llm.footprint.report import report
+    from codyra_llm.planning.footprint import (  # after the command line: mistakes answer at once
+        parse_size,
+        plan_footprint,
+    )
+    from codyra_llm.planning.report import report
 
     planned = plan_footprint(config, options.gpus, parse_size(options.gpu_memory), options.rows)
     if options.json:

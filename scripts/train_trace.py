@@ -19,7 +19,7 @@ from codyra_llm.config import parse_command_line
 def train_trace() -> None:
     """Reads the command line and runs."""
     config = parse_command_line(sys.argv[1:], __doc__)
-    from codyra_llm.continual import run  # after the command line, so that --help and mistakes answer at once
+    from codyra_llm.workflows.train import run  # after the command line, so that --help and mistakes answer at once
 
     run(config)
 

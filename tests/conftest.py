@@ -22,7 +22,7 @@ SLOW = (
     "tests/slurm",
     "tests/e2e",
     "tests/fuzz",
-    "tests/unit/footprint",
+    "tests/unit/planning/test_footprint.py",
     "tests/unit/general",
     "tests/unit/models/test_gguf.py",
 )

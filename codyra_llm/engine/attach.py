@@ -15,7 +15,7 @@ from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
-from codyra_llm.engine.launch import World
+from codyra_llm.distributed.ranks import World
 from codyra_llm.engine.state import own_piece, trainable
 from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
 

@@ -3,9 +3,9 @@
 import torch
 from transformers import PreTrainedModel
 
-from codyra_llm.engine.loss import answer_logits
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.context import Context
+from codyra_llm.generation.kv_cache import Context
+from codyra_llm.models.head import answer_logits
 from codyra_llm.models.load import reason
 
 TOKENS, READ_FIRST = 12, 8

@@ -15,7 +15,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.optimizer import AVERAGES, Proximal
-from codyra_llm.engine.launch import World
+from codyra_llm.distributed.ranks import World
 
 
 @dataclass(frozen=True)

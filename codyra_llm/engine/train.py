@@ -17,9 +17,9 @@ from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.distributed.ranks import World, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.launch import World, local_rank_in_environment
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas, Fill, add_delta_in_place, check_reach, largest_magnitude, sum_in_tiles
 from codyra_llm.config import RunConfig
+from codyra_llm.distributed.environment import local_size
+from codyra_llm.distributed.ranks import World, all_gather, local_rank_in_environment
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.environment import local_size
-from codyra_llm.engine.launch import World, gather, local_rank_in_environment
-from codyra_llm.engine.memory import return_large_blocks
+from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
 from codyra_llm.models.load import Place, load_model
@@ -95,7 +95,7 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
         for name, weight in weights
         if weight.is_floating_point() and not math.isfinite(largest_magnitude(_own_values(weight)))
     )
-    return next(filter(None, gather(next(damaged, None))), None)
+    return next(filter(None, all_gather(next(damaged, None))), None)
 
 
 def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
@@ -117,7 +117,7 @@ def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
             check_reach(name, dtype, largest, *factors)
         except ValueError as error:
             problems.append(str(error))
-    found = next(filter(None, gather(problems[:1])), None)
+    found = next(filter(None, all_gather(problems[:1])), None)
     if found:
         raise UserError(f"task {task}: {found[0]}; lower train.learning_rate, or use a model.dtype of wider range")
 
@@ -282,7 +282,7 @@ def _fits(weights: list[Any], world: World) -> bool:
         free = torch.cuda.mem_get_info(world.device)[0] + cached
     else:
         free = get_accelerator().available_memory() // local_size()
-    return all(gather(needed * EVALUATION_MARGIN <= free))
+    return all(all_gather(needed * EVALUATION_MARGIN <= free))
 
 
 def _gather_module_by_module(model: nn.Module) -> list[Any]:

@@ -25,7 +25,7 @@ from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, write_text
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, write_readme
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.text import shown
 
 FILE = "ledger.json"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from codyra_llm.engine.memory import return_large_blocks
+from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import read_entry, shapes, summed
 from codyra_llm.ledger.ledger import Ledger, check_base
-from codyra_llm.ledger.merged import merged_weights
+from codyra_llm.ledger.weights import merged_weights
 from codyra_llm.models.load import (
     load_config_and_tokenizer,
     original_weights,

@@ -12,9 +12,9 @@ from typing import Any
 from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.matrix import write_matrix_csv
 from codyra_llm.files import append_journal, expand, read_journal, read_json, remove, write_text
+from codyra_llm.generation.generate import Answered
 from codyra_llm.locks import NAME as LOCK
 from codyra_llm.locks import FolderLock, claim
 

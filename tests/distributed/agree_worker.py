@@ -8,9 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from codyra_llm import plan, run
+from codyra_llm import run
 from codyra_llm.command import main
 from codyra_llm.data.stream import TaskStream
+from codyra_llm.planning import run_plan as plan
 from tests.distributed.forked import fork_ranks
 from tests.e2e.test_run import tiny_config
 

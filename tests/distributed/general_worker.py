@@ -8,17 +8,17 @@ import json
 import sys
 from typing import Any
 
-from codyra_llm import asking
 from codyra_llm.adapter.merge import apply_deltas
-from codyra_llm.asking import stoppable
 from codyra_llm.config import load_config
-from codyra_llm.engine.launch import on_main, start
+from codyra_llm.distributed.ranks import on_rank_0, start
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, load_base
-from codyra_llm.general import score_general
 from codyra_llm.methods import METHODS
-from codyra_llm.plan import plan_run
+from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.workflows import session as asking
+from codyra_llm.workflows.general_ability import score_general
+from codyra_llm.workflows.session import stoppable
 from tests.distributed.forked import fork_ranks
 
 
@@ -27,8 +27,8 @@ def measure(settings: dict) -> None:
     config = load_config(None, settings)
     world = start()
     plan = plan_run(config, world)
-    folder: Any = on_main(world, lambda: RunFolder(config))
-    on_main(world, lambda: folder.open())
+    folder: Any = on_rank_0(world, lambda: RunFolder(config))
+    on_rank_0(world, lambda: folder.open())
     model = load_base(config, plan.deepspeed_json, world, print)
     method = METHODS[config.method](config)
     batches = plan.batches[0]
@@ -40,7 +40,7 @@ def measure(settings: dict) -> None:
         _, updates = method.finish(model)
         apply_deltas(model, updates, add_delta)
         merged = score_general(model, *rest, "merged")
-    on_main(world, lambda: folder.write_results({"live": live, "merged": merged}))
+    on_rank_0(world, lambda: folder.write_results({"live": live, "merged": merged}))
 
 
 def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from codyra_llm import continual
 from codyra_llm.command import main
 from codyra_llm.config import REPOSITORY, load_config
+from codyra_llm.workflows import train as continual
 from tests.distributed.forked import fork_ranks
 
 PACKAGE = str(REPOSITORY / "codyra_llm") + os.sep

@@ -19,8 +19,8 @@ Meet = Callable[..., list[tuple[int, str, str]]]
 PROGRAM = """
 import json, os, sys
 from codyra_llm.command import main
-from codyra_llm.engine.environment import this_process
-from codyra_llm.engine.rendezvous import meet
+from codyra_llm.distributed.environment import this_process
+from codyra_llm.distributed.rendezvous import meet
 
 def announce():
     process = this_process()
@@ -147,7 +147,7 @@ def test_a_rank_that_comes_twice_is_named(meet: Meet) -> None:
 def test_what_waits_in_the_store_later_has_all_the_time_of_a_collective() -> None:
     program = """
 from torch.distributed.distributed_c10d import _get_default_store
-from codyra_llm.engine.launch import leave, start
+from codyra_llm.distributed.ranks import leave, start
 start(rendezvous_seconds=60, collective_seconds=77)
 print(_get_default_store().timeout.total_seconds())
 leave()

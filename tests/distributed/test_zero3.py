@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.load import load_model
 from codyra_llm.models.save import save_model

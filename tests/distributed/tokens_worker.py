@@ -12,8 +12,8 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import load_config
-from codyra_llm.engine.launch import start
-from codyra_llm.plan import plan_run
+from codyra_llm.distributed.ranks import start
+from codyra_llm.planning.run_plan import plan_run
 from tests.distributed.forked import fork_ranks
 
 

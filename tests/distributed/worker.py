@@ -14,14 +14,14 @@ import torch
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import REPOSITORY, load_config
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, load_base, parameter_count, readable, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
-from codyra_llm.evaluation.generate import answer_questions
+from codyra_llm.generation.generate import answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import original_weights
-from codyra_llm.plan import plan_run
+from codyra_llm.planning.run_plan import plan_run
 from tests.distributed.extra_methods import register
 from tests.distributed.forked import fork_ranks
 

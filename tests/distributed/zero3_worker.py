@@ -23,19 +23,19 @@ from transformers import AutoModelForCausalLM
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, load_config
-from codyra_llm.continual import run
 from codyra_llm.data.encode import Example
+from codyra_llm.distributed.ranks import World, all_gather, start
 from codyra_llm.engine import train
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.launch import World, gather, start
 from codyra_llm.engine.zero import add_delta, own_branches, placement, readable, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
-from codyra_llm.evaluation.generate import Question, answer_questions
+from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.save import save_model
-from codyra_llm.plan import plan_run
+from codyra_llm.planning.run_plan import plan_run
+from codyra_llm.workflows.train import run
 
 LARGEST_FILES = (50_000, 10**9)
 
@@ -101,8 +101,8 @@ def loading(folder: Path, world: World) -> dict:
     big, tokenizer = str(folder / "big"), plan_run(config, world).tokenizer
     kept: list = []
     seen: dict = {
-        "growth in parts": gather(peak_growth(lambda: kept.append(load_model(big, place=place)))),
-        "growth whole": gather(peak_growth(lambda: kept.append([w.clone() for w in load_model(big).parameters()]))),
+        "growth in parts": all_gather(peak_growth(lambda: kept.append(load_model(big, place=place)))),
+        "growth whole": all_gather(peak_growth(lambda: kept.append([w.clone() for w in load_model(big).parameters()]))),
     }
     kept.clear()
     for name in ("llama", "llama-shards", "gemma", "gemma-shards", "gemma3-renamed", "llama-decoder"):
@@ -120,7 +120,7 @@ def loading(folder: Path, world: World) -> dict:
                     torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), expected.buffers(), strict=True)
                 ),
                 "tied": model.get_input_embeddings().weight is model.get_output_embeddings().weight,
-                "share": gather(held / sum(weight.numel() for weight in expected.parameters())),
+                "share": all_gather(held / sum(weight.numel() for weight in expected.parameters())),
                 "empty": all(weight.numel() == 0 for weight in model.parameters()),
                 "notes": notes,
             }
@@ -179,7 +179,7 @@ def learning(folder: Path, world: World) -> dict:
     for how in ("always", "never"):
         with readable(model, how, world) as synced:
             (answered,) = answer_questions(model, plan.tokenizer, questions, synced=synced)
-        seen["unequal", how] = gather((answered.loss, answered.text))
+        seen["unequal", how] = all_gather((answered.loss, answered.text))
     evaluate()
     for task, batches in zip(plan.stream, plan.batches, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
@@ -270,7 +270,7 @@ def full_disk(folder: Path, world: World) -> list[str]:
         told = str(error)
     if world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return gather(told)
+    return all_gather(told)
 
 
 def main(folder: Path) -> None:

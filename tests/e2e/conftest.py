@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from tests.conftest import REPOSITORY
 
 Command = Callable[..., str]

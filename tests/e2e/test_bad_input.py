@@ -254,7 +254,7 @@ def test_a_model_that_is_not_a_causal_lm(fails: Command, tiny_folder: Path, tmp_
 
 
 def test_part_of_a_launchers_environment(fails: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codyra_llm.engine import launch
+    from codyra_llm.distributed import ranks as launch
 
     monkeypatch.setattr(launch.dist, "is_initialized", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "2")

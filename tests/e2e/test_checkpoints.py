@@ -12,7 +12,7 @@ from codyra_llm import run
 from codyra_llm.config import REPOSITORY, RunConfig, load_config
 from codyra_llm.engine.checkpoint import Checkpoints
 from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation.generate import Answered
+from codyra_llm.generation.generate import Answered
 from codyra_llm.report.folder import RunFolder
 from tests.e2e.test_run import tiny_config
 

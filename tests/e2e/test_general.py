@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from codyra_llm import asking, run
+from codyra_llm import run
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
-from codyra_llm.general import measure_later, saved_config, score_suites
-from codyra_llm.ledger.exchange import append_adapter
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
+from codyra_llm.ledger.peft_io import append_adapter
+from codyra_llm.workflows import session as asking
+from codyra_llm.workflows.general_ability import measure_later, saved_config, score_suites
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite

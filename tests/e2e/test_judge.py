@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation import generate
 from codyra_llm.evaluation.judge.config import JudgeConfig
-from codyra_llm.judging import judge_models
+from codyra_llm.generation import generate
+from codyra_llm.workflows.judge import judge_models
 from tests.conftest import REPOSITORY
 from tests.endpoint import prefers_longer, serve
 from tests.models import tiny_model

@@ -17,8 +17,8 @@ from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
-from codyra_llm.models.identity import model_hash
 from tests.comparison import assert_same_files
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config

@@ -12,7 +12,7 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger, write_ledger
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.load import skeleton
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, write_shards
 from tests.conftest import REPOSITORY

@@ -14,15 +14,15 @@ from codyra_llm import run, scoring
 from codyra_llm.adapter import inject, merge
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import deltas
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import start
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.zero import add_delta, check_updates, load_base
 from codyra_llm.errors import UserError
+from codyra_llm.ledger.apply import merge_entries
 from codyra_llm.ledger.entry import write_entry
-from codyra_llm.merging import merge_entries
 from codyra_llm.models.load import load_model, original_weights
-from codyra_llm.scoring import score_model
+from codyra_llm.workflows.evaluate import score_model
 from tests.e2e.test_run import tiny_config
 from tests.models import WIDE, tiny_model
 

@@ -13,9 +13,9 @@ import torch
 from transformers import BertConfig
 
 from codyra_llm.config import load_config
-from codyra_llm.engine.launch import World
+from codyra_llm.distributed.ranks import World
 from codyra_llm.models.architectures import FILE, known_models
-from codyra_llm.plan import plan_run
+from codyra_llm.planning.run_plan import plan_run
 from tests.conftest import REPOSITORY
 
 Command = Callable[..., None]

@@ -14,7 +14,7 @@ from codyra_llm.engine.zero import add_delta
 from codyra_llm.ledger.entry import summed
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.quantize import quantization_config
-from codyra_llm.scoring import score_model
+from codyra_llm.workflows.evaluate import score_model
 from tests.comparison import assert_same_files
 from tests.e2e.conftest import Command
 from tests.e2e.test_checkpoints import config_of, stop_in_task_2

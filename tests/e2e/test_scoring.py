@@ -8,9 +8,9 @@ import pytest
 from codyra_llm import run
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation import generate
-from codyra_llm.general import score_suites
-from codyra_llm.scoring import score_model
+from codyra_llm.generation import generate
+from codyra_llm.workflows.evaluate import score_model
+from codyra_llm.workflows.general_ability import score_suites
 from tests.suites import write_suite
 
 

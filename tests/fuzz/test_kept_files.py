@@ -15,9 +15,9 @@ from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import sha256
 from codyra_llm.ledger.describe import compare, describe
-from codyra_llm.ledger.exchange import export_sum
 from codyra_llm.ledger.ledger import copy_entries, parse_ledger, read_ledger
 from codyra_llm.ledger.materialize import check_fit, materialize
+from codyra_llm.ledger.peft_io import export_sum
 from tests.e2e.test_run import tiny_config
 from tests.fuzz.outcome import few, outcome, thorough, tree
 from tests.fuzz.strategies import damaged, files_like

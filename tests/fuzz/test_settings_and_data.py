@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from codyra_llm.config import RunConfig, config_fields, load_config, parse_command_line, to_yaml
 from codyra_llm.data.stream import TaskStream
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.evaluation.scorers import SCORERS, score_rows
-from codyra_llm.plan import plan_run
+from codyra_llm.planning.run_plan import plan_run
 from tests.e2e.test_run import tiny_config
 from tests.fuzz.outcome import outcome, thorough, tree
 from tests.fuzz.strategies import HOSTILE, NUMBERS, damaged, files_like

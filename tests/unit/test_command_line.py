@@ -15,11 +15,11 @@ from codyra_llm.command import main
 from codyra_llm.config import REPOSITORY, RunConfig, config_fields, describe, load_config, parse_command_line
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
-from codyra_llm.engine.launch import on_main, start
+from codyra_llm.distributed.ranks import on_rank_0, start
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import parse_command_line as parse_judge
 from codyra_llm.files import cache_folder, read_json, read_yaml
-from codyra_llm.footprint.plan import parse_size
+from codyra_llm.planning.footprint import parse_size
 from codyra_llm.text import LINE, SHOWN, shown
 
 NUMERIC = [name for name, field in config_fields() if {int, float} & {field.type, *get_args(field.type)}]
@@ -142,7 +142,7 @@ def test_comfort_is_given_where_it_is_true(number: int, comforts: bool) -> None:
         raise OSError(number, os.strerror(number), "file")
 
     with pytest.raises(UserError) as error:
-        on_main(start(), fail)
+        on_rank_0(start(), fail)
     assert ("what was kept until now is whole" in str(error.value)) == comforts
 
 

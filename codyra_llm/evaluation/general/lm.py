@@ -10,7 +10,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.encode import Example
-from codyra_llm.evaluation.generate import Ask, Question
+from codyra_llm.generation.generate import Ask, Question
 
 LONGEST_ANSWER = 256  # tokens, where a suite does not say
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.encode import Example, encode_request
-from codyra_llm.evaluation.generate import Ask, Question
 from codyra_llm.evaluation.judge.verdict import Reply
+from codyra_llm.generation.generate import Ask, Question
 
 VERDICTS = ("A", "B", "C")
 

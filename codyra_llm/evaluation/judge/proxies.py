@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.judge.checks import passed
 from codyra_llm.evaluation.judge.prompts import CRITERIA, Prompt
 from codyra_llm.files import read_text
+from codyra_llm.generation.generate import Answered
 
 
 def refusal_phrases() -> list[str]:

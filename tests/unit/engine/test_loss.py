@@ -63,7 +63,7 @@ def test_logits_in_chunks_give_the_same(architecture: str, monkeypatch: pytest.M
     for at_once in (2**25, 5 * 768 * 4):
         model = tiny_model(architecture)
         model.get_output_embeddings().register_forward_hook(lambda *hook: widths.append(len(hook[-1])))
-        monkeypatch.setattr("codyra_llm.engine.loss.LOGITS_BYTES", at_once)
+        monkeypatch.setattr("codyra_llm.models.head.LOGITS_BYTES", at_once)
         batch = collate(EXAMPLES, pad_token_id=0)
         loss = AnswerLoss(model)(batch.input_ids, batch.labels)
         loss.backward()

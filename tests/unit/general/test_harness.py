@@ -18,7 +18,7 @@ from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
-from codyra_llm.evaluation.generate import Answered, answer_questions
+from codyra_llm.generation.generate import Answered, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 from tests.suites import write_suite
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.generate import answer_questions
 from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.evaluation.judge.endpoint import EndpointJudge
 from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
+from codyra_llm.generation.generate import answer_questions
 from tests.endpoint import serve
 from tests.models import tiny_model
 

@@ -5,11 +5,11 @@ import itertools
 import pytest
 from scipy.stats import binomtest
 
-from codyra_llm.evaluation.generate import Answered
 from codyra_llm.evaluation.judge.checks import Checks, passed
 from codyra_llm.evaluation.judge.prompts import Prompt
 from codyra_llm.evaluation.judge.proxies import is_refusal, proxies, refusal_phrases
 from codyra_llm.evaluation.judge.verdict import Pair, fill, read_verdict, tally, wilson
+from codyra_llm.generation.generate import Answered
 
 
 def test_both_orders_must_agree() -> None:

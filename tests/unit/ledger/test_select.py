@@ -4,7 +4,7 @@ import pytest
 
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger
-from codyra_llm.ledger.select import select
+from codyra_llm.ledger.selection import select
 
 LEDGER = Ledger(
     BaseModel("base", "0" * 64, "float32"),

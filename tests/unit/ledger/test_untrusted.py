@@ -14,10 +14,10 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder, sha256
 from codyra_llm.ledger.describe import compare
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, read_entry, summed, write_entry
-from codyra_llm.ledger.exchange import export_sum, read_adapter
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger, copy_entries, parse_ledger, read_ledger, write_ledger
 from codyra_llm.ledger.materialize import check_fit, materialize
-from codyra_llm.models.identity import model_hash
+from codyra_llm.ledger.peft_io import export_sum, read_adapter
+from codyra_llm.models.fingerprint import model_hash
 
 Q = "model.layers.0.self_attn.q_proj"
 KEYS = [f"base_model.model.{Q}.lora_{factor}.weight" for factor in "AB"]

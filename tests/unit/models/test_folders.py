@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.errors import UserError
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights, skeleton
 from codyra_llm.models.save import save_model
 from tests.models import tiny_model

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codyra_llm.errors import UserError
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from tests.models import tiny_model
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from codyra_llm.adapter import CoDyRAConfig, inject, merge
 from codyra_llm.adapter.injection import find_targets
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import parameter_count, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.models.load import load_config_and_tokenizer, load_model

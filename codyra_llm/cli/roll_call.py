@@ -1,6 +1,6 @@
 """Before torchrun starts: the nodes of a SLURM step find each other, or it is said which of them did not come.
 
-    srun --ntasks-per-node=1 bash -c 'python -m codyra_llm.engine.roll_call 300 && exec torchrun ...'
+    srun --ntasks-per-node=1 bash -c 'python -m codyra_llm.cli.roll_call 300 && exec torchrun ...'
 
 torchrun itself waits for its agents before any rank runs, and only counts them. MASTER_ADDR and MASTER_PORT are those
 of this roll call; its one argument is how many seconds it waits.
@@ -10,8 +10,8 @@ import sys
 import time
 
 from codyra_llm.command import main
-from codyra_llm.engine.environment import hosts_of_step, this_process
-from codyra_llm.engine.rendezvous import meet
+from codyra_llm.distributed.environment import hosts_of_step, this_process
+from codyra_llm.distributed.rendezvous import meet
 from codyra_llm.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from codyra_llm.engine.environment import Process, find_meeting_point
+from codyra_llm.distributed.environment import Process, find_meeting_point
 from codyra_llm.errors import RendezvousError, UserError
 
 

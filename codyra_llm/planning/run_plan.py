@@ -20,13 +20,13 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.distributed.ranks import World, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World, check_same
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
 from codyra_llm.models.quantize import check_widths
 from codyra_llm.text import shown

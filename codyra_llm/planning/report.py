@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from codyra_llm.adapter.injection import describe_targets
-from codyra_llm.footprint.plan import MARGIN, RESERVED, Footprint, needed
+from codyra_llm.planning.footprint import MARGIN, RESERVED, Footprint, needed
 from codyra_llm.text import align
 
 GB = 1e9

@@ -16,14 +16,13 @@ import torch
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import ModuleRank
-from codyra_llm.asking import stoppable
 from codyra_llm.config import RunConfig, describe, load_config
 from codyra_llm.data.stream import TaskStream
+from codyra_llm.distributed.ranks import World, broadcast, on_rank_0, start
+from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
-from codyra_llm.engine.launch import World, on_main, share, start
-from codyra_llm.engine.memory import return_freed_memory
+from codyra_llm.engine.malloc import return_freed_memory
 from codyra_llm.engine.state import TaskState
-from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import check_updates, load_base
 from codyra_llm.errors import Stopped
@@ -31,20 +30,21 @@ from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import expand
-from codyra_llm.general import base_identity, score_general, set_row
+from codyra_llm.ledger.apply import find_original, merge_entries, weights_to_save
 from codyra_llm.ledger.entry import drift, write_entry
 from codyra_llm.ledger.kept import read_kept, write_kept
 from codyra_llm.ledger.ledger import Entry, Ledger, copy_entries, open_ledger, write_ledger
-from codyra_llm.merging import find_original, merge_entries, weights_to_save
 from codyra_llm.methods import METHODS
 from codyra_llm.models.save import save_model
-from codyra_llm.plan import RunPlan, check_ranks_agree, plan_run
+from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.model_card import model_card
 from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results import new_results, taken_up
-from codyra_llm.scoring import score_tasks
+from codyra_llm.workflows.evaluate import score_tasks
+from codyra_llm.workflows.general_ability import base_identity, score_general, set_row
+from codyra_llm.workflows.session import stoppable
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
@@ -69,16 +69,16 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     world = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, world, stream)
     check_ranks_agree(config, world, plan)
-    folder: RunFolder | None = on_main(world, lambda: RunFolder(config))
+    folder: RunFolder | None = on_rank_0(world, lambda: RunFolder(config))
     checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None
     found: Checkpoint | None = None
     problems: list[str] = []
-    on_main(world, lambda: folder.forget_stops())  # type: ignore[union-attr]
+    on_rank_0(world, lambda: folder.forget_stops())  # type: ignore[union-attr]
     if config.resume == "auto":
-        found, unfit = share(on_main(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
+        found, unfit = broadcast(on_rank_0(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
         problems = [f"skipped a checkpoint: {problem}" for problem in unfit]
     if found and found.progress["phase"] == "done":
-        results = share(on_main(world, lambda: folder.finished()))  # type: ignore[union-attr]
+        results = broadcast(on_rank_0(world, lambda: folder.finished()))  # type: ignore[union-attr]
         if results:
             if folder:
                 folder.unlock()
@@ -111,10 +111,10 @@ class _Run:
         self.method = METHODS[config.method](config)
         notes = list(plan.notes)
         begun = found.progress["ledger"] if found else None
-        self.ledger: Ledger = share(on_main(world, lambda: open_ledger(config, begun)))
+        self.ledger: Ledger = broadcast(on_rank_0(world, lambda: open_ledger(config, begun)))
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
         self.original = find_original(config)
-        on_main(world, lambda: self.folder.open(resumed=found is not None))
+        on_rank_0(world, lambda: self.folder.open(resumed=found is not None))
         if config.model.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.phases = [*_phases(config, len(self.stream)), (len(self.stream), "done")]
@@ -127,10 +127,10 @@ class _Run:
         if found:
             self._take_up(found)
         else:
-            on_main(world, lambda: copy_entries(self.ledger, expand(config.extend or ""), self.folder.ledger))
+            on_rank_0(world, lambda: copy_entries(self.ledger, expand(config.extend or ""), self.folder.ledger))
             self._merge_entries(len(self.ledger.entries))
             self._checkpoint(*self.position)
-        self.report = on_main(world, lambda: Reporter(folder, self.global_step)) or Reporter(None, 0)
+        self.report = on_rank_0(world, lambda: Reporter(folder, self.global_step)) or Reporter(None, 0)
         for note in [*problems, *notes]:
             self.report.log.warning(note)
         self._greet(found)
@@ -159,7 +159,7 @@ class _Run:
         self.kept = progress.get("kept", {})
         if self.kept:
             (file,) = self.kept
-            self.method.kept = share(on_main(self.world, lambda: read_kept(self.folder.path / file)))
+            self.method.kept = broadcast(on_rank_0(self.world, lambda: read_kept(self.folder.path / file)))
         found.tensors.clear()  # else they would be held as long as the run goes on
         self._merge_entries(len(self.ledger.entries) - (self.position[1] == "merge"))
 
@@ -203,8 +203,8 @@ class _Run:
         kept, updates = self.method.finish(self.model)
         check_updates(self.model, updates, task.name)
         name, base = self.ledger.name_of_next(task.name), self.config.model.name_or_path
-        written = on_main(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
-        files, settings = share((written, self.checkpoints and self.checkpoints.run))
+        written = on_rank_0(self.world, lambda: write_entry(self.folder.ledger / name, updates, base))
+        files, settings = broadcast((written, self.checkpoints and self.checkpoints.run))
         self.ledger = self.ledger.with_entry(
             Entry(
                 name,
@@ -217,7 +217,7 @@ class _Run:
             )
         )
         if self.method.kept:
-            self.kept = share(on_main(self.world, lambda: write_kept(self.folder.kept, name, self.method.kept)))
+            self.kept = broadcast(on_rank_0(self.world, lambda: write_kept(self.folder.kept, name, self.method.kept)))
         self._keep_ranks(task.name, number, kept)
 
     def _merge(self, number: int) -> None:
@@ -259,7 +259,7 @@ class _Run:
             for i, scores in zip(which, scored, strict=True):
                 self.folder.write_predictions(row_name, self.stream.names[i], scores.rows)
 
-        on_main(self.world, write)
+        on_rank_0(self.world, write)
 
     def _measure_general(self, row_name: str) -> None:
         """Adds the model's general ability as it stands, and its change against the base model where that is known."""
@@ -284,11 +284,11 @@ class _Run:
 
         if not self.world.is_main:
             deque(weights, maxlen=0)
-        on_main(self.world, save)
-        on_main(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
-        on_main(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
+        on_rank_0(self.world, save)
+        on_rank_0(self.world, lambda: plot_matrix(self.results, self.folder.path / "matrix.png"))
+        on_rank_0(self.world, lambda: plot_ranks(self.results, self.folder.path / "ranks.png"))
         if self.results["general"]["scores"]:
-            on_main(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
+            on_rank_0(self.world, lambda: plot_general(self.results, self.folder.path / "general.png"))
 
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
@@ -321,13 +321,13 @@ class _Run:
             if not step:
                 self.folder.drop_answers()
 
-        on_main(self.world, write)
+        on_rank_0(self.world, write)
         if phase != "done":  # what is written last must be what is returned
             self.results["checkpoint_seconds"] += time.perf_counter() - began
 
     def _keep_ranks(self, task: str, number: int, kept: list[ModuleRank]) -> None:
-        norms = share(
-            on_main(self.world, lambda: drift([self.folder.ledger / entry.name for entry in self.ledger.entries]))
+        norms = broadcast(
+            on_rank_0(self.world, lambda: drift([self.folder.ledger / entry.name for entry in self.ledger.entries]))
         )
         by_kind: dict[str, list[int]] = {}
         for module in kept:
@@ -342,7 +342,7 @@ class _Run:
         }
         self.results["ranks"].append(entry)
         self.report.ranks(entry, self.results["losses"][-1]["loss"][-1], number)
-        on_main(self.world, lambda: self.folder.append_ranks(task, kept, norms))
+        on_rank_0(self.world, lambda: self.folder.append_ranks(task, kept, norms))
 
     def _set_cell(self, number: int, i: int, scores: TaskScores) -> None:
         for variant in VARIANTS:

@@ -18,17 +18,17 @@ from codyra_llm.adapter import CoDyRAConfig, inject
 from codyra_llm.config import load_config
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.errors import UserError
-from codyra_llm.footprint.activations import activation_bytes
-from codyra_llm.footprint.memory import ModelSizes, rank_memory, step_traffic
-from codyra_llm.footprint.plan import parse_size
-from codyra_llm.footprint.quantized import stand_in
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config, known_models
 from codyra_llm.models.load import load_model, skeleton
+from codyra_llm.planning.activations import activation_bytes
+from codyra_llm.planning.footprint import parse_size
+from codyra_llm.planning.memory import ModelSizes, rank_memory, step_traffic
+from codyra_llm.planning.quantized import stand_in
 from tests.models import CONFIGS, WIDE, tiny_model
 
 # as the models' cards and files state them

@@ -12,8 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from codyra_llm.evaluation.generate import Answered, Question
 from codyra_llm.files import cache_folder, write_text
+from codyra_llm.generation.generate import Answered, Question
 
 VERSION = 1  # of how answers come about: greedy decoding, stops, losses
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from codyra_llm.engine.launch import World, any_rank
+from codyra_llm.distributed.ranks import World, any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -12,16 +12,14 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
+from codyra_llm.distributed.ranks import World, broadcast, check_same, on_rank_0, start
+from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World, check_same, on_main, share, start
-from codyra_llm.engine.memory import return_freed_memory
-from codyra_llm.engine.stop import StopRequest
+from codyra_llm.engine.malloc import return_freed_memory
 from codyra_llm.engine.zero import load_base, readable
 from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation.generate import Answered, Question, answer_questions
 from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
 from codyra_llm.evaluation.judge.endpoint import EndpointJudge, read_address, read_key
 from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
@@ -29,13 +27,15 @@ from codyra_llm.evaluation.judge.prompts import PromptFile, read_prompt_files
 from codyra_llm.evaluation.judge.proxies import proxies
 from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
 from codyra_llm.files import expand, sha256
-from codyra_llm.models.identity import model_hash
+from codyra_llm.generation.generate import Answered, Question, answer_questions
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
 from codyra_llm.report.folder import start_log
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results import versions
 from codyra_llm.text import scrub
+from codyra_llm.workflows.session import asking, stoppable
 
 LOG = logging.getLogger("codyra_llm")
 SCHEMA_VERSION = 1
@@ -95,13 +95,13 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
     if local_judge:
         load_config_and_tokenizer(local_judge.model.name_or_path)
     check_same(world, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
-    folder: Any = on_main(world, lambda: JudgeFolder(config))
-    on_main(world, lambda: folder.forget_stops())
-    on_main(world, lambda: folder.open())
+    folder: Any = on_rank_0(world, lambda: JudgeFolder(config))
+    on_rank_0(world, lambda: folder.forget_stops())
+    on_rank_0(world, lambda: folder.open())
     start_log(folder.path / "judge.log" if folder else None)
     with stoppable(world, folder) as stop:
         answers = {side: _answers(each, side, world, folder, stop) for side, each in contestants.items()}
-        on_main(world, lambda: folder.write_answers(_answer_rows(files, answers)))
+        on_rank_0(world, lambda: folder.write_answers(_answer_rows(files, answers)))
         asked = [] if config.judge == "none" else _questions_to_judge(config, files, answers)
         replies = _replies(config, local_judge, asked, world, folder, stop)
     results = _results(config, contestants, files, answers, asked, replies, world)
@@ -111,7 +111,7 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
         print(_table(results))
         print(f"\nall results are in {folder.path}")
 
-    on_main(world, write)
+    on_rank_0(world, write)
     return results
 
 
@@ -158,7 +158,7 @@ def _base(model: str) -> str:
 
 def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopRequest) -> list[Answered]:
     """The answers of a model to all prompts; it is loaded only if one is missing."""
-    kept: dict[str, Answered] = share(on_main(world, lambda: folder.read_answers(each.row_name)))
+    kept: dict[str, Answered] = broadcast(on_rank_0(world, lambda: folder.read_answers(each.row_name)))
     keys = [question.key for question in each.questions]
     if all(key in kept for key in keys):
         return [kept[key] for key in keys]
@@ -207,7 +207,7 @@ def _replies(
         UserError: a whole round got no reply, or there is no verdict at all.
         Stopped: it was asked to stop.
     """
-    lines: list[dict[str, Any]] = share(on_main(world, lambda: folder.read_verdicts()))
+    lines: list[dict[str, Any]] = broadcast(on_rank_0(world, lambda: folder.read_verdicts()))
     kept = {line["key"]: Reply(line["verdict"], line["reply"]) for line in lines if line["problem"] is None}
     wanted = list({each.key: each for each in asked if each.key not in kept}.values())
     replies = {each.key: kept[each.key] for each in asked if each.key in kept}
@@ -239,7 +239,7 @@ def _ask_judge(judge: Judge, asked: Sequence[Asked], world: World, folder: Any) 
     """Replies by key of the question, kept in the folder."""
     replies = judge([each.text for each in asked])
     lines = [_line(each, reply) for each, reply in zip(asked, replies, strict=True)]
-    on_main(world, lambda: folder.append_verdicts(lines))
+    on_rank_0(world, lambda: folder.append_verdicts(lines))
     return {each.key: reply for each, reply in zip(asked, replies, strict=True)}
 
 
@@ -250,7 +250,7 @@ def _judge(config: JudgeConfig, local_judge: RunConfig | None, wanted: bool, wor
         yield lambda texts: []
     elif not local_judge:
         endpoint = EndpointJudge(config)
-        yield lambda texts: share(on_main(world, lambda: endpoint(texts)))
+        yield lambda texts: broadcast(on_rank_0(world, lambda: endpoint(texts)))
     else:
         model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
         model = _load(local_judge, world)

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import EvaluateConfig, RunConfig, describe
 from codyra_llm.data.stream import Task
-from codyra_llm.engine.launch import World, on_main, start
-from codyra_llm.engine.stop import StopRequest
+from codyra_llm.distributed.ranks import World, on_rank_0, start
+from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.general import base_identity, score_general
-from codyra_llm.models.identity import model_hash
-from codyra_llm.plan import RunPlan, check_ranks_agree, plan_run
+from codyra_llm.models.fingerprint import model_hash
+from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import new_results, of_a_model
 from codyra_llm.text import align
+from codyra_llm.workflows.general_ability import base_identity, score_general
+from codyra_llm.workflows.session import asking, stoppable
 
 
 def score_tasks(
@@ -92,13 +92,13 @@ def score_model(config: RunConfig) -> dict[str, Any]:
     world = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, world, to_train=False)
     check_ranks_agree(config, world, plan)
-    folder: Any = on_main(world, lambda: scores_folder(config))
-    on_main(world, lambda: folder.forget_stops())
+    folder: Any = on_rank_0(world, lambda: scores_folder(config))
+    on_rank_0(world, lambda: folder.forget_stops())
     notes = list(plan.notes)
     which, row_name = range(len(plan.stream)), f"model-{_journal_name(config, plan)}"
     with stoppable(world, folder) as stop:
         model = load_base(config, plan.deepspeed_json, world, notes.append)
-        on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
+        on_rank_0(world, lambda: folder.open(resumed=config.resume == "auto"))
         log = start_log(folder.path / "scores.log" if folder else None)
         log.info(f"settings: {describe(config)}; all others by default")
         for note in notes:
@@ -129,7 +129,7 @@ def score_model(config: RunConfig) -> dict[str, Any]:
             print(f"\n{general_table({'model': general})}")
         print(f"\nall results are in {folder.path}")
 
-    on_main(world, write)
+    on_rank_0(world, write)
     return results
 
 

@@ -17,9 +17,9 @@ from deepspeed.accelerator import get_accelerator
 from safetensors import SafetensorError
 from torch.distributed import distributed_c10d
 
-from codyra_llm.engine.environment import Process, local_size, this_process
-from codyra_llm.engine.heartbeat import Heartbeat
-from codyra_llm.engine.rendezvous import meet
+from codyra_llm.distributed.environment import Process, local_size, this_process
+from codyra_llm.distributed.heartbeat import Heartbeat
+from codyra_llm.distributed.rendezvous import meet
 from codyra_llm.errors import UserError
 from codyra_llm.files import full_disk
 from codyra_llm.text import shown
@@ -112,7 +112,7 @@ def local_rank_in_environment() -> Iterator[None]:
         del os.environ["LOCAL_RANK"]  # a child process must not take it for a launcher's
 
 
-def share(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if dist.get_world_size() == 1:
         return value
@@ -121,7 +121,7 @@ def share(value: Any) -> Any:
     return values[0]
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Every rank's value, in the order of ranks, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -134,7 +134,7 @@ def check_same(world: World, held: Mapping[str, Any]) -> None:
     Args:
         held: what this rank has, the same names everywhere; None: it does not say.
     """
-    of_ranks = gather(dict(held))
+    of_ranks = all_gather(dict(held))
     for name, value in of_ranks[0].items():
         others = [rank for rank, of_rank in enumerate(of_ranks) if of_rank.get(name) not in (value, None)]
         if value is not None and others:
@@ -152,7 +152,7 @@ def any_rank(mine: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
-def on_main(world: World, action: Callable[[], Any]) -> Any:
+def on_rank_0(world: World, action: Callable[[], Any]) -> Any:
     """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank.
 
     Raises:
@@ -168,7 +168,7 @@ def on_main(world: World, action: Callable[[], Any]) -> Any:
             problem = f"{error}{_kept(error)}"
         except Exception as error:  # a mistake of ours: the others must not wait for rank 0
             problem, failure = f"rank 0: {type(error).__name__}: {error}", error
-    problem = share(problem)
+    problem = broadcast(problem)
     if failure:
         raise failure
     if problem:

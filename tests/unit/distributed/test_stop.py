@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from codyra_llm.engine.launch import start
-from codyra_llm.engine.stop import SIGNALS, StopRequest
+from codyra_llm.distributed.ranks import start
+from codyra_llm.distributed.stop import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -9,12 +9,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
-from codyra_llm.engine.launch import World, on_main, share
-from codyra_llm.engine.stop import StopRequest
+from codyra_llm.distributed.ranks import World, broadcast, on_rank_0
+from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.zero import readable
 from codyra_llm.errors import RankFailed, Stopped, UserError
-from codyra_llm.evaluation.generate import Answered, Ask, Question, answer_questions
-from codyra_llm.evaluation.memory import recall, remember
+from codyra_llm.generation.answer_cache import recall, remember
+from codyra_llm.generation.generate import Answered, Ask, Question, answer_questions
 from codyra_llm.report.folder import OutputFolder
 
 LOG = logging.getLogger("codyra_llm")
@@ -31,7 +31,7 @@ def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest
             yield stop
         except Stopped as stopped:
             where = str(stopped)
-            on_main(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
+            on_rank_0(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
             LOG.info(f"\nstopped {where}, as asked; the same command goes on from there")
             raise
         finally:
@@ -67,14 +67,14 @@ def asking(
         RankFailed: the model failed on this rank, of several.
     """
     kept: Any = folder
-    answered: dict[str, Answered] = share(on_main(world, lambda: kept.read_answers(row_name)))
+    answered: dict[str, Answered] = broadcast(on_rank_0(world, lambda: kept.read_answers(row_name)))
     of_total = "" if total is None else f" of {total}"
     bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
     model.eval()
     with bar as progress, readable(model, config.gather, world) as synced:
 
         def ask(questions: Sequence[Question]) -> list[Answered]:
-            known = share(on_main(world, lambda: recall(whom, questions))) if whom else None
+            known = broadcast(on_rank_0(world, lambda: recall(whom, questions))) if whom else None
             if known is not None:
                 LOG.info(f"{doing}: {len(known)} answers of this model are known from before")
                 return known
@@ -82,7 +82,7 @@ def asking(
             of_these = {i: answered[key] for i, key in enumerate(keys) if key in answered}
 
             def on_round(fresh: dict[int, Answered]) -> None:
-                on_main(world, lambda: kept.append_answers(row_name, {keys[i]: each for i, each in fresh.items()}))
+                on_rank_0(world, lambda: kept.append_answers(row_name, {keys[i]: each for i, each in fresh.items()}))
                 progress.update(len(fresh))
                 if stop.agreed():
                     raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
@@ -97,7 +97,7 @@ def asking(
                     raise
                 raise RankFailed(f"{doing}: rank {world.rank}: {type(error).__name__}: {error}") from error
             if whom:
-                on_main(world, lambda: remember(whom, questions, given))
+                on_rank_0(world, lambda: remember(whom, questions, given))
             return given
 
         yield ask

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from codyra_llm.data.encode import Example
-from codyra_llm.evaluation.generate import Answered, Question
-from codyra_llm.evaluation.memory import recall, remember
+from codyra_llm.generation.answer_cache import recall, remember
+from codyra_llm.generation.generate import Answered, Question
 
 QUESTIONS = [Question(Example([1, 2, 3], [4]), 0), Question(Example([5], []), 8, ("\n",))]
 ANSWERS = [Answered("", 0, 0.1 + 0.2, True), Answered("so it is é", 4, 0.0, False)]

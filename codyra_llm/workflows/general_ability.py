@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.asking import asking, stoppable
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
+from codyra_llm.distributed.ranks import World, broadcast, on_rank_0, start
+from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World, on_main, share, start
-from codyra_llm.engine.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.delta import general_delta
-from codyra_llm.evaluation.generate import end_tokens
 from codyra_llm.files import read_json
+from codyra_llm.generation.generate import end_tokens
+from codyra_llm.ledger.apply import find_original, merge_entries
 from codyra_llm.ledger.ledger import Ledger, read_ledger
-from codyra_llm.merging import find_original, merge_entries
-from codyra_llm.models.identity import model_hash
+from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.load import load_config_and_tokenizer
-from codyra_llm.plan import check_ranks_agree
+from codyra_llm.planning.run_plan import check_ranks_agree
 from codyra_llm.report.folder import RunFolder, scores_folder, start_log
 from codyra_llm.report.plots import plot_general
 from codyra_llm.report.tables import general_table
 from codyra_llm.results import of_a_model
+from codyra_llm.workflows.session import asking, stoppable
 
 if TYPE_CHECKING:
     from codyra_llm.evaluation.general.suites import Suite
@@ -78,7 +78,7 @@ def score_general(
         for label, of_suite in rows.items():
             kept.write_predictions(row_name, f"general.{label}", of_suite)
 
-    on_main(world, write)
+    on_rank_0(world, write)
     return scores
 
 
@@ -105,7 +105,7 @@ def base_identity(
         added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
         return json.dumps([held, structure, ends, world.device.type, added], sort_keys=True)
 
-    found: str = share(on_main(world, identify))
+    found: str = broadcast(on_rank_0(world, identify))
     return found
 
 
@@ -135,12 +135,12 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
     check_ranks_agree(config, world)
-    folder: Any = on_main(world, lambda: scores_folder(config))
-    on_main(world, lambda: folder.forget_stops())
+    folder: Any = on_rank_0(world, lambda: scores_folder(config))
+    on_rank_0(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
         notes: list[str] = []
         model = load_base(config, deepspeed_json, world, notes.append)
-        on_main(world, lambda: folder.open(resumed=config.resume == "auto"))
+        on_rank_0(world, lambda: folder.open(resumed=config.resume == "auto"))
         log = start_log(folder.path / "scores.log" if folder else None)
         log.info(f"settings: {describe(config)}; all others by default")
         for note in notes:
@@ -156,7 +156,7 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
         print(general_table({"model": found}))
         print(f"\nall results are in {folder.path}")
 
-    on_main(world, write)
+    on_rank_0(world, write)
     _check_measured([found])
     return results
 
@@ -186,9 +186,9 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         Stopped: it was asked to stop; started again, it goes on.
     """
     world = start(config.rendezvous_seconds, config.collective_seconds)
-    folder: Any = on_main(world, lambda: RunFolder(saved_config(run)))
-    results = share(on_main(world, lambda: _finished(folder)))
-    ledger: Ledger = share(on_main(world, lambda: read_ledger(folder.ledger)))
+    folder: Any = on_rank_0(world, lambda: RunFolder(saved_config(run)))
+    results = broadcast(on_rank_0(world, lambda: _finished(folder)))
+    ledger: Ledger = broadcast(on_rank_0(world, lambda: read_ledger(folder.ledger)))
     rows = [(0, "base"), *enumerate(results["tasks"], 1)]
     begun = _begun_with(ledger, results["tasks"])
     if unknown := sorted(set(after) - set(results["tasks"])):
@@ -208,7 +208,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
             general["items"][suite.name] = suite.items
             for found in general["scores"].values():
                 found.pop(suite.name, None)
-    on_main(world, lambda: folder.forget_stops())
+    on_rank_0(world, lambda: folder.forget_stops())
     with stoppable(world, folder) as stop:
         start_log(folder.path / "train.log" if folder else None)
         model = load_base(config, read_deepspeed_json(config.deepspeed), world, LOG.warning)
@@ -231,7 +231,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
             measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"
             LOG.info(f"{name}: measured {', '.join(found)}{change}")
-            on_main(world, lambda: folder.write_results(results))
+            on_rank_0(world, lambda: folder.write_results(results))
 
     def write() -> None:
         folder.drop_answers()
@@ -239,7 +239,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
         print(general_table(general["scores"], general["delta"]))
         print(f"\nall results are in {folder.path}")
 
-    on_main(world, write)
+    on_rank_0(world, write)
     _check_measured(measured)
     return results
 

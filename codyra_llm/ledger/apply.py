@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
-from codyra_llm.engine.launch import World, on_main, share
+from codyra_llm.distributed.ranks import World, broadcast, on_rank_0
 from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import summed
-from codyra_llm.ledger.merged import merged_weights
+from codyra_llm.ledger.weights import merged_weights
 from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, skeleton
 from codyra_llm.models.shards import checkpoint_tensors
 
@@ -68,7 +68,7 @@ def merge_entries(
     groups = [folders] if original else [[folder] for folder in (folders[-1:] if last_only else folders)]
     updates = itertools.chain.from_iterable(summed(group, of=last) for group in groups)  # read on rank 0 alone
     merged: list[tuple[str, Any]] = []
-    while found := share(on_main(world, lambda: next(updates, None))):
+    while found := broadcast(on_rank_0(world, lambda: next(updates, None))):
         before()
         name, (B, A) = found
         fill = original and original(f"{name}.weight")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from codyra_llm.engine.environment import Process, find_meeting_point, local_size, prints, this_process
+from codyra_llm.distributed.environment import Process, find_meeting_point, local_size, prints, this_process
 from codyra_llm.errors import RendezvousError, UserError
 
 LAUNCHER = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu7", "MASTER_PORT": "29500"}

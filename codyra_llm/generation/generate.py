@@ -19,10 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.data.encode import Example, padding_id
-from codyra_llm.engine.launch import World, any_rank, gather
-from codyra_llm.engine.loss import answer_logits, logits_at_once
-from codyra_llm.evaluation.context import Context, common, tokens_read
-from codyra_llm.evaluation.draft import Draft
+from codyra_llm.distributed.ranks import World, all_gather, any_rank
+from codyra_llm.generation.kv_cache import Context, common, tokens_read
+from codyra_llm.generation.prompt_lookup import Draft
+from codyra_llm.models.head import answer_logits, logits_at_once
 from codyra_llm.models.save import end_ids
 
 PASS = 32  # tokens that a pass may take for the sake of guesses; that many cost little more than one
@@ -95,7 +95,7 @@ def answer_questions(
     for first in range(0, len(batches), size):
         mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
         own = _answer_batch(model, tokenizer, [questions[i] for i in mine], synced) if mine else []
-        shares = [(mine, own)] if world is None else gather((mine, own))
+        shares = [(mine, own)] if world is None else all_gather((mine, own))
         fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
         answered |= fresh
         on_round(fresh)

@@ -11,10 +11,10 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from codyra_llm.data.stream import TaskStream
-from codyra_llm.engine.launch import start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS, score_rows
-from codyra_llm.plan import RunPlan, plan_run
+from codyra_llm.planning.run_plan import RunPlan, plan_run
 from tests.e2e.test_run import tiny_config
 
 ROWS = [{"prompt": f"Question {n}?", "answer": word} for n, word in enumerate(["red", "blue", "so", "it"] * 4)]

@@ -14,16 +14,16 @@ from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, check_divides
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
+from codyra_llm.distributed.ranks import World
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.launch import World
 from codyra_llm.errors import UserError
-from codyra_llm.footprint.activations import activation_bytes
-from codyra_llm.footprint.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
-from codyra_llm.footprint.quantized import stand_in
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config
 from codyra_llm.models.load import resolve_model, skeleton
-from codyra_llm.plan import check_adapter, plan_run
+from codyra_llm.planning.activations import activation_bytes
+from codyra_llm.planning.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
+from codyra_llm.planning.quantized import stand_in
+from codyra_llm.planning.run_plan import check_adapter, plan_run
 
 # (way, recompute), what moves and recomputes least first
 ORDER = (

@@ -1,1 +1,0 @@
-"""What a run will hold, move and write, known from the model's configuration alone: before any GPU is rented."""

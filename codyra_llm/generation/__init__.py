@@ -1,0 +1,1 @@
+"""Batched greedy generation: KV cache, prompt lookup, kept answers."""

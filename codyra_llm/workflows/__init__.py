@@ -1,0 +1,1 @@
+"""What a person starts: training, evaluation, general ability, judging."""

@@ -1,0 +1,57 @@
+"""Imports run down only: a package imports those that stand before it, and no other."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from codyra_llm.config import REPOSITORY
+
+ORDER = [
+    "text",
+    "errors",
+    "files",
+    "locks",
+    "options",
+    "adapter",
+    "methods",
+    "distributed",
+    "command",
+    "config",
+    "data",
+    "models",
+    "generation",
+    "engine",
+    "ledger",
+    "evaluation",
+    "planning",
+    "results",
+    "report",
+    "workflows",
+    "cli",
+]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Packages of the project that run-time imports of a file name; those for types alone are left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("codyra_llm."):
+            yield str(node.module).split(".")[1]
+        yield from imported(node)
+
+
+def test_imports_run_down() -> None:
+    root = REPOSITORY / "codyra_llm"
+    files = [path.relative_to(root) for path in root.rglob("*.py") if path != root / "__init__.py"]
+    place = {name: at for at, name in enumerate(ORDER)}
+    assert {path.parts[0].removesuffix(".py") for path in files} == set(ORDER)
+    for path in files:
+        own = path.parts[0].removesuffix(".py")
+        above = [name for name in imported(ast.parse((root / path).read_text())) if place[name] > place[own]]
+        assert not above, f"{path} imports {above[0]}, which stands above {own}"
+
+
+def test_files_are_short() -> None:
+    long = [path for path in Path(REPOSITORY / "codyra_llm").rglob("*.py") if len(path.read_text().splitlines()) > 400]
+    assert not long
