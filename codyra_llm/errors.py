@@ -15,11 +15,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop and kept all it had done; started again, it goes on. Commands exit with status 75."""
+    """The run was asked to stop and saved all it had done; started again, it resumes. Commands exit with status 75."""
 
 
 class RankFailed(Exception):
-    """This rank failed amid what all ranks do together: not even who forgives errors may let it go on alone."""
+    """A rank failed inside a collective operation. Must never be swallowed: the other ranks are waiting."""
 
 
 class RendezvousError(UserError):

@@ -1,4 +1,4 @@
-"""Reading the files that a user names, and writing so that what is half-written is never taken for the whole.
+"""Checked reads of the files that a user names, and atomic writes (temporary file, fsync, rename).
 
 Whatever is wrong with a text that is read is a UserError that names it.
 """

@@ -86,7 +86,7 @@ def of_a_model(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Modu
 
 
 def taken_up(earlier: dict[str, Any], session: dict[str, Any], position: tuple[int, str], step: int) -> dict[str, Any]:
-    """The results of an interrupted run, gone on with in a session that may have other means (`session`: its own)."""
+    """Results of a resumed run; the new session (`session`: its own) may use other hardware settings."""
     means = {key: session[key] for key in OF_A_SESSION}
     continued = {"task": position[0], "phase": position[1], "step": step, **{key: means[key] for key in SHOWN}}
     return {**earlier, **means, "sessions": [*earlier["sessions"], continued]}

@@ -1,4 +1,4 @@
-"""Before torchrun starts: the nodes of a SLURM step find each other, or it is said which of them did not come.
+"""Barrier for the nodes of a SLURM step, before torchrun starts; reports the missing ones.
 
     srun --ntasks-per-node=1 bash -c 'python -m codyra_llm.cli.roll_call 300 && exec torchrun ...'
 

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other: all announce themselves in a store, or it is said who did not come."""
+"""Ranks register in a store; on timeout the missing ranks are reported."""
 
 import os
 import socket

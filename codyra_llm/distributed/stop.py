@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, SIGUSR1 or a trigger file, agreed on by all ranks before anything is done about it."""
+"""Stop requests: SIGTERM, SIGUSR1 or a trigger file; all ranks agree before anything is done about one."""
 
 import os
 import signal

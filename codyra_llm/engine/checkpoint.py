@@ -1,4 +1,4 @@
-"""Checkpoints: where a run stands, and what trains, small and whole, so that any number of ranks can go on from it.
+"""Topology-independent checkpoints: position, results and consolidated trainable state.
 
 checkpoints/00000012/
     progress.json       position and results so far

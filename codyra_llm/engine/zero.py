@@ -124,7 +124,7 @@ def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
 
 @contextmanager
 def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
-    """Within, the model can be run by itself; yields whether the ranks must do so in step, forward by forward.
+    """Makes a partitioned model callable outside the engine; yields True if every forward is a collective.
 
     Args:
         how: "always": all weights are whole on every rank; "never": those of a module are while it runs, which takes
@@ -172,7 +172,7 @@ def compact_branches(model: nn.Module) -> None:
 
 
 def part_branches(model: nn.Module) -> None:
-    """Lets each branch compute its own products: ZeRO-3 gathers the factors of one module at a time."""
+    """Disables shared down-projections: ZeRO-3 gathers the factors of one module at a time."""
     for _, layer in gated_layers(model):
         if layer.shared is not None:
             layer.shared.dissolve()

@@ -1,4 +1,4 @@
-"""Answers kept beyond a run: many runs begin with the same model, and ask it the same.
+"""Cache of base-model answers across runs: many runs begin with the same model and ask it the same.
 
 A file of the cache folder holds all answers to one list of questions. It is named by whom they were asked and by what
 was asked, token by token, so that a changed model, tokenizer, item, prompt or limit is asked anew; scores are computed

@@ -1,4 +1,4 @@
-"""What a model has read: the KV cache of a batch of rows, which reads on, forgets, and lets rows go."""
+"""A batched KV cache with rollback, row eviction and shared prefixes."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How an answer may go on: as the same tokens went on before, in the prompt or in the answer itself (prompt lookup).
+"""Prompt lookup (n-gram) speculative decoding; the output is that of greedy decoding.
 
 A guess costs no model, and to read it along with the last token costs little more than to read that token alone: both
 are one pass over the weights. What the model would not have said is taken back, so that answers stay the greedy ones.

@@ -1,4 +1,4 @@
-"""The weights that a ledger leaves, one after another, from the original files: none is there but the one at hand."""
+"""The weights that a ledger leaves, streamed one tensor at a time from the original files."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Which model it is, by its weights: a name may mean another model tomorrow, or on another machine."""
+"""Content hash of a model's weights: a name may mean another model tomorrow, or on another machine."""
 
 import contextlib
 import hashlib

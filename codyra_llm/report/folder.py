@@ -75,7 +75,7 @@ class OutputFolder:
         return self.path / "stop"
 
     def forget_stops(self) -> None:
-        """Takes away what an earlier start was asked, or left; what is asked from now on counts."""
+        """Removes stale stop files."""
         for path in (self.trigger, self.path / "stopped"):
             if path.exists():
                 path.unlink()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on and at its end: log, progress, TensorBoard curves, tables."""
+"""Progress output of a run: log, progress bars, TensorBoard, final tables."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Asking a model questions in a run: the ranks share them, answers are kept as they come, a stop is heeded."""
+"""Generates answers across ranks; answers are saved as they arrive, so an interrupted evaluation resumes."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ LOG = logging.getLogger("codyra_llm")
 
 @contextmanager
 def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest]:
-    """Within, the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so.
+    """A context in which the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so.
 
-    However it ends, the folder is free for other processes then.
+    However it ends, the lock on the folder is released.
     """
     with StopRequest(world, folder.trigger if folder else None) as stop:
         try:
@@ -52,15 +52,15 @@ def asking(
     total: int | None = None,
     whom: str | None = None,
 ) -> Iterator[Ask]:
-    """Within, questions can be asked of the model; the ranks share them, each has all the answers.
+    """A context in which the model can be asked questions; they are dealt to the ranks, and each rank gets all answers.
 
     Answers are kept in the folder (rank 0's) under `row_name` as they are given, and the same question is not asked
     again: the name is to change with the model.
 
     Args:
         doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
-        whom: who is asked, by all that its answers depend on (rank 0's); its answers are kept beyond the run, and what
-            is known of it already is not asked again. None: a model of this run alone.
+        whom: fingerprint of everything the answers depend on (rank 0's); enables the cross-run cache of answers.
+            None: a model of this run alone.
 
     Raises:
         Stopped: the run was asked to stop.

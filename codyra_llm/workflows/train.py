@@ -1,4 +1,4 @@
-"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and goes on."""
+"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted at any point and resumed."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ from codyra_llm.workflows.session import stoppable
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dict[str, Any]:
     """Teaches a model the tasks of a stream, one after another, and writes the run folder.
 
-    A run folder that holds the same run is gone on with (`config.resume`); one that is finished is left as it is.
+    A run folder that holds the same run is resumed (`config.resume`); one that is finished is left as it is.
 
     Args:
         config: a configuration, or the path of its YAML file.
@@ -149,7 +149,7 @@ class _Run:
         return self.results
 
     def _take_up(self, found: Checkpoint) -> None:
-        """Goes back to where a checkpoint stands: results, merged tasks, and the branches of a task half-learned."""
+        """Restores results, merged tasks and a partially trained task's adapters from a checkpoint."""
         progress = found.progress
         self.position = (progress["task"], progress["phase"])
         self.global_step = progress["global_step"]
@@ -293,7 +293,7 @@ class _Run:
     def _checkpoint(
         self, number: int, phase: str, step: int = 0, tensors: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """Keeps all that is needed to go on with a phase, or from the middle of it."""
+        """Writes all that is needed to resume at the start of a phase, or in the middle of it."""
         if phase in ("train", "save") and not step:  # a task is done
             return_freed_memory()
         began = self._tick()
@@ -351,7 +351,7 @@ class _Run:
         self.results["answer_nll"][number][i] = scores.nll if math.isfinite(scores.nll) else None
 
     def _begin(self, task: str, phase: str) -> dict[str, Any]:
-        """The record of a phase's seconds and tokens; one that was begun before an interruption goes on."""
+        """Starts, or resumes, the record of a phase's seconds and tokens."""
         self._tick()
         phases = self.results["phases"]
         if not phases or (phases[-1]["task"], phases[-1]["phase"]) != (task, phase):
@@ -359,7 +359,7 @@ class _Run:
         return phases[-1]
 
     def _tick(self) -> float:
-        """Adds the time since the last call to the phase that goes on, and to the run; returns the time."""
+        """Adds the time since the last call to the current phase and to the run; returns the time."""
         now = time.perf_counter()
         for record in (self.results, *self.results["phases"][-1:]):
             record["seconds"] += now - self.marked

@@ -1,4 +1,4 @@
-"""Pairwise judging: what a judge is asked, how its verdicts in both orders become win, tie or lose, and the table.
+"""Pairwise judging with position swap: prompts, win, tie or loss, and intervals.
 
 A pair is a win (lose) only if both orders say so; any other two verdicts, opposite ones among them, are a tie.
 """
