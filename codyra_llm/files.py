@@ -265,7 +265,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(problem=f'the key "{key.value}" stands there twice',
+                    raise yaml.constructor.ConstructorError(problem=f'the key "{key.value}" is listed twice',
                                                             problem_mark=key.start_mark)  # fmt: skip
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -200,7 +200,7 @@ def resolve_order(
         if name not in specs:
             raise UserError(f'order: unknown task "{name}"; {path} has {", ".join(specs)}')
         if list(order).count(name) > 1:
-            raise UserError(f'order: task "{name}" stands there twice; a stream has each task once')
+            raise UserError(f'order: task "{name}" is listed twice; a stream has each task once')
     if not order:
         raise UserError("order: no task; name at least one")
     return list(order)

@@ -46,7 +46,7 @@ def read_deepspeed_json(path: str | None) -> dict[str, Any]:
         raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, found {type(content).__name__}")
     for key, owner in OURS.items():
         if key in content:
-            raise UserError(f'{path}: "{key}" is decided by {owner} of the run configuration; take it out')
+            raise UserError(f'{path}: "{key}" is decided by {owner} of the run configuration; remove it')
     _check_zero(path, content.get("zero_optimization", {}))
     return content
 
@@ -85,7 +85,7 @@ def _check_zero(path: str, zero: Any) -> None:
         )
     for key, default in ZERO_PLUS_PLUS.items():
         if getattr(checked, key) != default:
-            raise UserError(f"{where}.{key}: ZeRO++ is not supported; take it out")
+            raise UserError(f"{where}.{key}: ZeRO++ is not supported; remove it")
     for key in ("offload_param", "offload_optimizer"):
         offload = getattr(checked, key)
         if offload is not None and offload.device == "nvme":

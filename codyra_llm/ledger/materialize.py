@@ -50,7 +50,7 @@ def materialize(
     return_large_blocks()
     name, dtype = base or ledger.base_model.name, dtype or ledger.base_model.dtype
     if output.exists():
-        raise UserError(f"{output}: is there already; name a new folder")
+        raise UserError(f"{output}: already exists; name a new folder")
     config, tokenizer = load_config_and_tokenizer(name)
     check_base(ledger, name)
     try:

@@ -54,10 +54,10 @@ def export_sum(
         belongs: says to what model the adapter belongs; by default the base model.
 
     Raises:
-        UserError: the output folder is there already, or a projection needs a larger rank.
+        UserError: the output folder exists already, or a projection needs a larger rank.
     """
     if output.exists():
-        raise UserError(f"{output}: is there already; name a new folder")
+        raise UserError(f"{output}: already exists; name a new folder")
     updates = dict(summed([folder / entry for entry in shares], shares=list(shares.values())))
     with _writing(output):
         write_entry(output, updates, ledger.base_model.name, belongs or OF_A_SUM + ", ".join(shares), rank)

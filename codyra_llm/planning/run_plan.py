@@ -176,8 +176,8 @@ def _check_quantization(
         raise UserError(f"model.name_or_path {model.name_or_path}: its weights are quantised already; {remedy}")
     if model.quantization == "int8" and deepspeed_json.get("zero_optimization", {}).get("stage") == 3:
         raise UserError(
-            f"deepspeed {config.deepspeed}: ZeRO stage 3 cannot cut up int8 weights, which bitsandbytes keeps outside "
-            "of the model's parameters; use stage 0 to 2, or model.quantization nf4"
+            f"deepspeed {config.deepspeed}: ZeRO stage 3 cannot partition int8 weights, which bitsandbytes keeps "
+            "outside of the model's parameters; use stage 0 to 2, or model.quantization nf4"
         )
 
 
@@ -231,6 +231,6 @@ def _check_positions(task: str, examples: Iterable[Example], model_config: Pretr
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
     if longest > positions:
         raise UserError(
-            f"task {task}: the longest row has {longest} tokens, the model knows {positions} positions; "
+            f"task {task}: the longest row has {longest} tokens, the context length is {positions}; "
             "lower data.max_prompt_length or data.max_answer_length"
         )

@@ -1,4 +1,4 @@
-"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted at any point and resumed."""
+"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and resumed."""
 
 import dataclasses
 import math

@@ -188,7 +188,7 @@ def test_weights_that_are_missing_or_damaged(fails: Command, tiny_folder: Path, 
 
 def test_a_quantised_base_that_cannot_be_had(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
     int8 = ["--model.quantization", "int8", "--deepspeed", "ds_configs/zero3.json"]
-    assert "ds_configs/zero3.json: ZeRO stage 3 cannot cut up int8 weights" in fails(*int8)
+    assert "ds_configs/zero3.json: ZeRO stage 3 cannot partition int8 weights" in fails(*int8)
     assert "model.quantization: Input should be 'nf4' or 'int8', found 'int4'" in fails("--model.quantization", "int4")
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     settings = json.loads((folder / "config.json").read_text())

@@ -100,7 +100,7 @@ def test_values_that_cannot_work_are_named(name: str, value: object, message: st
     [
         (b"seed: caf\xe9", r"not UTF-8 text \(byte 9\); save it as UTF-8"),
         (b"[" * 3000, "nested too deeply; --config takes a YAML file"),
-        (b"seed: 1\ntrain: {}\nseed: 2\n", 'not valid YAML: the key "seed" stands there twice .*line 3'),
+        (b"seed: 1\ntrain: {}\nseed: 2\n", 'not valid YAML: the key "seed" is listed twice .*line 3'),
         (b"seed: 2024-13-45", "not valid YAML: month must be in 1..12"),
         (b"{1: 2, null: 3}", 'unknown key "1"'),
     ],

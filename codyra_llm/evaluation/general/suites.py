@@ -67,7 +67,7 @@ def load_suites(config: GeneralConfig) -> list[Suite]:
     suites = [_load(name, metadata, config) for name in names]
     for label, count in Counter(suite.label for suite in suites).items():
         if count > 1:
-            raise UserError(f"general.suites: {label} stands there {count} times; give each suite a name of its own")
+            raise UserError(f"general.suites: {label} is listed {count} times; give each suite a name of its own")
     return suites
 
 

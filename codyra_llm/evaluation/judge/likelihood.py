@@ -38,7 +38,7 @@ class LikelihoodJudge:
         return [
             self._reply([next(losses) for _ in VERDICTS])
             if fit
-            else Reply(None, f"{len(prompt)} tokens to judge, the model knows {self.positions} positions")
+            else Reply(None, f"{len(prompt)} tokens to judge, the context length is {self.positions}")
             for prompt, fit in zip(prompts, fits, strict=True)
         ]
 

@@ -77,7 +77,7 @@ def _read_prompts(path: Path) -> list[Prompt]:
     for number, row in rows:
         prompt = _read_prompt(row, number, f"{path} {unit} {number}")
         if prompt.id in prompts:
-            raise UserError(f'{prompt.where}: the id "{prompt.id}" stands there twice')
+            raise UserError(f'{prompt.where}: the id "{prompt.id}" is listed twice')
         prompts[prompt.id] = prompt
     return list(prompts.values())
 

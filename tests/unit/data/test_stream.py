@@ -43,7 +43,7 @@ def test_rows_from_memory() -> None:
     [
         ("order9", '"order9" is neither an order nor a task'),
         (["FOMC", "Nope"], 'unknown task "Nope".*C-STANCE, FOMC'),
-        (["FOMC", "FOMC"], '"FOMC" stands there twice'),
+        (["FOMC", "FOMC"], '"FOMC" is listed twice'),
         ([], "no task"),
     ],
 )
@@ -86,7 +86,7 @@ def test_task_entries_that_make_no_sense(tmp_path: Path, entry: object, message:
         ("tasks: {..: {scorer: choice}}", 'the task name ".." cannot name a folder'),
         ("tasks: {'a\\b': {scorer: choice}}", "cannot name a folder"),
         ("tasks: {null: {scorer: choice}}", "the task name None is not text; put it in quotes"),
-        ("tasks: {A: {scorer: choice}, A: {scorer: sari}}", 'the key "A" stands there twice'),
+        ("tasks: {A: {scorer: choice}, A: {scorer: sari}}", 'the key "A" is listed twice'),
         (
             "tasks: {A: {scorer: choice}}\norders: [A]",
             "orders is a mapping of names to lists of task names, found [",

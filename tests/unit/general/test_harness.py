@@ -202,7 +202,7 @@ def test_a_malformed_suite_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_a_suite_named_twice_is_an_error() -> None:
-    with pytest.raises(UserError, match="sample stands there 2 times"):
+    with pytest.raises(UserError, match="sample is listed 2 times"):
         load_suites(GeneralConfig(suites=("sample", "sample")))
 
 

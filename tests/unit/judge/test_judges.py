@@ -82,4 +82,4 @@ def test_a_models_verdict_is_the_likeliest(tokenizers_by_family) -> None:
         found = dict(part.split() for part in reply.text.split(", "))
         assert {verdict: float(value) for verdict, value in found.items()} == pytest.approx(expected, abs=1e-3)
     assert too_long.verdict is None
-    assert "the model knows 40 positions" in too_long.text
+    assert "the context length is 40" in too_long.text

@@ -40,7 +40,7 @@ def test_lists_and_lines_are_read_alike(tmp_path: Path) -> None:
         ("[1]", "line 1: is a list, not an object"),
         ('{"prompt": "a", "id": [1]}', 'line 1: "id" is [1]'),
         ('{"prompt": "a", "category": 1}', 'line 1: "category" is a number, not text'),
-        ('{"prompt": "a", "id": "2"}\n{"prompt": "b"}', 'line 2: the id "2" stands there twice'),
+        ('{"prompt": "a", "id": "2"}\n{"prompt": "b"}', 'line 2: the id "2" is listed twice'),
         ('{"prompt": "a", "checks": {"words": 3}}', "line 1: checks.words: .*; checks are max_words, "),
         ('{"prompt": "a", "checks": {"max_words": "3"}}', "line 1: checks.max_words: .*found '3'"),
         ('{"prompt": "a", "checks": [3]}', "line 1: checks: .*found"),
