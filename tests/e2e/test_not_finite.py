@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from codyra_llm import run, scoring
+from codyra_llm import run
 from codyra_llm.adapter import inject, merge
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import deltas
@@ -22,6 +22,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.ledger.apply import merge_entries
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.models.load import load_model, original_weights
+from codyra_llm.workflows import evaluate as scoring
 from codyra_llm.workflows.evaluate import score_model
 from tests.e2e.test_run import tiny_config
 from tests.models import WIDE, tiny_model
