@@ -213,8 +213,8 @@ class _RunConfig:
         check_numbers(self)
         if self.method not in METHODS:
             raise ValueError(f"method is {shown(self.method)}; there are {', '.join(METHODS)}")
-        for name in METHOD_SECTIONS:
-            if name != self.method and getattr(self, name) != METHODS[name].Settings():
+        for name in _not_chosen(self):
+            if getattr(self, name) != METHODS[name].Settings():
                 raise ValueError(f"{name}: is set, but method is {self.method}; leave the section out")
         if self.model.quantization and self.merge.mode == "in_place":
             raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
@@ -292,8 +292,11 @@ def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    """The configuration as YAML that `load_config` reads back; sections of methods that are not chosen are left out."""
+    content = _plain(dataclasses.asdict(config))
+    for name in _not_chosen(config):
+        del content[name]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def resolve_path(path: str) -> Path:
@@ -312,9 +315,14 @@ def config_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     return options(RunConfig)
 
 
+def _not_chosen(config: _RunConfig) -> list[str]:
+    """The sections of methods other than the run's."""
+    return [name for name in METHOD_SECTIONS if name != config.method]
+
+
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
-    others = tuple(f"{name}." for name in METHOD_SECTIONS if name != config.method)
+    others = tuple(f"{name}." for name in _not_chosen(config))
     names = (
         name
         for name, config_field in config_fields()

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.config import load_config
+from codyra_llm.config import load_config, to_yaml
 from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
+from codyra_llm.files import read_yaml
 from codyra_llm.methods import METHODS, Method
 from codyra_llm.methods.base import Needs
 from codyra_llm.methods.hooks import Slice, Slices
@@ -203,6 +204,13 @@ def test_needs_of_a_method_are_checked() -> None:
         Whole(config).check_run(3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="method whole: it cannot train a quantized base"):
         Whole(config).check_run(1)  # type: ignore[arg-type]
+
+
+def test_a_saved_configuration_has_the_section_of_its_method_alone(tmp_path: Path) -> None:
+    config = load_config(None, {"method": "ewc", "ewc.rows": 9})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert {"ewc", "olora", "replay"} & set(read_yaml(tmp_path / "config.yaml")) == {"ewc"}
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_settings_of_another_method_are_refused() -> None:
