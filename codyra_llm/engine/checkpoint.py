@@ -11,11 +11,13 @@ Each is written beside, flushed and renamed; the last two are kept.
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
+from pydantic import Field
 from safetensors.torch import load, save_file
 
 from codyra_llm.errors import UserError
@@ -24,14 +26,42 @@ from codyra_llm.text import shown
 
 KEPT = 2
 SCHEMA_VERSION = 1  # of progress.json; one without was written before there were versions, and is like the first
-PHASES = ("evaluate", "train", "merge", "save", "done")
+
+_Count = Annotated[int, Field(strict=True, ge=0)]
+_Phase = Annotated[str, Field(pattern="^(evaluate|train|merge|save|done)$")]
+
+
+class _UnfitProgress(Exception):
+    """A progress.json that is damaged, or of another version."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        task: number of the task, from 1; 0: the base model.
+        phase: the one to begin or to resume.
+        step: optimizer steps done in the phase; above 0 in the middle of a task's training.
+        global_step: optimizer steps done in the run.
+        ledger, results: what the two hold, as JSON.
+        kept: the file of what the method keeps, by path relative to the run folder, with its SHA-256.
+    """
+
+    task: _Count
+    phase: _Phase
+    step: _Count
+    global_step: _Count
+    ledger: dict[str, Any]
+    results: dict[str, Any]
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole: `progress` as it was written, `tensors` empty between phases."""
+    """A checkpoint that was read and found whole; `tensors` is empty between phases."""
 
-    progress: dict[str, Any]
+    progress: Progress
     tensors: dict[str, torch.Tensor]
 
 
@@ -47,11 +77,10 @@ class Checkpoints:
         self.folder, self.run = folder, run
         self._unfit: list[Path] = []  # seen by `latest`
 
-    def write(self, progress: dict[str, Any], tensors: dict[str, torch.Tensor], rests_on: dict[str, str]) -> None:
+    def write(self, progress: Progress, tensors: dict[str, torch.Tensor], rests_on: dict[str, str]) -> None:
         """Adds a checkpoint, then drops all but the last two.
 
         Args:
-            progress: what JSON can hold.
             tensors: what safetensors can hold; may be empty.
             rests_on: SHA-256 of other files without which it is worth nothing, by path relative to the run folder.
 
@@ -61,7 +90,7 @@ class Checkpoints:
         present = self._present()
         serial = int(present[-1].name) + 1 if present else 1
         with replace_folder(self.folder / f"{serial:08d}") as scratch:
-            content = {"schema_version": SCHEMA_VERSION, **progress}
+            content = {"schema_version": SCHEMA_VERSION, **vars(progress)}
             (scratch / "progress.json").write_text(json.dumps(content), encoding="utf-8")
             if tensors:
                 save_file(tensors, scratch / "state.safetensors")
@@ -84,7 +113,7 @@ class Checkpoints:
             problem = self._problem(folder)
             if problem is None:
                 state = folder / "state.safetensors"
-                progress = read_json(folder / "progress.json")
+                progress = _read_progress(folder / "progress.json")
                 # read, not mapped: a file that is mapped cannot be removed everywhere
                 return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
             problems.append(problem)
@@ -109,23 +138,24 @@ class Checkpoints:
             for path, expected in files.items():
                 if sha256(path) != expected:
                     return f"{path} is damaged"
-            return _problem_of_progress(folder / "progress.json")
+            _read_progress(folder / "progress.json")
         except FileNotFoundError as error:
             return f"{error.filename} is missing"
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return f"{folder / 'checksums.json'} is damaged"
         except OSError as error:
             return f"{folder} cannot be read: {error}"
+        except _UnfitProgress as error:
+            return str(error)
+        return None
 
 
-def _problem_of_progress(path: Path) -> str | None:
-    progress = read_json(path)
-    version = progress.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION or progress.get("phase", "done") not in PHASES:
-        return f"{path} was written by another version of codyra_llm (schema_version {shown(version)})"
-    counts = [progress.get(key, 0) for key in ("task", "step", "global_step")]
-    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(
-        progress.get("results", {}), dict
-    ):
-        return f"{path} is damaged"
-    return None
+def _read_progress(path: Path) -> Progress:
+    content = read_json(path)
+    version = content.pop("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise _UnfitProgress(f"{path} was written by another version of codyra_llm (schema_version {shown(version)})")
+    try:
+        return pydantic.TypeAdapter(Progress).validate_python(content)
+    except pydantic.ValidationError:
+        raise _UnfitProgress(f"{path} is damaged, or was written by another version of codyra_llm") from None

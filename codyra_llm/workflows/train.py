@@ -20,7 +20,7 @@ from codyra_llm.config import RunConfig, describe, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.distributed.ranks import World, broadcast, on_rank_0, start
 from codyra_llm.distributed.stop import StopRequest
-from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
+from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints, Progress
 from codyra_llm.engine.malloc import return_freed_memory
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.train import StepReport, train_task
@@ -77,14 +77,14 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> dic
     if config.resume == "auto":
         found, unfit = broadcast(on_rank_0(world, lambda: checkpoints.latest()))  # type: ignore[union-attr]
         problems = [f"skipped a checkpoint: {problem}" for problem in unfit]
-    if found and found.progress["phase"] == "done":
+    if found and found.progress.phase == "done":
         results = broadcast(on_rank_0(world, lambda: folder.finished()))  # type: ignore[union-attr]
         if results:
             if folder:
                 folder.unlock()
                 print(f"this run is finished: {folder.path}; `--resume never` starts over")
             return results
-        found.progress["phase"] = "save"
+        found = dataclasses.replace(found, progress=dataclasses.replace(found.progress, phase="save"))
         problems.append("the finished run lacks its model or its results; they are made again from ledger and base")
     with stoppable(world, folder) as stop:
         return _Run(config, world, plan, folder, checkpoints, found, problems, stop).run()
@@ -110,7 +110,7 @@ class _Run:
         self.checkpoints: Any = checkpoints
         self.method = METHODS[config.method](config)
         notes = list(plan.notes)
-        begun = found.progress["ledger"] if found else None
+        begun = found.progress.ledger if found else None
         self.ledger: Ledger = broadcast(on_rank_0(world, lambda: open_ledger(config, begun)))
         self.model = load_base(config, plan.deepspeed_json, world, notes.append)
         self.original = find_original(config)
@@ -151,12 +151,12 @@ class _Run:
     def _take_up(self, found: Checkpoint) -> None:
         """Restores results, merged tasks and a partially trained task's adapters from a checkpoint."""
         progress = found.progress
-        self.position = (progress["task"], progress["phase"])
-        self.global_step = progress["global_step"]
-        self.results = taken_up(progress["results"], self.results, self.position, progress["step"])
-        if self.position[1] == "train" and progress["step"]:
-            self.resumed = TaskState(progress["step"], dict(found.tensors))
-        self.kept = progress.get("kept", {})
+        self.position = (progress.task, progress.phase)
+        self.global_step = progress.global_step
+        self.results = taken_up(progress.results, self.results, self.position, progress.step)
+        if self.position[1] == "train" and progress.step:
+            self.resumed = TaskState(progress.step, dict(found.tensors))
+        self.kept = progress.kept
         if self.kept:
             (file,) = self.kept
             self.method.kept = broadcast(on_rank_0(self.world, lambda: read_kept(self.folder.path / file)))
@@ -301,15 +301,15 @@ class _Run:
         self.results["peak_memory_bytes"] = max(self.results["peak_memory_bytes"], peak)
         if self.results["phases"]:
             self.results["phases"][-1]["resident_bytes"] = psutil.Process().memory_info().rss
-        progress = {
-            "task": number,
-            "phase": phase,
-            "step": step,
-            "global_step": self.global_step,
-            "ledger": dataclasses.asdict(self.ledger),
-            "kept": self.kept,
-            "results": self.results,
-        }
+        progress = Progress(
+            number,
+            phase,
+            step,
+            self.global_step,
+            dataclasses.asdict(self.ledger),
+            self.results,
+            self.kept,
+        )
         rests_on = {f"ledger/{name}": digest for name, digest in self.ledger.files.items()} | self.kept
 
         def write() -> None:
@@ -378,7 +378,7 @@ class _Run:
             log.info(f"updates are merged in place: each task rounds the weights to {self.config.model.dtype} again")
         if found:
             number, phase = self.position
-            step = f", after step {found.progress['step']}" if found.progress["step"] else ""
+            step = f", after step {found.progress.step}" if found.progress.step else ""
             task = f"task {number} ({self.stream.names[number - 1]})" if number else "the base model"
             log.info(f"going on with: {phase} {task}{step}")
 

@@ -10,7 +10,7 @@ import pytest
 
 from codyra_llm import run
 from codyra_llm.config import REPOSITORY, RunConfig, load_config
-from codyra_llm.engine.checkpoint import Checkpoints
+from codyra_llm.engine.checkpoint import Checkpoints, Progress
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.generation.generate import Answered
 from codyra_llm.report.folder import RunFolder
@@ -185,11 +185,11 @@ def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_pa
 def test_a_bad_checkpoint_does_not_push_out_a_good_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
     for number in range(2):
-        checkpoints.write({"number": number}, {}, {})
+        checkpoints.write(Progress(number, "train", 0, 0, {}, {}), {}, {})
     empty_sums(tmp_path / "checkpoints" / "00000002")
     checkpoints = Checkpoints(tmp_path / "checkpoints", "run")
     checkpoints.latest()
-    checkpoints.write({"number": 2}, {}, {})
+    checkpoints.write(Progress(2, "train", 0, 0, {}, {}), {}, {})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000003"]
 
 

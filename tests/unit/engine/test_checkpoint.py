@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from codyra_llm.engine.checkpoint import KEPT, Checkpoints
+from codyra_llm.engine.checkpoint import KEPT, Checkpoints, Progress
 from codyra_llm.errors import UserError
 from codyra_llm.files import sha256
 
 
-def progress(step: int) -> dict:
-    return {"task": 1, "phase": "train", "step": step, "global_step": step, "results": {}}
+def progress(step: int) -> Progress:
+    return Progress(1, "train", step, step, ledger={}, results={"seconds": 1.5})
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def written(tmp_path: Path) -> Checkpoints:
 def test_the_newest_is_found_and_the_last_are_kept(written: Checkpoints) -> None:
     found, problems = written.latest()
     assert found and not problems
-    assert found.progress["step"] == 3 and found.tensors["A"].tolist() == [3.0, 3.0]
+    assert found.progress.step == 3 and found.tensors["A"].tolist() == [3.0, 3.0]
     assert sorted(path.name for path in written.folder.iterdir()) == ["00000002", "00000003"] and KEPT == 2
 
 
 def test_a_damaged_one_is_skipped_and_named(written: Checkpoints) -> None:
     (written.folder / "00000003" / "state.safetensors").write_bytes(b"x")
     found, problems = written.latest()
-    assert found and found.progress["step"] == 2
+    assert found and found.progress.step == 2
     assert problems == [f"{written.folder}/00000003/state.safetensors is damaged"]
     written.write(progress(4), {}, {})
     assert sorted(path.name for path in written.folder.iterdir()) == ["00000002", "00000004"]
@@ -61,7 +61,7 @@ def test_a_name_that_leads_elsewhere(written: Checkpoints, name: str) -> None:
 def test_what_is_half_written_is_no_checkpoint(written: Checkpoints) -> None:
     shutil.copytree(written.folder / "00000003", written.folder / "00000004.tmp")
     found, problems = written.latest()
-    assert found and found.progress["step"] == 3 and not problems
+    assert found and found.progress.step == 3 and not problems
 
 
 def test_another_run(written: Checkpoints) -> None:
@@ -71,3 +71,36 @@ def test_another_run(written: Checkpoints) -> None:
 
 def test_none_at_all(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints", "this run").latest() == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema_version": 2}, r"written by another version of codyra_llm \(schema_version 2\)"),
+        ({"phase": "dream"}, "is damaged, or was written by another version"),
+        ({"step": -1}, "is damaged, or was written by another version"),
+        ({"step": "1"}, "is damaged, or was written by another version"),
+        ({"results": None}, "is damaged, or was written by another version"),
+    ],
+)
+def test_progress_that_is_sealed_and_makes_no_sense(written: Checkpoints, change: dict, problem: str) -> None:
+    for folder in written.folder.iterdir():
+        path = folder / "progress.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        sums = json.loads((folder / "checksums.json").read_text())
+        sums["sha256"]["progress.json"] = sha256(path)
+        (folder / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(UserError, match=problem):
+        written.latest()
+
+
+def test_progress_of_an_earlier_version_has_nothing_kept(written: Checkpoints) -> None:
+    folder = max(written.folder.iterdir())
+    content = json.loads((folder / "progress.json").read_text())
+    del content["kept"], content["schema_version"]
+    (folder / "progress.json").write_text(json.dumps(content))
+    sums = json.loads((folder / "checksums.json").read_text())
+    sums["sha256"]["progress.json"] = sha256(folder / "progress.json")
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    found, problems = written.latest()
+    assert found and not problems and found.progress.kept == {} and found.progress.step == 3
