@@ -67,8 +67,8 @@ def main(command: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
-        launch = sys.modules.get("codyra_llm.distributed.ranks")
-        line = launch.lost_ranks(error) if launch else None
+        ranks = sys.modules.get("codyra_llm.distributed.ranks")
+        line = ranks.lost_ranks(error) if ranks else None
         if line is None:
             raise
         print(f"\nerror: {line}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
@@ -78,6 +78,6 @@ def main(command: Callable[[], int | None]) -> None:
 
 
 def _leave() -> None:
-    launch = sys.modules.get("codyra_llm.distributed.ranks")  # a command that did not need it has not loaded it
-    if launch:
-        launch.leave()
+    ranks = sys.modules.get("codyra_llm.distributed.ranks")  # a command that did not need it has not loaded it
+    if ranks:
+        ranks.leave()

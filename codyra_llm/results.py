@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from codyra_llm.config import RunConfig
+from codyra_llm.engine.ds_config import zero_stage
 from codyra_llm.engine.zero import parameter_count
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.planning.run_plan import RunPlan
@@ -76,7 +77,7 @@ def of_a_model(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Modu
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "world_size": world_size,
-        "zero_stage": deepspeed_json.get("zero_optimization", {}).get("stage", 0),
+        "zero_stage": zero_stage(deepspeed_json),
         "model": {
             "name": config.model.name_or_path,
             "architecture": type(model).__name__,

@@ -33,6 +33,15 @@ def reference_threshold(values: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.where(values.abs() < threshold, torch.zeros_like(values), values)
 
 
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a small tensor over all ranks; the tensor itself where there is no process group."""
+    if dist.is_available() and dist.is_initialized():
+        if dist.get_backend() == "nccl":  # which cannot reduce what offloading keeps on the CPU
+            values = values.cuda()
+        dist.all_reduce(values)
+    return values
+
+
 class Proximal(torch.optim.Optimizer):
     """An AdamW whose parameter groups may carry a threshold, applied to their values after each step.
 
@@ -148,10 +157,7 @@ class Proximal(torch.optim.Optimizer):
         positive = torch.cat([s.flatten() for s in averages])
         positive = positive[positive > 0].double()  # zeros are padding, or components that never mattered
         total = torch.stack([positive.log().sum(), torch.ones_like(positive).sum()])
-        if dist.is_available() and dist.is_initialized():
-            if dist.get_backend() == "nccl":  # which cannot reduce what offloading keeps on the CPU
-                total = total.cuda()
-            dist.all_reduce(total)
+        total = sum_over_ranks(total)
         reference = float((total[0] / total[1].clamp(min=1)).exp())
         return [(reference / s.double()).clamp(*IMPORTANCE_CLIP).to(s.dtype) for s in averages]
 

@@ -1,13 +1,12 @@
 """A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, gradients of rows."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
@@ -16,7 +15,8 @@ from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import World
-from codyra_llm.engine.state import own_piece, trainable
+from codyra_llm.engine.state import Piece, own_piece, trainable
+from codyra_llm.engine.zero import whole_copies
 from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
 
 
@@ -42,10 +42,15 @@ class Attached:
         if overrides(hooks, "after_step"):
             optimizer.after_step = lambda: hooks.after_step(self._slices())
 
+    @functools.cached_property
+    def _pieces(self) -> dict[str, Piece]:
+        """This rank's part of each parameter, which is the same one as long as the engine lives."""
+        pieces = ((name, own_piece(self.engine, parameter)) for name, parameter, _ in trainable(self.model))
+        return {name: piece for name, piece in pieces if piece}
+
     def begin_step(self, step: int) -> float:
         """Lets the method prepare an optimizer step; returns the value of its penalty."""
         if overrides(self.hooks, "begin_step"):
-            self._gradients = {}  # which are the step's alone
             with self.rows.apart():
                 self.hooks.begin_step(step, self.rows)
         if not overrides(self.hooks, "penalty"):
@@ -56,7 +61,6 @@ class Attached:
 
     def end_training(self, rows: Sequence[Example]) -> None:
         """Lets the method measure what it needs while the engine is alive, then detaches the optimizer's hooks."""
-        self._gradients = {}
         if overrides(self.hooks, "after_training"):
             with self.rows.apart():
                 self.hooks.after_training(rows, self.rows)
@@ -77,23 +81,21 @@ class Attached:
 
     def _slices(self) -> Slices:
         """What the optimizer is about to step, or has stepped: above stage 0 it is called for each group by itself."""
-        stepped = {p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None}
-        found = []
-        for name, parameter, _ in trainable(self.model):
-            piece = own_piece(self.engine, parameter)
-            if piece and piece.flat.grad is not None and piece.flat in stepped:
-                found.append(Slice(name, piece.of(piece.flat), piece.of(piece.flat.grad), piece.offset))
+        stepped = {p: p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None}
+        found = [
+            Slice(name, piece.of(piece.flat), piece.of(stepped[piece.flat]), piece.offset)
+            for name, piece in self._pieces.items()
+            if piece.flat in stepped
+        ]
         return Slices(found, self.engine.zero_optimization_stage() > 0)
 
 
-@torch.no_grad()
 def whole_branches(model: nn.Module) -> Deltas:
     """(B [out_features, rank], A [rank, in_features]) of each branch, whole on every rank; gates are left out."""
     branches = {}
     for name, layer in gated_layers(model):
-        partitioned = [p for p in (layer.B, layer.A) if is_zero_param(p)]
-        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-            branches[name] = layer.B.detach().clone(), layer.A.detach().clone()
+        B, A = whole_copies([layer.B, layer.A])
+        branches[name] = B, A
     return branches
 
 

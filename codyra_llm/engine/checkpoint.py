@@ -31,8 +31,8 @@ _Count = Annotated[int, Field(strict=True, ge=0)]
 _Phase = Annotated[str, Field(pattern="^(evaluate|train|merge|save|done)$")]
 
 
-class _UnfitProgress(Exception):
-    """A progress.json that is damaged, or of another version."""
+class _Unfit(Exception):
+    """What is wrong with a checkpoint, in one line."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,15 @@ class Checkpoints:
         """
         problems: list[str] = []
         for folder in reversed(self._present()):
-            problem = self._problem(folder)
-            if problem is None:
-                state = folder / "state.safetensors"
-                progress = _read_progress(folder / "progress.json")
-                # read, not mapped: a file that is mapped cannot be removed everywhere
-                return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
-            problems.append(problem)
-            self._unfit.append(folder)
+            try:
+                progress = self._read(folder)
+            except _Unfit as problem:
+                problems.append(str(problem))
+                self._unfit.append(folder)
+                continue
+            state = folder / "state.safetensors"
+            # read, not mapped: a file that is mapped cannot be removed everywhere
+            return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
         if problems:
             raise UserError(f"no checkpoint can be used: {'; '.join(problems)}; `--resume never` starts over")
         return None, []
@@ -126,36 +127,35 @@ class Checkpoints:
         """Oldest first; what was never finished has another kind of name."""
         return sorted(path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{8,}", path.name))
 
-    def _problem(self, folder: Path) -> str | None:
+    def _read(self, folder: Path) -> Progress:
+        """The position of a checkpoint whose files are all as they were written; raises _Unfit."""
+        damaged = _Unfit(f"{folder / 'checksums.json'} is damaged")
         try:
             sums = read_json(folder / "checksums.json")
             if sums["run"] != self.run:
-                return f"{folder} belongs to another run (its configuration or its data differ)"
+                raise _Unfit(f"{folder} belongs to another run (its configuration or its data differ)")
             files = {folder / plain_name(name, "file"): expected for name, expected in sums["sha256"].items()}
             files |= {self.folder.parent / name: expected for name, expected in sums["rests_on"].items()}
             if folder / "progress.json" not in files:
-                return f"{folder / 'checksums.json'} is damaged"
+                raise damaged
             for path, expected in files.items():
                 if sha256(path) != expected:
-                    return f"{path} is damaged"
-            _read_progress(folder / "progress.json")
+                    raise _Unfit(f"{path} is damaged")
+            return _read_progress(folder / "progress.json")
         except FileNotFoundError as error:
-            return f"{error.filename} is missing"
+            raise _Unfit(f"{error.filename} is missing") from None
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
-            return f"{folder / 'checksums.json'} is damaged"
+            raise damaged from None
         except OSError as error:
-            return f"{folder} cannot be read: {error}"
-        except _UnfitProgress as error:
-            return str(error)
-        return None
+            raise _Unfit(f"{folder} cannot be read: {error}") from None
 
 
 def _read_progress(path: Path) -> Progress:
     content = read_json(path)
     version = content.pop("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        raise _UnfitProgress(f"{path} was written by another version of codyra_llm (schema_version {shown(version)})")
+        raise _Unfit(f"{path} was written by another version of codyra_llm (schema_version {shown(version)})")
     try:
         return pydantic.TypeAdapter(Progress).validate_python(content)
     except pydantic.ValidationError:
-        raise _UnfitProgress(f"{path} is damaged, or was written by another version of codyra_llm") from None
+        raise _Unfit(f"{path} is damaged, or was written by another version of codyra_llm") from None

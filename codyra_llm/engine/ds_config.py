@@ -51,6 +51,12 @@ def read_deepspeed_json(path: str | None) -> dict[str, Any]:
     return content
 
 
+def zero_stage(content: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed configuration asks for."""
+    stage: int = content.get("zero_optimization", {}).get("stage", 0)
+    return stage
+
+
 def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
     """The user's part joined with the batch sizes and clipping of the run."""
     micro = train.per_device_train_batch_size

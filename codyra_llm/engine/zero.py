@@ -6,7 +6,7 @@ other stage, parameters are whole.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from codyra_llm.adapter.merge import Deltas, Fill, add_delta_in_place, check_rea
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.environment import local_size
 from codyra_llm.distributed.ranks import World, all_gather, local_rank_in_environment
-from codyra_llm.engine.ds_config import complete
+from codyra_llm.engine.ds_config import complete, zero_stage
 from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
@@ -42,7 +42,7 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
     Args:
         ds_config: complete, with batch sizes.
     """
-    if ds_config.get("zero_optimization", {}).get("stage") != 3:
+    if zero_stage(ds_config) != 3:
         return None
 
     return_large_blocks()
@@ -178,14 +178,19 @@ def part_branches(model: nn.Module) -> None:
             layer.shared.dissolve()
 
 
+def whole_copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Detached copies of parameters, whole on every rank, which all must call it."""
+    partitioned = [parameter for parameter in parameters if is_zero_param(parameter)]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        return [parameter.detach().clone() for parameter in parameters]
+
+
 def own_branches(model: nn.Module) -> None:
     """Makes A, B and gate of every branch ordinary whole parameters again, on every rank."""
     for _, layer in gated_layers(model):
         names = [name for name in ("A", "B", "gate") if is_zero_param(getattr(layer, name))]
         parameters = [getattr(layer, name) for name in names]
-        with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
-            whole = [parameter.detach().clone() for parameter in parameters]
-        for name, parameter, value in zip(names, parameters, whole, strict=True):
+        for name, parameter, value in zip(names, parameters, whole_copies(parameters), strict=True):
             setattr(layer, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 

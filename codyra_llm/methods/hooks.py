@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
-import torch.distributed as dist
 
 from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.optimizer import sum_over_ranks
 
 if TYPE_CHECKING:
     from codyra_llm.data.encode import Example
@@ -49,11 +49,7 @@ class Slices(list[Slice]):
         """The dot product of two vectors over all parameters, each given as one tensor for each slice."""
         products = [torch.dot(a.double(), b.double()) for a, b in zip(left, right, strict=True)]
         total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
-        if self.partitioned:
-            if dist.get_backend() == "nccl":
-                total = total.cuda()
-            dist.all_reduce(total)
-        return float(total)
+        return float(sum_over_ranks(total) if self.partitioned else total)
 
 
 class RowGradients(Protocol):

@@ -21,7 +21,7 @@ from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import World, check_same
-from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.files import LONGEST_NAME
@@ -93,7 +93,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     check_tokenizer(tokenizer)
     _check_quantization(config, model_config, deepspeed_json, to_train)
     method, structure = METHODS[config.method](config), skeleton(model_config)
-    method.check_run(deepspeed_json.get("zero_optimization", {}).get("stage", 0))
+    method.check_run(zero_stage(deepspeed_json))
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
     tokens, notes = TokenCache(tokenizer), list(stream.notes)
@@ -174,7 +174,7 @@ def _check_quantization(
     if getattr(model_config, "quantization_config", None) and (to_train or model.quantization):
         remedy = "give the original, with model.quantization" if to_train else "leave model.quantization empty"
         raise UserError(f"model.name_or_path {model.name_or_path}: its weights are quantised already; {remedy}")
-    if model.quantization == "int8" and deepspeed_json.get("zero_optimization", {}).get("stage") == 3:
+    if model.quantization == "int8" and zero_stage(deepspeed_json) == 3:
         raise UserError(
             f"deepspeed {config.deepspeed}: ZeRO stage 3 cannot partition int8 weights, which bitsandbytes keeps "
             "outside of the model's parameters; use stage 0 to 2, or model.quantization nf4"

@@ -11,7 +11,7 @@ from pathlib import Path
 from codyra_llm import run
 from codyra_llm.command import main
 from codyra_llm.data.stream import TaskStream
-from codyra_llm.planning import run_plan as plan
+from codyra_llm.planning import run_plan
 from tests.distributed.forked import fork_ranks
 from tests.e2e.test_run import tiny_config
 
@@ -31,7 +31,7 @@ def start(job: dict, rank: int) -> None:
     rows = [{"prompt": f"What is {n}?", "answer": "so" if what == "data" and n == 3 else "it"} for n in range(16)]
     if what == "weights":
         os.environ["LOCAL_RANK"] = "0"  # as on a second host
-        plan.model_hash = lambda name: "0" * 64
+        run_plan.model_hash = lambda name: "0" * 64
     main(lambda: run(config, TaskStream.from_rows({"FOMC": {"train": rows, "test": rows[:2]}})) and None)
 
 

@@ -16,7 +16,7 @@ from codyra_llm.engine.zero import add_delta, load_base
 from codyra_llm.methods import METHODS
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.report.folder import RunFolder
-from codyra_llm.workflows import session as asking
+from codyra_llm.workflows import session
 from codyra_llm.workflows.general_ability import score_general
 from codyra_llm.workflows.session import stoppable
 from tests.distributed.forked import fork_ranks
@@ -51,7 +51,7 @@ def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
 
     def work(rank: int) -> int:
         if rank == broken:
-            asking.answer_questions = fail
+            session.answer_questions = fail
         measure(config)
         return 0
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from codyra_llm.command import main
 from codyra_llm.config import REPOSITORY, load_config
-from codyra_llm.workflows import train as continual
+from codyra_llm.workflows import train
 from tests.distributed.forked import fork_ranks
 
 PACKAGE = str(REPOSITORY / "codyra_llm") + os.sep
@@ -42,7 +42,7 @@ def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str
         elif watch and rank == 0:
             sys.setprofile(_counter(called))
         try:
-            main(lambda: continual.run(load_config(None, config)) and None)
+            main(lambda: train.run(load_config(None, config)) and None)
         finally:
             sys.setprofile(None)
             if watch and rank == 0:

@@ -254,8 +254,8 @@ def test_a_model_that_is_not_a_causal_lm(fails: Command, tiny_folder: Path, tmp_
 
 
 def test_part_of_a_launchers_environment(fails: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codyra_llm.distributed import ranks as launch
+    from codyra_llm.distributed import ranks
 
-    monkeypatch.setattr(launch.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "WORLD_SIZE set but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in fails()

@@ -12,7 +12,7 @@ from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from codyra_llm.ledger.peft_io import append_adapter
-from codyra_llm.workflows import session as asking
+from codyra_llm.workflows import session
 from codyra_llm.workflows.general_ability import measure_later, saved_config, score_suites
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
@@ -43,8 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return answer_questions(model, tokenizer, questions, *most, counted, synced)
 
-    answer_questions = asking.answer_questions
-    monkeypatch.setattr(asking, "answer_questions", count)
+    answer_questions = session.answer_questions
+    monkeypatch.setattr(session, "answer_questions", count)
     return counts
 
 

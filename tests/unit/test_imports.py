@@ -2,7 +2,6 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 from codyra_llm.config import REPOSITORY
 
@@ -53,5 +52,5 @@ def test_imports_run_down() -> None:
 
 
 def test_files_are_short() -> None:
-    long = [path for path in Path(REPOSITORY / "codyra_llm").rglob("*.py") if len(path.read_text().splitlines()) > 400]
+    long = [path for path in (REPOSITORY / "codyra_llm").rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert not long
