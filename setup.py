@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["codyra_llm", "codyra_llm.*"]),
-    package_data={"codyra_llm.models": ["architectures.json"]},
+    package_data={"codyra_llm.models": ["architectures.json"], "codyra_llm.results": ["results.schema.json"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.23,<6",

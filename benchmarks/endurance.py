@@ -43,15 +43,15 @@ def endurance() -> None:
             },
         )
         results = run(dataclasses.replace(config, order=tuple(stream.names)), stream)
-    phases = {(entry["task"], entry["phase"]): entry for entry in results["phases"]}
-    seconds = [phases[task, "train"]["seconds"] / options.steps for task in stream.names]
-    resident = [phases[task, "evaluate"]["resident_bytes"] for task in stream.names]
+    phases = {(phase.task, phase.phase): phase for phase in results.phases}
+    seconds = [phases[task, "train"].seconds / options.steps for task in stream.names]
+    resident = [phases[task, "evaluate"].resident_bytes for task in stream.names]
     print(f"\n| after task | resident, MB | of task 2 | s / step | of task 2 |\n|{'---|' * 5}")
     for number, (memory, step) in enumerate(zip(resident, seconds, strict=True), 1):
         ratios = memory / resident[1], step / seconds[1]
         print(f"| {number} | {memory / 1e6:.0f} | {ratios[0]:.3f} | {step:.2f} | {ratios[1]:.2f} |")
-    training = sum(phases[task, "train"]["seconds"] for task in stream.names)
-    kept, every = results["checkpoint_seconds"], config.train.checkpoint_every
+    training = sum(phases[task, "train"].seconds for task in stream.names)
+    kept, every = results.checkpoint_seconds, config.train.checkpoint_every
     print(f"\ncheckpoints, every {every} steps and after each phase: {kept:.1f} s beside {training:.0f} s of training, "
           f"{kept / training:.1%}")  # fmt: skip
 

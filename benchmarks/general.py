@@ -56,7 +56,7 @@ def main() -> None:
     scores: dict[str, float] = {}
 
     def contestant(suite: Suite, name: str, lm: TemplateLM) -> None:
-        scores[f"{suite.name} {name}"] = score_suite(suite, lm)[0]["score"]
+        scores[f"{suite.name} {name}"] = score_suite(suite, lm)[0].score
 
     contestants = {
         f"{suite.name} {name}": functools.partial(contestant, suite, name, lm)

@@ -10,13 +10,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
 import yaml
 
 from codyra_llm.errors import UserError
 from codyra_llm.text import shown
 
+Kind = TypeVar("Kind")
 LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)  # it can be read by setting it only
@@ -164,6 +166,24 @@ def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: not valid JSON: {error}") from None
     return rows
+
+
+def validated(kind: type[Kind], content: Any, where: str, problem: str) -> Kind:
+    """A dataclass from what JSON holds of it; a key that it has not is ignored.
+
+    Args:
+        where: names the content. problem: what follows if it does not fit.
+
+    Raises:
+        UserError: something is missing or of the wrong kind; the line names it.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(content)
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; {problem}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {problem}") from None
 
 
 def append_journal(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ over T-1 tasks when T = 1. Definitions differ between papers, hence one name per
 import csv
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,34 @@ Metric = float | list[float | None] | None
 
 # Headings of a first column that holds labels; one with nothing but text in it is taken for one, too.
 LABEL_HEADERS = {"", "after", "model", "row", "round", "stage", "step", "task", "trained on"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the matrix: the model after `number` tasks, the last of which is `task`.
+
+    Attributes:
+        number: 0 for the base model, t after task t.
+        task: its name; "base" where `number` is 0.
+    """
+
+    number: int
+    task: str
+
+    @property
+    def name(self) -> str:
+        """The row's name in files and in results.json: "0-base", "1-FOMC"."""
+        return f"{self.number}-{self.task}"
+
+    @property
+    def title(self) -> str:
+        """The row's name in tables, plots and logs: "base model", "after FOMC"."""
+        return f"after {self.task}" if self.number else "base model"
+
+
+def stages_of(tasks: Sequence[str]) -> list[Stage]:
+    """The rows of the matrix of a stream of tasks: the base model, then one after each task."""
+    return [Stage(0, "base"), *(Stage(number, task) for number, task in enumerate(tasks, 1))]
 
 
 def matrix_metrics(matrix: MatrixLike) -> dict[str, Metric]:
@@ -101,18 +130,17 @@ def _optional(values: Sequence[float]) -> list[float | None] | None:
 
 def write_matrix_csv(path: str | Path, task_names: Sequence[str], matrix: MatrixLike) -> None:
     """Write an accuracy matrix with a label column; a cell that was not measured stays empty."""
-    labels = ["base", *(f"after {name}" for name in task_names)]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", *task_names])
-        for label, row in zip(labels, np.asarray(matrix, dtype=np.float64), strict=True):
-            writer.writerow([label, *("" if math.isnan(value) else repr(float(value)) for value in row)])
+        for stage, row in zip(stages_of(task_names), np.asarray(matrix, dtype=np.float64), strict=True):
+            writer.writerow([stage.title, *("" if math.isnan(value) else repr(float(value)) for value in row)])
 
 
 def read_matrix_csv(path: str | Path) -> tuple[list[str], Matrix]:
-    """Read an accuracy matrix: a header of task names, then the rows base, after task 1, ..., after task T.
+    """Read an accuracy matrix: a header of task names, then the rows base model, after task 1, ..., after task T.
 
-    A leading label column ("base", "after FOMC", ...) may stand or be left out; an empty cell was not measured.
+    A leading label column ("base model", "after FOMC", ...) may stand or be left out; an empty cell was not measured.
 
     Returns:
         The task names and the (T+1, T) matrix, NaN where not measured.

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Field
 
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, write_text
+from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, validated, write_text
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, write_readme
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.text import shown
@@ -118,14 +117,7 @@ def parse_ledger(content: Any, where: str) -> Ledger:
     Raises:
         UserError: something is missing or of the wrong kind, or a name is none that a run gives.
     """
-    try:
-        ledger = pydantic.TypeAdapter(Ledger).validate_python(content)
-    except (pydantic.ValidationError, RecursionError) as error:
-        problem = "nested too deeply"
-        if isinstance(error, pydantic.ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{where}: {problem}; it is not a ledger that a run wrote") from None
+    ledger = validated(Ledger, content, where, "it is not a ledger that a run wrote")
     for number, entry in enumerate(ledger.entries, 1):
         if plain_name(entry.name, f"{where}: the entry") != f"{number:02d}-{entry.task}":
             named = f"number {number} is {shown(entry.name)}, with the task {shown(entry.task)}"

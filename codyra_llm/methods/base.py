@@ -58,6 +58,7 @@ class Method(Hooks):
         summary: one line for --help and the model card.
         Settings: a frozen dataclass whose fields carry their help and range (`options.option`).
         needs: what it can run with.
+        trains_gates: whether it can end with a lower rank than it began with.
         kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
             task and gives them back when it resumes.
     """
@@ -66,6 +67,7 @@ class Method(Hooks):
     summary: ClassVar[str] = ""
     Settings: ClassVar[type] = NoSettings
     needs: ClassVar[Needs] = Needs()
+    trains_gates: ClassVar[bool] = False
 
     def __init__(self, config: "RunConfig") -> None:
         self.config = config

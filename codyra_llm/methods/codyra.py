@@ -14,6 +14,7 @@ class CoDyRA(Method):
 
     name = "codyra"
     summary = "importance-gated rank, thresholded, pruned and merged after each task"
+    trains_gates = True
 
     @property
     def adapter(self) -> CoDyRAConfig:

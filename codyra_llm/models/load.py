@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def _problem(error: Exception) -> str:
 def _lacks_tokenizer(source: str) -> bool:
     files = [path.name for path in Path(source).iterdir()] if Path(source).is_dir() else []
     return bool(files) and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files)
+
+
+def context_length(model_config: PretrainedConfig) -> int:
+    """The positions that a model knows; sys.maxsize where its configuration names no limit."""
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def check_causal(config: PretrainedConfig, name: str) -> None:

@@ -23,12 +23,14 @@ from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import World, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer, resolve_model, skeleton
+from codyra_llm.models.load import context_length, load_config_and_tokenizer, resolve_model, skeleton
 from codyra_llm.models.quantize import check_widths
+from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
 
 if TYPE_CHECKING:
@@ -50,6 +52,27 @@ class RunPlan:
     test_examples: list[Sequence[Example]]
     suites: "list[Suite]"
     notes: list[str]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The points of the run at which the model is measured."""
+        return stages_of(self.stream.names)
+
+    def data(self, config: RunConfig) -> Data:
+        """What the results say of the data."""
+        tasks = [
+            TaskData(
+                task.name,
+                train_rows=len(batches.own),
+                dropped_train_rows=len(task.train) - len(batches.own),
+                test_rows=len(task.test),
+                steps=batches.total_steps,
+                sha256=task.files,
+                replayed_rows=len(batches.examples) - len(batches.own),
+            )
+            for task, batches in zip(self.stream, self.batches, strict=True)
+        ]
+        return Data(self.stream.name, config.data.version or self.stream.version, tasks)
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
@@ -228,7 +251,7 @@ def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
 
 def _check_positions(task: str, examples: Iterable[Example], model_config: PretrainedConfig) -> None:
     longest = max(len(example) for example in examples)
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or longest
+    positions = context_length(model_config)
     if longest > positions:
         raise UserError(
             f"task {task}: the longest row has {longest} tokens, the context length is {positions}; "

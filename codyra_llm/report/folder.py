@@ -17,23 +17,8 @@ from codyra_llm.files import append_journal, expand, read_journal, read_json, re
 from codyra_llm.generation.generate import Answered
 from codyra_llm.locks import NAME as LOCK
 from codyra_llm.locks import FolderLock, claim
-
-CONTENTS = (
-    "results.json",
-    "matrix.csv",
-    "matrix.png",
-    "ranks.csv",
-    "ranks.png",
-    "general.png",
-    "predictions",
-    "tensorboard",
-    "train.log",
-    "scores.log",
-    "model",
-    "checkpoints",
-    "ledger",
-    "kept",
-)
+from codyra_llm.report.artifacts import ARTIFACTS
+from codyra_llm.results.schema import Provenance, RunResults, read_results, to_text
 
 
 class OutputFolder:
@@ -85,11 +70,9 @@ class OutputFolder:
         write_text(self.path / "stopped", where + "\n")
         self.trigger.unlink(missing_ok=True)
 
-    def write_results(self, results: dict[str, Any]) -> None:
+    def write_results(self, results: Provenance) -> None:
         """results.json: everything a table needs."""
-        write_text(
-            self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        write_text(self.path / "results.json", to_text(results))
 
     def read_answers(self, row_name: str) -> dict[str, Answered]:
         """What was answered of a row before the command was interrupted, by the question's key."""
@@ -109,7 +92,7 @@ class OutputFolder:
 
 
 class RunFolder(OutputFolder):
-    """Where a run writes: config.yaml and all of CONTENTS. Making the object only looks; `open` writes.
+    """Where a run writes: config.yaml and all of ARTIFACTS. Making the object only looks; `open` writes.
 
     Raises:
         UserError: the folder holds another run or other files, or cannot be written.
@@ -132,8 +115,8 @@ class RunFolder(OutputFolder):
             self.lock()
             self._check()  # another process may have had it until now
             write_text(self.path / "config.yaml", to_yaml(self.config))  # first: it makes the folder a run's
-            for name in () if resumed else CONTENTS:
-                remove(self.path / name)
+            for artifact in () if resumed else ARTIFACTS:
+                remove(self.path / artifact.name)
             (self.path / "predictions").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror or error}") from None
@@ -153,15 +136,15 @@ class RunFolder(OutputFolder):
         """Where a method keeps what it needs of finished tasks."""
         return self.path / "kept"
 
-    def finished(self) -> dict[str, Any] | None:
-        """What results.json of a finished run says; None where it, or the model, is missing or damaged."""
+    def finished(self) -> RunResults | None:
+        """The results of a finished run; None where they, or the model, are missing or damaged."""
         try:
-            results = read_json(self.path / "results.json")
+            results = read_results(self.path)
             config = read_json(self.model / "config.json")
         except UserError:
             return None
-        whole = isinstance(results, dict) and isinstance(config, dict) and any(self.model.glob("*.safetensors"))
-        return results if whole and results.get("phases") and isinstance(results.get("matrix"), list) else None
+        whole = isinstance(config, dict) and any(self.model.glob("*.safetensors"))
+        return results if whole and results.finished else None
 
     def write_matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
         """matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""

@@ -1,25 +1,24 @@
 """The README.md beside a finished model: what it learned, from what, and how well."""
 
 from pathlib import Path
-from typing import Any
 
 from codyra_llm.methods import METHODS
 from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table
+from codyra_llm.results.schema import RunResults
 
 
-def model_card(results: dict[str, Any]) -> str:
+def model_card(results: RunResults) -> str:
     """A model card in Markdown, from the run's results."""
-    config, data = results["config"], results["data"]
+    config, name = results.config, results.model.name
     adapter, train = config["adapter"], config["train"]
-    base = Path(results["model"]["name"]).name if Path(results["model"]["name"]).exists() else results["model"]["name"]
+    base = Path(name).name if Path(name).exists() else name
     method = METHODS[config["method"]]
-    gated = method.name == "codyra"
-    threshold = f"threshold mode {adapter['threshold_mode']}" if gated else "fixed"
+    threshold = f"threshold mode {adapter['threshold_mode']}" if method.trains_gates else "fixed"
     quantization = config["model"].get("quantization")
     held = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
     tasks = "\n".join(
-        f"{i}. {entry['task']}: {entry['train_rows']} rows, {entry['steps']} steps"
-        for i, entry in enumerate(data["tasks"], 1)
+        f"{number}. {task.task}: {task.train_rows} rows, {task.steps} steps"
+        for number, task in enumerate(results.data.tasks, 1)
     )
     return f"""---
 base_model: {base}
@@ -27,14 +26,14 @@ library_name: transformers
 pipeline_tag: text-generation
 tags: [continual-learning, codyra]
 ---
-# {base} after {len(results["tasks"])} tasks
+# {base} after {len(results.tasks)} tasks
 
-An ordinary {results["model"]["architecture"]} of {results["model"]["parameters"]:,} parameters, as many as the base
+An ordinary {results.model.architecture} of {results.model.parameters:,} parameters, as many as the base
 model has. It learned the tasks below one after another by low-rank updates that were merged into its weights
-(codyra_llm {results["versions"]["codyra_llm"]}, method `{method.name}`: {method.summary}).
+(codyra_llm {results.versions["codyra_llm"]}, method `{method.name}`: {method.summary}).
 Nothing but transformers is needed to use it. The terms of the base model and of the data apply.
 
-Data: {data["stream"]}, version {data["version"]}.
+Data: {results.data.stream}, version {results.data.version}.
 
 {tasks}
 

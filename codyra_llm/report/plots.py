@@ -6,46 +6,50 @@ from typing import Any
 
 import numpy as np
 
+from codyra_llm.evaluation.general.scores import SuiteScore
+from codyra_llm.results.schema import RunResults
 
-def plot_matrix(results: dict[str, Any], path: Path) -> None:
+
+def plot_matrix(results: RunResults, path: Path) -> None:
     """Score of each task (columns) after each task (rows, the base model first); framed: the task just learned."""
-    tasks = results["tasks"]
-    scores = np.array([[np.nan if s is None else s for s in row] for row in results["matrix"]])
-    rows = ["base model", *(f"after {task}" for task in tasks)]
+    tasks = results.tasks
+    scores = np.array([[np.nan if s is None else s for s in row] for row in results.matrix])
+    rows = [stage.title for stage in results.stages]
     figure, axes = _heatmap(scores, rows, tasks, vmin=0, vmax=100, label="score (0 to 100)", form="{:.0f}")
     for t in range(len(tasks)):
         axes.add_patch(_pyplot().Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
-    axes.set_title(f"Scores, variant {results['config']['evaluate']['scorer_variant']}")
+    axes.set_title(f"Scores, variant {results.config['evaluate']['scorer_variant']}")
     _save(figure, path)
 
 
-def plot_ranks(results: dict[str, Any], path: Path) -> None:
+def plot_ranks(results: RunResults, path: Path) -> None:
     """Mean surviving rank of each kind of projection (columns) in each task (rows)."""
-    kinds = list(results["ranks"][0]["by_projection"])
-    ranks = np.array([[entry["by_projection"][kind] for kind in kinds] for entry in results["ranks"]])
-    rows, initial = [entry["task"] for entry in results["ranks"]], results["ranks"][0]["initial"]
+    kinds = list(results.ranks[0].by_projection)
+    ranks = np.array([[of_task.by_projection[kind] for kind in kinds] for of_task in results.ranks])
+    rows, initial = [of_task.task for of_task in results.ranks], results.ranks[0].initial
     figure, axes = _heatmap(ranks, rows, kinds, vmin=0, vmax=initial, label=f"rank (of {initial})", form="{:.1f}")
     axes.set_title("Mean surviving rank")
     _save(figure, path)
 
 
-def plot_general(results: dict[str, Any], path: Path) -> None:
+def plot_general(results: RunResults, path: Path) -> None:
     """Each suite of general ability (lines, with standard errors) after each task; a panel for each unit."""
-    found = results["general"]["scores"]
-    suites = list(dict.fromkeys(suite for of_row in found.values() for suite in of_row))
-    lines: dict[str, dict[str, list[tuple[int, dict[str, Any]]]]] = {}  # unit -> suite -> (row, what was found)
+    found = results.general.scores
+    suites = list(dict.fromkeys(suite for of_stage in found.values() for suite in of_stage))
+    lines: dict[str, dict[str, list[tuple[int, SuiteScore]]]] = {}  # unit -> suite -> (position, score)
     for suite in suites:
-        measured = [(x, of_row[suite]) for x, of_row in enumerate(found.values()) if "score" in of_row.get(suite, {})]
+        scores = [(x, of_stage.get(suite)) for x, of_stage in enumerate(found.values())]
+        measured = [(x, score) for x, score in scores if isinstance(score, SuiteScore)]
         if measured:
-            lines.setdefault(measured[0][1]["unit"], {})[suite] = measured
+            lines.setdefault(measured[0][1].unit, {})[suite] = measured
     size = (3 + 0.8 * len(found), 1 + 3 * max(1, len(lines)))
     figure, panels = _pyplot().subplots(max(1, len(lines)), figsize=size, sharex=True, squeeze=False)
     for axes, (unit, of_suites) in zip(panels[:, 0], lines.items(), strict=False):
         for suite, measured in of_suites.items():
             axes.errorbar(
                 [x for x, _ in measured],
-                [each["score"] for _, each in measured],
-                yerr=[each["stderr"] or 0 for _, each in measured],
+                [score.score for _, score in measured],
+                yerr=[score.stderr or 0 for _, score in measured],
                 marker="o",
                 capsize=3,
                 label=suite,

@@ -1,5 +1,6 @@
 """Progress output of a run: log, progress bars, TensorBoard, final tables."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,12 @@ from tqdm import tqdm
 from codyra_llm.adapter.injection import kind_of
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.engine.train import StepReport
+from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.report import tables
-from codyra_llm.report.folder import RunFolder, start_log
+from codyra_llm.report.folder import RunFolder
+from codyra_llm.results.schema import RunResults, TaskRanks
 
+LOG = logging.getLogger(__name__)
 CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm", "penalty")
 
 
@@ -21,13 +25,12 @@ class Reporter:
     """Speaks on rank 0 alone; on the other ranks, where `folder` is None, every call does nothing.
 
     Args:
-        folder: where the log and the curves go.
+        folder: where the curves go.
         first_step: optimizer steps that the run took before this start; curves beyond it are taken back.
     """
 
     def __init__(self, folder: RunFolder | None, first_step: int) -> None:
         self.folder = folder
-        self.log = start_log(folder.path / "train.log" if folder else None)
         self.board = (
             SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
             if folder
@@ -59,49 +62,48 @@ class Reporter:
             for kind, values in gates.items():
                 board.add_histogram(f"gates/{kind}", torch.cat(values), number)
 
-    def ranks(self, entry: dict[str, Any], last_loss: float, number: int) -> None:
+    def ranks(self, ranks: TaskRanks, last_loss: float, number: int) -> None:
         """What a task kept."""
-        self.log.info(
-            f"{entry['task']}: kept {entry['mean']:.1f} of {entry['initial']} components, "
-            f"update norm {entry['update_norm']:.3f}, last loss {last_loss:.3f}"
+        LOG.info(
+            f"{ranks.task}: kept {ranks.mean:.1f} of {ranks.initial} components, "
+            f"update norm {ranks.update_norm:.3f}, last loss {last_loss:.3f}"
         )
-        self._curves(number, {f"rank/{kind}": rank for kind, rank in entry["by_projection"].items()})
+        self._curves(number, {f"rank/{kind}": rank for kind, rank in ranks.by_projection.items()})
 
-    def scores(self, results: dict[str, Any], number: int) -> None:
+    def scores(self, results: RunResults, stage: Stage) -> None:
         """A row of the matrix."""
-        of_tasks = zip(results["tasks"], results["matrix"][number], results["answer_nll"][number], strict=True)
+        number = stage.number
+        of_tasks = zip(results.tasks, results.matrix[number], results.answer_nll[number], strict=True)
         shown = {task: (score, nll) for task, score, nll in of_tasks if score is not None}
         for task, (score, nll) in shown.items():
             self._curves(number, {f"score/{task}": score, f"answer_nll/{task}": nll})
-        after = f"after {results['tasks'][number - 1]}" if number else "base model"
         if lost := [task for task, (_, nll) in shown.items() if nll is None]:
-            self.log.warning(f"{after}: the loss on the true answers of {', '.join(lost)} is not finite")
+            LOG.warning(f"{stage.title}: the loss on the true answers of {', '.join(lost)} is not finite")
         if shown:
-            self.log.info(f"{after}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
+            LOG.info(f"{stage.title}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
 
-    def general(self, row_name: str, delta: float | None) -> None:
+    def general(self, stage: Stage, delta: float | None) -> None:
         """General ability was measured."""
         if delta is not None:
-            self.log.info(f"{row_name}: general ability {delta:+.2f} against the base model")
-            self._curves(int(row_name.split("-")[0]), {"general/delta": delta})
+            LOG.info(f"{stage.title}: general ability {delta:+.2f} against the base model")
+            self._curves(stage.number, {"general/delta": delta})
 
-    def farewell(self, results: dict[str, Any]) -> None:
+    def summary(self, results: RunResults) -> None:
         """Tables of a finished run."""
         if not self.folder:
             return
         if self.board:
             with self._guarded() as board:
                 board.close()
-        variant = results["config"]["evaluate"]["scorer_variant"]
-        self.log.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
-        self.log.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
-        self.log.info(f"\n{tables.metrics_table(results)}")
-        if results["general"]["scores"]:
-            general = tables.general_table(results["general"]["scores"], results["general"]["delta"])
+        variant = results.config["evaluate"]["scorer_variant"]
+        LOG.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
+        LOG.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
+        LOG.info(f"\n{tables.metrics_table(results)}")
+        if results.general.scores:
             head = "General ability (0 to 100 unless a unit stands there; change: mean over suites against the base)"
-            self.log.info(f"\n{head}\n{general}")
-        self.log.info(f"\nSurviving rank\n{tables.rank_table(results)}")
-        self.log.info(f"\n{results['seconds']:.0f} s; the model and all results are in {self.folder.path}")
+            LOG.info(f"\n{head}\n{tables.general_table(results.general)}")
+        LOG.info(f"\nSurviving rank\n{tables.rank_table(results)}")
+        LOG.info(f"\n{results.seconds:.0f} s; the model and all results are in {self.folder.path}")
 
     def _curves(self, step: int, values: dict[str, float | None]) -> None:
         if not self.board:
@@ -119,4 +121,4 @@ class Reporter:
             yield self.board
         except OSError as error:
             self.board = None
-            self.log.warning(f"no more curves: {error}")
+            LOG.warning(f"no more curves: {error}")

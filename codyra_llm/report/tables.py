@@ -1,8 +1,10 @@
 """Tables for the console and the model card, made from results.json and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
+from codyra_llm.results.schema import General, PromptFileResults, RunResults
 from codyra_llm.text import align
 
 SHOWN_METRICS = (
@@ -16,79 +18,83 @@ SHOWN_METRICS = (
 )
 
 
-def matrix_table(results: dict[str, Any]) -> str:
+def matrix_table(results: RunResults) -> str:
     """Scores of every task after every task; [..] marks the task just learned."""
-    tasks = results["tasks"]
+    tasks = results.tasks
     rows = [["", *tasks, "mean"]]
-    for t, (name, scores) in enumerate(zip(_row_names(tasks), results["matrix"], strict=False)):
-        cells = ["" if s is None else f"[{s:.1f}]" if t == i + 1 else f"{s:.1f} " for i, s in enumerate(scores)]
+    for stage, scores in zip(results.stages, results.matrix, strict=True):
+        own = stage.number - 1
+        cells = ["" if s is None else f"[{s:.1f}]" if i == own else f"{s:.1f} " for i, s in enumerate(scores)]
         known = [s for s in scores if s is not None]
-        rows.append([name, *cells, f"{sum(known) / len(known):.1f}" if len(known) == len(tasks) else ""])
+        rows.append([stage.title, *cells, f"{sum(known) / len(known):.1f}" if len(known) == len(tasks) else ""])
     return align(rows)
 
 
-def nll_table(results: dict[str, Any]) -> str:
+def nll_table(results: RunResults) -> str:
     """Negative log-likelihood of the true answers, nats per token: lower is better."""
-    tasks = results["tasks"]
+    tasks = results.tasks
     rows = [["", *tasks]]
-    for name, losses in zip(_row_names(tasks), results["answer_nll"], strict=False):
-        rows.append([name, *("" if nll is None else f"{nll:.3f}" for nll in losses)])
+    for stage, losses in zip(results.stages, results.answer_nll, strict=True):
+        rows.append([stage.title, *("" if nll is None else f"{nll:.3f}" for nll in losses)])
     return align(rows)
 
 
-def metrics_table(results: dict[str, Any]) -> str:
+def metrics_table(results: RunResults) -> str:
     """The matrix's summary numbers in every scoring variant."""
-    variants = list(results["metrics"])
+    variants = list(results.metrics)
     rows = [["", *variants]]
     for key, label in SHOWN_METRICS:
-        values = [results["metrics"][variant].get(key) for variant in variants]
+        values = [results.metrics[variant].get(key) for variant in variants]
         rows.append([label, *("" if value is None else f"{value:.2f}" for value in values)])
     return align(rows)
 
 
-def rank_table(results: dict[str, Any]) -> str:
+def rank_table(results: RunResults) -> str:
     """Mean surviving rank of each kind of projection, by task, and the size of the update."""
-    kinds = list(results["ranks"][0]["by_projection"])
+    kinds = list(results.ranks[0].by_projection)
     rows = [["", *kinds, "mean", "update norm", "drift"]]
-    for entry in results["ranks"]:
-        by_kind = [f"{entry['by_projection'][kind]:.1f}" for kind in kinds]
-        numbers = [f"{entry['mean']:.1f}", f"{entry['update_norm']:.3f}", f"{entry['cumulative_norm']:.3f}"]
-        rows.append([entry["task"], *by_kind, *numbers])
+    for of_task in results.ranks:
+        by_kind = [f"{of_task.by_projection[kind]:.1f}" for kind in kinds]
+        numbers = [f"{of_task.mean:.1f}", f"{of_task.update_norm:.3f}", f"{of_task.cumulative_norm:.3f}"]
+        rows.append([of_task.task, *by_kind, *numbers])
     return align(rows)
 
 
-def general_table(scores: dict[str, Any], delta: dict[str, Any] | None = None) -> str:
+def general_table(general: General) -> str:
     """General ability: the score of each suite, +- its standard error, a row for each time it was measured.
 
-    Args:
-        scores: row -> suite -> what was found. delta: row -> mean change of what is in percent against the base model.
+    Where the change against the base model is known, it is the last column.
     """
-    suites = list(dict.fromkeys(suite for found in scores.values() for suite in found))
-    units = {suite: each["unit"] for found in scores.values() for suite, each in found.items() if "unit" in each}
+    found = general.scores
+    suites = list(dict.fromkeys(suite for of_stage in found.values() for suite in of_stage))
+    scores = [(suite, score) for of_stage in found.values() for suite, score in of_stage.items()]
+    units = {suite: score.unit for suite, score in scores if isinstance(score, SuiteScore)}
     heads = [suite if units.get(suite, "percent") == "percent" else f"{suite} ({units[suite]})" for suite in suites]
-    rows = [["", *heads, *(["change"] if delta else [])]]
-    for name, found in scores.items():
-        change = [] if not delta else ["" if delta[name] is None else f"{delta[name]:+.2f}"]
-        rows.append([name, *(_general_cell(found.get(suite)) for suite in suites), *change])
+    rows = [["", *heads, *(["change"] if general.delta else [])]]
+    for name, of_stage in found.items():
+        delta = general.delta.get(name)
+        change = ["" if delta is None else f"{delta:+.2f}"] if general.delta else []
+        rows.append([name, *(_general_cell(of_stage.get(suite)) for suite in suites), *change])
     return align(rows)
 
 
-def _general_cell(found: dict[str, Any] | None) -> str:
-    if not found:
+def _general_cell(found: SuiteScore | SuiteFailure | None) -> str:
+    if found is None:
         return ""
-    if "failed" in found:
+    if isinstance(found, SuiteFailure):
         return "failed"
-    decimals = 1 if found["unit"] == "percent" else 3
-    error = "" if found["stderr"] is None else f" +-{found['stderr']:.{decimals}f}"
-    return f"{found['score']:.{decimals}f}{error}"
+    decimals = 1 if found.unit == "percent" else 3
+    error = "" if found.stderr is None else f" +-{found.stderr:.{decimals}f}"
+    return f"{found.score:.{decimals}f}{error}"
 
 
-def judged_table(files: dict[str, Any]) -> str:
+def judged_table(files: Mapping[str, PromptFileResults]) -> str:
     """Win, tie and lose by file of prompts, percent of the judged pairs with 95 % intervals; net: win minus lose."""
     rows = [["", "criterion", "pairs", "identical", "unjudged", "win %", "tie %", "lose %", "net", "order decides %"]]
     for name, of_file in files.items():
-        found, judged = of_file["judged"], of_file["prompts"] - of_file["judged"]["unjudged"]
-        counts = [str(number) for number in (of_file["prompts"], found["identical"], found["unjudged"])]
+        found: dict[str, Any] = of_file.judged or {}
+        judged = of_file.prompts - found["unjudged"]
+        counts = [str(number) for number in (of_file.prompts, found["identical"], found["unjudged"])]
         shares = [""] * 5
         if judged:
             win, lose = (
@@ -98,15 +104,15 @@ def judged_table(files: dict[str, Any]) -> str:
             error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
             bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
             shares = [win, f"{100 * found['tie'] / judged:.1f}", lose, f"{found['net']:+.1f}{error}", bias]
-        rows.append([name, of_file["criterion"], *counts, *shares])
+        rows.append([name, of_file.criterion, *counts, *shares])
     return align(rows)
 
 
-def proxies_table(files: dict[str, Any]) -> str:
+def proxies_table(files: Mapping[str, PromptFileResults]) -> str:
     """What is counted without a judge, for each file of prompts and model."""
     rows = [["", "refusals %", "words", "tokens", "checks", "passed %", "prompts passed %"]]
     for name, of_file in files.items():
-        for side, found in of_file["proxies"].items():
+        for side, found in of_file.proxies.items():
             checks = found["checks"]
             of_checks = ["" if checks[key] is None else f"{checks[key]:.1f}" for key in ("passed", "prompts_passed")]
             numbers = [f"{found[key]:.1f}" for key in ("refusal_rate", "mean_words", "mean_tokens")]
@@ -117,7 +123,3 @@ def proxies_table(files: dict[str, Any]) -> str:
 def markdown(table: str) -> str:
     """A table as a preformatted block."""
     return f"```\n{table}\n```"
-
-
-def _row_names(tasks: Sequence[str]) -> list[str]:
-    return ["base model", *(f"after {task}" for task in tasks)]

@@ -6,90 +6,87 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
-from codyra_llm.distributed.ranks import World, broadcast, on_rank_0, start
-from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.distributed.ranks import broadcast, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
-from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.general.delta import general_delta
-from codyra_llm.files import read_json
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
+from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.generation.generate import end_tokens
 from codyra_llm.ledger.apply import find_original, merge_entries
 from codyra_llm.ledger.ledger import Ledger, read_ledger
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer
+from codyra_llm.models.load import context_length, load_config_and_tokenizer
 from codyra_llm.planning.run_plan import check_ranks_agree
-from codyra_llm.report.folder import RunFolder, scores_folder, start_log
-from codyra_llm.report.plots import plot_general
+from codyra_llm.report.artifacts import write_plots
+from codyra_llm.report.folder import RunFolder, scores_folder
 from codyra_llm.report.tables import general_table
-from codyra_llm.results import of_a_model
-from codyra_llm.workflows.session import asking, stoppable
+from codyra_llm.results.provenance import provenance
+from codyra_llm.results.schema import General, GeneralScores, Provenance, RunResults, read_results
+from codyra_llm.workflows.asking import asking
+from codyra_llm.workflows.session import Session, open_session
 
 if TYPE_CHECKING:
     from codyra_llm.evaluation.general.suites import Suite
 
-LOG = logging.getLogger("codyra_llm")
+LOG = logging.getLogger(__name__)
 
 
 def score_general(
+    session: Session,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     suites: "Sequence[Suite]",
     config: EvaluateConfig,
-    world: World,
-    folder: RunFolder | None,
-    stop: StopRequest,
-    row_name: str,
-    whom: str | None = None,
-) -> dict[str, Any]:
-    """Scores a model on suites of general ability: suite -> what `score_suite` gives; every rank returns the same.
+    name: str,
+    identity: str | None = None,
+) -> dict[str, SuiteScore | SuiteFailure]:
+    """Scores a model on suites of general ability, by name of the suite; every rank returns the same.
 
-    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and not asked for again; in the end
-    they are in predictions/<row>.general.<suite>.jsonl.
+    Answers are saved in the folder under `name` as they are given, and not asked for again; in the end they are in
+    predictions/<name>.general.<suite>.jsonl.
 
     Args:
-        whom: as for `asking`.
+        identity: as for `asking`.
 
     Raises:
-        Stopped: the run was asked to stop.
+        Stopped: the command was asked to stop.
     """
     if not suites:
         return {}
     from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import
     from codyra_llm.evaluation.general.score import score_suite
 
-    kept: Any = folder
-    journal = f"general-{row_name}-{hashlib.sha256(str(whom).encode()).hexdigest()[:8]}"
-    doing = f"measuring general ability (general-{row_name})"
+    answers = f"general-{name}-{hashlib.sha256(str(identity).encode()).hexdigest()[:8]}"
+    doing = f"measuring general ability (general-{name})"
     scores, rows = {}, {}
-    with asking(model, tokenizer, config, world, folder, stop, journal, doing, whom=whom) as ask:
-        lm = BatchedLM(tokenizer, ask, model.config.get_text_config().max_position_embeddings)
+    with asking(session, model, tokenizer, config, answers, doing, identity=identity) as ask:
+        lm = BatchedLM(tokenizer, ask, context_length(model.config))
         for suite in suites:
-            scores[suite.name], rows[suite.label] = score_suite(suite, lm)
-            if "failed" in scores[suite.name]:
-                LOG.warning(f"general ability: {suite.name} failed: {scores[suite.name]['failed']}")
+            scores[suite.name], rows[suite.label] = found, _ = score_suite(suite, lm)
+            if isinstance(found, SuiteFailure):
+                LOG.warning(f"general ability: {suite.name} failed: {found.failed}")
 
     def write() -> None:
         for label, of_suite in rows.items():
-            kept.write_predictions(row_name, f"general.{label}", of_suite)
+            session.folder.write_predictions(name, f"general.{label}", of_suite)
 
-    on_rank_0(world, write)
+    session.on_rank_0(write)
     return scores
 
 
 def base_identity(
+    session: Session,
     config: RunConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    world: World,
     ledger: Ledger | None = None,
 ) -> str:
-    """Whom a run begins with, for `asking`: all that answers depend on but the questions.
+    """The model that a run begins with, for `asking`: all that answers depend on but the questions.
 
     Args:
         model: as it is to be asked: its configuration decides as its weights do.
@@ -97,28 +94,31 @@ def base_identity(
     """
 
     def identify() -> str:
-        held = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
-        held["model.name_or_path"] = model_hash(config.model.name_or_path)
+        settings = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
+        settings["model.name_or_path"] = model_hash(config.model.name_or_path)
         structure = json.loads(model.config.to_json_string(use_diff=False))  # says as well which transformers it is
         structure.pop("_name_or_path", None)
         ends = sorted(end_tokens(model, tokenizer))
         added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
-        return json.dumps([held, structure, ends, world.device.type, added], sort_keys=True)
+        return json.dumps([settings, structure, ends, session.world.device.type, added], sort_keys=True)
 
-    found: str = broadcast(on_rank_0(world, identify))
+    found: str = broadcast(session.on_rank_0(identify))
     return found
 
 
-def set_row(general: dict[str, Any], row_name: str, scores: dict[str, Any]) -> float | None:
-    """Enters what was measured into results["general"], and its change against the base model, which is returned."""
-    rows = general["scores"]
-    rows[row_name] = rows.get(row_name, {}) | scores
-    general["scores"] = dict(sorted(rows.items(), key=lambda row: int(row[0].split("-")[0])))
-    general["delta"] = {name: general_delta(found, rows.get("0-base", {})) for name, found in general["scores"].items()}
-    return general["delta"][row_name]
+def general_of_model(suites: "Sequence[Suite]", found: dict[str, SuiteScore | SuiteFailure]) -> General:
+    """General ability of a model that was not trained."""
+    return General(items={suite.name: suite.items for suite in suites}, scores={"model": found} if found else {})
 
 
-def score_suites(config: RunConfig) -> dict[str, Any]:
+def write_scores(folder: RunFolder, results: Provenance, tables: Sequence[str]) -> None:
+    """Writes the results of a model that was not trained, and prints them."""
+    folder.write_results(results)
+    folder.drop_answers()
+    print("\n\n".join([*tables, f"all results are in {folder.path}"]))
+
+
+def score_suites(config: RunConfig) -> GeneralScores:
     """Scores config.model on config.general.suites alone, for which no task data is needed.
 
     Leaves config.yaml, results.json and predictions/model.general.<suite>.jsonl in config.output_dir.
@@ -128,47 +128,35 @@ def score_suites(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the configuration, a suite or the model is unfit, or output_dir holds something else.
-        Stopped: it was asked to stop, as a run is; started again, it goes on.
+        Stopped: it was asked to stop, as a run is; started again, it resumes.
     """
     world = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
     check_ranks_agree(config, world)
-    folder: Any = on_rank_0(world, lambda: scores_folder(config))
-    on_rank_0(world, lambda: folder.forget_stops())
-    with stoppable(world, folder) as stop:
-        notes: list[str] = []
-        model = load_base(config, deepspeed_json, world, notes.append)
-        on_rank_0(world, lambda: folder.open(resumed=config.resume == "auto"))
-        log = start_log(folder.path / "scores.log" if folder else None)
-        log.info(f"settings: {describe(config)}; all others by default")
-        for note in notes:
-            log.warning(note)
-        whom = base_identity(config, model, tokenizer, world)
-        found = score_general(model, tokenizer, suites, config.evaluate, world, folder, stop, "model", whom)
-    results = of_a_model(config, deepspeed_json, model, world.size)
-    results["general"] = {"items": {suite.name: suite.items for suite in suites}, "scores": {"model": found}}
-
-    def write() -> None:
-        folder.write_results(results)
-        folder.drop_answers()
-        print(general_table({"model": found}))
-        print(f"\nall results are in {folder.path}")
-
-    on_rank_0(world, write)
+    with open_session(world, lambda: scores_folder(config), "scores.log") as session:
+        model = session.load(config, deepspeed_json)
+        session.open(describe(config), resumed=config.resume == "auto")
+        identity = base_identity(session, config, model, tokenizer)
+        found = score_general(session, model, tokenizer, suites, config.evaluate, "model", identity)
+        results = GeneralScores(
+            **provenance(config, deepspeed_json, model, world.size), general=general_of_model(suites, found)
+        )
+        session.on_rank_0(lambda: write_scores(session.folder, results, [general_table(results.general)]))
     _check_measured([found])
     return results
 
 
-def _check_measured(rows: Sequence[dict[str, Any]]) -> None:
+def _check_measured(of_stages: "Sequence[dict[str, SuiteScore | SuiteFailure]]") -> None:
     """Raises UserError where suites were measured, and all of them failed."""
-    measured = [scores for row in rows for scores in row.values()]
-    if measured and all("failed" in scores for scores in measured):
-        raise UserError(f"no suite could be measured: {measured[0]['failed']}")
+    measured = [found for of_stage in of_stages for found in of_stage.values()]
+    failed = [found for found in measured if isinstance(found, SuiteFailure)]
+    if failed and len(failed) == len(measured):
+        raise UserError(f"no suite could be measured: {failed[0].failed}")
 
 
-def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> dict[str, Any]:
+def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunResults:
     """Measures what a finished run's results lack of its general ability; the run's results, plot and answers get it.
 
     The model after each task is the base model and the ledger's entries up to it. A suite that failed, or was measured
@@ -183,65 +171,67 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> di
 
     Raises:
         UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
-        Stopped: it was asked to stop; started again, it goes on.
+        Stopped: it was asked to stop; started again, it resumes.
     """
     world = start(config.rendezvous_seconds, config.collective_seconds)
-    folder: Any = on_rank_0(world, lambda: RunFolder(saved_config(run)))
-    results = broadcast(on_rank_0(world, lambda: _finished(folder)))
-    ledger: Ledger = broadcast(on_rank_0(world, lambda: read_ledger(folder.ledger)))
-    rows = [(0, "base"), *enumerate(results["tasks"], 1)]
-    begun = _begun_with(ledger, results["tasks"])
-    if unknown := sorted(set(after) - set(results["tasks"])):
-        raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results['tasks'])}")
-    _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
-    suites = _load_suites(config)
-    check_ranks_agree(config, world)
-    general = results["general"]
-    passed_over = [f"{number}-{task}" for number, task in rows if number and after and task not in after]
-    for suite in suites:
-        if general["items"].get(suite.name) != suite.items:
-            if any(suite.name in general["scores"].get(name, {}) for name in passed_over):
-                raise UserError(
-                    f"--after {','.join(after)}: {suite.name} was measured on other items after other tasks, and those "
-                    "scores would be lost; leave --after out, or general.limit as it was"
-                )
-            general["items"][suite.name] = suite.items
-            for found in general["scores"].values():
-                found.pop(suite.name, None)
-    on_rank_0(world, lambda: folder.forget_stops())
-    with stoppable(world, folder) as stop:
-        start_log(folder.path / "train.log" if folder else None)
-        model = load_base(config, read_deepspeed_json(config.deepspeed), world, LOG.warning)
+    with open_session(world, lambda: RunFolder(saved_config(run)), "train.log") as session:
+        folder = session.folder
+        results, ledger = broadcast(session.on_rank_0(lambda: (_finished(folder), read_ledger(folder.ledger))))
+        if unknown := sorted(set(after) - set(results.tasks)):
+            raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results.tasks)}")
+        begun = _begun_with(ledger, results.tasks)
+        _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
+        suites = _load_suites(config)
+        check_ranks_agree(config, world)
+        left_out = {stage for stage in results.stages if stage.number and after and stage.task not in after}
+        _forget_other_items(results.general, suites, left_out, after)
+        session.open_log()
+        model = session.load(config, read_deepspeed_json(config.deepspeed))
         original = find_original(config)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
-        whom = base_identity(config, model, tokenizer, world, first)
-        measured: list[dict[str, Any]] = []
-        for number, task in rows:
-            name = f"{number}-{task}"
-            entries = [entry.name for entry in ledger.entries[: begun + number]]
-            merge_entries(model, original, folder.ledger if folder else None, entries, world, last_only=number > 0)
-            known = general["scores"].get(name, {})
-            missing = [suite for suite in suites if "score" not in known.get(suite.name, {})]
-            if not missing or name in passed_over:
+        identity = base_identity(session, config, model, tokenizer, first)
+        measured: list[dict[str, SuiteScore | SuiteFailure]] = []
+        for stage in results.stages:
+            entries = [entry.name for entry in ledger.entries[: begun + stage.number]]
+            entries_at = folder.ledger if folder else None
+            merge_entries(model, original, entries_at, entries, world, last_only=stage.number > 0)
+            known = results.general.scores.get(stage.name, {})
+            missing = [suite for suite in suites if not isinstance(known.get(suite.name), SuiteScore)]
+            if not missing or stage in left_out:
                 continue
-            found = score_general(
-                model, tokenizer, missing, config.evaluate, world, folder, stop, name, None if number else whom
-            )
-            delta = set_row(general, name, found)
+            of_base = None if stage.number else identity
+            found = score_general(session, model, tokenizer, missing, config.evaluate, stage.name, of_base)
+            delta = results.general.add(results.stages, stage, found)
             measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"
-            LOG.info(f"{name}: measured {', '.join(found)}{change}")
-            on_rank_0(world, lambda: folder.write_results(results))
+            LOG.info(f"{stage.title}: measured {', '.join(found)}{change}")
+            session.on_rank_0(lambda: folder.write_results(results))
 
-    def write() -> None:
-        folder.drop_answers()
-        plot_general(results, folder.path / "general.png")
-        print(general_table(general["scores"], general["delta"]))
-        print(f"\nall results are in {folder.path}")
+        def write() -> None:
+            folder.drop_answers()
+            write_plots(results, folder.path)
+            print(f"{general_table(results.general)}\n\nall results are in {folder.path}")
 
-    on_rank_0(world, write)
+        session.on_rank_0(write)
     _check_measured(measured)
     return results
+
+
+def _forget_other_items(
+    general: General, suites: "Sequence[Suite]", left_out: set[Stage], after: Sequence[str]
+) -> None:
+    """Takes out the scores of suites that were measured on other items, which is refused where it would lose some."""
+    for suite in suites:
+        if general.items.get(suite.name) == suite.items:
+            continue
+        if any(suite.name in general.scores.get(stage.name, {}) for stage in left_out):
+            raise UserError(
+                f"--after {','.join(after)}: {suite.name} was measured on other items after other tasks, and those "
+                "scores would be lost; leave --after out, or general.limit as it was"
+            )
+        general.items[suite.name] = suite.items
+        for found in general.scores.values():
+            found.pop(suite.name, None)
 
 
 def saved_config(run: Path) -> RunConfig:
@@ -253,11 +243,10 @@ def saved_config(run: Path) -> RunConfig:
     return dataclasses.replace(load_config(run / "config.yaml"), output_dir=str(run))
 
 
-def _finished(folder: RunFolder) -> dict[str, Any]:
-    results: dict[str, Any] = read_json(folder.path / "results.json", "name the folder of a finished run")
-    phases = results.get("phases") if isinstance(results, dict) else None
-    if not phases or phases[-1]["phase"] != "save":
-        raise UserError(f"{folder.path}: the run is not finished; start it again, and it goes on")
+def _finished(folder: RunFolder) -> RunResults:
+    results = read_results(folder.path)
+    if not results.finished:
+        raise UserError(f"{folder.path}: the run is not finished; start it again, and it resumes")
     return results
 
 

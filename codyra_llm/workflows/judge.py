@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
-from codyra_llm.distributed.ranks import World, broadcast, check_same, on_rank_0, start
-from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.distributed.ranks import broadcast, check_same, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.malloc import return_freed_memory
-from codyra_llm.engine.zero import load_base, readable
+from codyra_llm.engine.zero import readable
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
 from codyra_llm.evaluation.judge.endpoint import EndpointJudge, read_address, read_key
@@ -29,16 +26,14 @@ from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
 from codyra_llm.files import expand, sha256
 from codyra_llm.generation.generate import Answered, Question, answer_questions
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer
-from codyra_llm.report.folder import start_log
+from codyra_llm.models.load import context_length, load_config_and_tokenizer
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
-from codyra_llm.results import versions
-from codyra_llm.text import scrub
-from codyra_llm.workflows.session import asking, stoppable
+from codyra_llm.results.provenance import command, plain, versions
+from codyra_llm.results.schema import SCHEMA_VERSION, JudgeResults, PromptFileResults
+from codyra_llm.workflows.asking import asking
+from codyra_llm.workflows.session import Session, open_session
 
-LOG = logging.getLogger("codyra_llm")
-SCHEMA_VERSION = 1
 SIDES = ("model", "against")
 
 
@@ -67,14 +62,14 @@ class Asked:
     key: str
 
 
-def judge_models(config: JudgeConfig) -> dict[str, Any]:
+def judge_models(config: JudgeConfig) -> JudgeResults:
     """Compares config.model with config.against on the prompts.
 
     Leaves in config.output_dir: judge.yaml, answers.jsonl, verdicts.jsonl, results.json. What was answered or judged
     is not asked for again by a second start.
 
     Returns:
-        What stands in results.json: of each file of prompts what `tally` and, for each model, what `proxies` gives.
+        What stands in results.json.
 
     Raises:
         UserError: settings, prompts or a model are unfit, the judge does not answer, or output_dir holds something
@@ -95,23 +90,19 @@ def judge_models(config: JudgeConfig) -> dict[str, Any]:
     if local_judge:
         load_config_and_tokenizer(local_judge.model.name_or_path)
     check_same(world, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
-    folder: Any = on_rank_0(world, lambda: JudgeFolder(config))
-    on_rank_0(world, lambda: folder.forget_stops())
-    on_rank_0(world, lambda: folder.open())
-    start_log(folder.path / "judge.log" if folder else None)
-    with stoppable(world, folder) as stop:
-        answers = {side: _answers(each, side, world, folder, stop) for side, each in contestants.items()}
-        on_rank_0(world, lambda: folder.write_answers(_answer_rows(files, answers)))
+    with open_session(world, lambda: JudgeFolder(config), "judge.log") as session:
+        session.open()
+        answers = {side: _answers(session, each, side) for side, each in contestants.items()}
+        session.on_rank_0(lambda: session.folder.write_answers(_answer_rows(files, answers)))
         asked = [] if config.judge == "none" else _questions_to_judge(config, files, answers)
-        replies = _replies(config, local_judge, asked, world, folder, stop)
-    results = _results(config, contestants, files, answers, asked, replies, world)
+        replies = _replies(session, config, local_judge, asked)
+        results = _results(config, contestants, files, answers, asked, replies, world.size)
 
-    def write() -> None:
-        folder.write_results(results)
-        print(_table(results))
-        print(f"\nall results are in {folder.path}")
+        def write() -> None:
+            session.folder.write_results(results)
+            print(f"{_table(results)}\n\nall results are in {session.folder.path}")
 
-    on_rank_0(world, write)
+        session.on_rank_0(write)
     return results
 
 
@@ -119,7 +110,7 @@ def _contestant(config: JudgeConfig, name: str, files: Sequence[PromptFile]) -> 
     run = _run_config(config, name)
     model_config, tokenizer = load_config_and_tokenizer(name)
     check_tokenizer(tokenizer)
-    positions = _positions(model_config)
+    positions = context_length(model_config)
     questions = []
     for prompt in (prompt for file in files for prompt in file.prompts):
         ids = encode_request(tokenizer, prompt.text, config.chat_template)
@@ -130,10 +121,6 @@ def _contestant(config: JudgeConfig, name: str, files: Sequence[PromptFile]) -> 
             )
         questions.append(Question(Example(ids, []), config.max_new_tokens))
     return Contestant(run, tokenizer, questions)
-
-
-def _positions(model_config: Any) -> int:
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def _run_config(config: JudgeConfig, name: str) -> RunConfig:
@@ -156,23 +143,22 @@ def _base(model: str) -> str:
     return load_config(saved).model.name_or_path
 
 
-def _answers(each: Contestant, side: str, world: World, folder: Any, stop: StopRequest) -> list[Answered]:
+def _answers(session: Session, each: Contestant, side: str) -> list[Answered]:
     """The answers of a model to all prompts; it is loaded only if one is missing."""
-    kept: dict[str, Answered] = broadcast(on_rank_0(world, lambda: folder.read_answers(each.row_name)))
+    known: dict[str, Answered] = broadcast(session.on_rank_0(lambda: session.folder.read_answers(each.row_name)))
     keys = [question.key for question in each.questions]
-    if all(key in kept for key in keys):
-        return [kept[key] for key in keys]
-    model, doing = _load(each.run, world), f"answering ({side})"
-    total = len(each.questions)
-    with asking(model, each.tokenizer, each.run.evaluate, world, folder, stop, each.row_name, doing, total) as ask:
+    if all(key in known for key in keys):
+        return [known[key] for key in keys]
+    model, doing, total = _load(session, each.run), f"answering ({side})", len(each.questions)
+    with asking(session, model, each.tokenizer, each.run.evaluate, each.row_name, doing, total) as ask:
         answers = list(ask(each.questions))
     del model, ask
     return_freed_memory()
     return answers
 
 
-def _load(run: RunConfig, world: World) -> PreTrainedModel:
-    return load_base(run, read_deepspeed_json(run.deepspeed), world, LOG.warning)
+def _load(session: Session, run: RunConfig) -> PreTrainedModel:
+    return session.load(run, read_deepspeed_json(run.deepspeed))
 
 
 def _questions_to_judge(
@@ -194,12 +180,10 @@ def _questions_to_judge(
 
 
 def _replies(
+    session: Session,
     config: JudgeConfig,
     local_judge: RunConfig | None,
     asked: Sequence[Asked],
-    world: World,
-    folder: Any,
-    stop: StopRequest,
 ) -> dict[str, Reply]:
     """Replies by key of the question; what the folder holds is not asked again, unless there was no reply.
 
@@ -207,7 +191,8 @@ def _replies(
         UserError: a whole round got no reply, or there is no verdict at all.
         Stopped: it was asked to stop.
     """
-    lines: list[dict[str, Any]] = broadcast(on_rank_0(world, lambda: folder.read_verdicts()))
+    world = session.world
+    lines: list[dict[str, Any]] = broadcast(session.on_rank_0(lambda: session.folder.read_verdicts()))
     kept = {line["key"]: Reply(line["verdict"], line["reply"]) for line in lines if line["problem"] is None}
     wanted = list({each.key: each for each in asked if each.key not in kept}.values())
     replies = {each.key: kept[each.key] for each in asked if each.key in kept}
@@ -215,18 +200,18 @@ def _replies(
     bar = tqdm(
         total=len(asked), initial=len(asked) - len(wanted), desc="judging", leave=False, disable=not world.is_main
     )
-    with bar as progress, _judge(config, local_judge, bool(wanted), world) as judge:
+    with bar as progress, _judge(session, config, local_judge if wanted else None) as judge:
         for first in range(0, len(wanted), size):
-            fresh = _ask_judge(judge, wanted[first : first + size], world, folder)
+            fresh = _ask_judge(session, judge, wanted[first : first + size])
             replies |= fresh
             progress.update(len(fresh))
             problems = [reply.problem for reply in fresh.values() if reply.problem]
             if len(problems) == size:
                 raise UserError(
                     f"judge {config.judge}: {problems[-1]}; the verdicts until now are kept, and the same command "
-                    "goes on from them"
+                    "resumes from them"
                 )
-            if stop.agreed():
+            if session.stop.agreed():
                 raise Stopped(f"while judging, after {progress.n} of {len(asked)} questions")
     if asked and not any(reply.verdict for reply in replies.values()):
         last = replies[asked[-1].key]
@@ -235,31 +220,31 @@ def _replies(
     return replies
 
 
-def _ask_judge(judge: Judge, asked: Sequence[Asked], world: World, folder: Any) -> dict[str, Reply]:
-    """Replies by key of the question, kept in the folder."""
+def _ask_judge(session: Session, judge: Judge, asked: Sequence[Asked]) -> dict[str, Reply]:
+    """Replies by key of the question, saved in the folder."""
     replies = judge([each.text for each in asked])
     lines = [_line(each, reply) for each, reply in zip(asked, replies, strict=True)]
-    on_rank_0(world, lambda: folder.append_verdicts(lines))
+    session.on_rank_0(lambda: session.folder.append_verdicts(lines))
     return {each.key: reply for each, reply in zip(asked, replies, strict=True)}
 
 
 @contextmanager
-def _judge(config: JudgeConfig, local_judge: RunConfig | None, wanted: bool, world: World) -> Iterator[Judge]:
+def _judge(session: Session, config: JudgeConfig, local_judge: RunConfig | None) -> Iterator[Judge]:
     """The judge, which every rank calls and which gives every rank the same replies."""
-    if not wanted:
-        yield lambda texts: []
-    elif not local_judge:
+    if config.has_endpoint:
         endpoint = EndpointJudge(config)
-        yield lambda texts: broadcast(on_rank_0(world, lambda: endpoint(texts)))
+        yield lambda texts: broadcast(session.on_rank_0(lambda: endpoint(texts)))
+    elif not local_judge:  # nothing is left to ask
+        yield lambda texts: []
     else:
         model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
-        model = _load(local_judge, world)
-        with readable(model, local_judge.evaluate.gather, world) as synced:
+        model = _load(session, local_judge)
+        with readable(model, local_judge.evaluate.gather, session.world) as synced:
 
             def ask(questions: Sequence[Question]) -> list[Answered]:
-                return answer_questions(model, tokenizer, questions, config.batch_size, world, synced=synced)
+                return answer_questions(model, tokenizer, questions, config.batch_size, session.world, synced=synced)
 
-            yield LikelihoodJudge(tokenizer, ask, config.chat_template, _positions(model_config))
+            yield LikelihoodJudge(tokenizer, ask, config.chat_template, context_length(model_config))
 
 
 def _line(asked: Asked, reply: Reply) -> dict[str, Any]:
@@ -295,8 +280,8 @@ def _results(
     answers: dict[str, list[Answered]],
     asked: Sequence[Asked],
     replies: dict[str, Reply],
-    world: World,
-) -> dict[str, Any]:
+    world_size: int,
+) -> JudgeResults:
     verdicts = {(each.number, each.first): replies[each.key].verdict for each in asked}
     settings = json.dumps([decisive(config), [(file.template, sha256(file.path)) for file in files]])
     by_file, begin = {}, 0
@@ -310,29 +295,29 @@ def _results(
             )
             for number in numbers
         ]
-        by_file[file.name] = {
-            "sha256": sha256(file.path),
-            "prompts": len(file.prompts),
-            "criterion": file.criterion,
-            "judged": None if config.judge == "none" else tally(pairs),
-            "proxies": {side: proxies(file.prompts, answers[side][numbers.start : numbers.stop]) for side in SIDES},
-        }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": [scrub(argument) for argument in sys.argv],
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-        "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),
-        "world_size": world.size,
-        "models": {side: each.run.model.name_or_path for side, each in contestants.items()},
-        "files": by_file,
-    }
+        by_file[file.name] = PromptFileResults(
+            sha256=sha256(file.path),
+            prompts=len(file.prompts),
+            criterion=file.criterion,
+            judged=None if config.judge == "none" else tally(pairs),
+            proxies={side: proxies(file.prompts, answers[side][numbers.start : numbers.stop]) for side in SIDES},
+        )
+    return JudgeResults(
+        schema_version=SCHEMA_VERSION,
+        command=command(),
+        versions=versions(),
+        config=plain(config),
+        config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+        world_size=world_size,
+        models={side: each.run.model.name_or_path for side, each in contestants.items()},
+        files=by_file,
+    )
 
 
-def _table(results: dict[str, Any]) -> str:
-    models, files = results["models"], results["files"]
-    parts = [f"model: {models['model']}, against: {models['against']}"]
-    if results["config"]["judge"] != "none":
-        parts.append(f"Judged by {results['config']['judge']}, each pair in both orders\n{judged_table(files)}")
-    parts.append(f"Proxies, counted without a judge\n{proxies_table(files)}")
+def _table(results: JudgeResults) -> str:
+    parts = [f"model: {results.models['model']}, against: {results.models['against']}"]
+    judge = results.config["judge"]
+    if judge != "none":
+        parts.append(f"Judged by {judge}, each pair in both orders\n{judged_table(results.files)}")
+    parts.append(f"Proxies, counted without a judge\n{proxies_table(results.files)}")
     return "\n\n".join(parts)

@@ -1,103 +1,96 @@
-"""Generates answers across ranks; answers are saved as they arrive, so an interrupted evaluation resumes."""
+"""What every command works in: the ranks, rank 0's folder, the log, and the request to stop."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from codyra_llm.config import EvaluateConfig
-from codyra_llm.distributed.ranks import World, broadcast, on_rank_0
+from codyra_llm.config import RunConfig
+from codyra_llm.distributed.ranks import World, on_rank_0
 from codyra_llm.distributed.stop import StopRequest
-from codyra_llm.engine.zero import readable
-from codyra_llm.errors import RankFailed, Stopped, UserError
-from codyra_llm.generation.answer_cache import recall, remember
-from codyra_llm.generation.generate import Answered, Ask, Question, answer_questions
-from codyra_llm.report.folder import OutputFolder
+from codyra_llm.engine.zero import load_base
+from codyra_llm.errors import Stopped
+from codyra_llm.report.folder import start_log
 
-LOG = logging.getLogger("codyra_llm")
+LOG = logging.getLogger(__name__)
 
 
-@contextmanager
-def stoppable(world: World, folder: OutputFolder | None) -> Iterator[StopRequest]:
-    """A context in which the run can be asked to stop; when it has stopped, the folder (rank 0's) and the log say so.
+@dataclass
+class Session:
+    """One start of a command.
 
-    However it ends, the lock on the folder is released.
+    Attributes:
+        world: the ranks.
+        folder: where rank 0 writes, an `OutputFolder`; None on the other ranks.
+        stop: whether the command was asked to stop.
+        log_name: the file of the log in the folder.
+        notes: warnings that wait for the log to be open.
     """
-    with StopRequest(world, folder.trigger if folder else None) as stop:
-        try:
-            yield stop
-        except Stopped as stopped:
-            where = str(stopped)
-            on_rank_0(world, lambda: folder.write_stopped(where))  # type: ignore[union-attr]
-            LOG.info(f"\nstopped {where}, as asked; the same command goes on from there")
-            raise
-        finally:
-            if folder:
-                folder.unlock()
+
+    world: World
+    folder: Any
+    stop: StopRequest
+    log_name: str
+    is_open: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def on_rank_0(self, action: Callable[[], Any]) -> Any:
+        """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank."""
+        return on_rank_0(self.world, action)
+
+    def load(self, config: RunConfig, deepspeed_json: dict[str, Any]) -> PreTrainedModel:
+        """The model of a configuration, placed as the DeepSpeed configuration says."""
+        return load_base(config, deepspeed_json, self.world, self.note)
+
+    def note(self, text: str) -> None:
+        """A warning, in the log as soon as that is open."""
+        if self.is_open:
+            LOG.warning(text)
+        else:
+            self.notes.append(text)
+
+    def open(self, settings: str = "", **options: Any) -> None:
+        """Opens folder and log; the folder is as it was until here. The log begins with `settings` and the notes.
+
+        Args:
+            options: of the folder's `open`.
+        """
+        self.on_rank_0(lambda: self.folder.open(**options))
+        self.open_log(settings)
+
+    def open_log(self, settings: str = "") -> None:
+        """Opens the log alone, for a folder that another command has opened."""
+        start_log(self.folder.path / self.log_name if self.folder else None)
+        if settings:
+            LOG.info(f"settings: {settings}; all others by default")
+        for note in self.notes:
+            LOG.warning(note)
+        self.is_open = True
 
 
 @contextmanager
-def asking(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: EvaluateConfig,
-    world: World,
-    folder: OutputFolder | None,
-    stop: StopRequest,
-    row_name: str,
-    doing: str,
-    total: int | None = None,
-    whom: str | None = None,
-) -> Iterator[Ask]:
-    """A context in which the model can be asked questions; they are dealt to the ranks, and each rank gets all answers.
+def open_session(world: World, make_folder: Callable[[], Any], log_name: str) -> Iterator[Session]:
+    """A session over rank 0's folder, which is locked until the end, however that comes.
 
-    Answers are kept in the folder (rank 0's) under `row_name` as they are given, and the same question is not asked
-    again: the name is to change with the model.
+    When the command has stopped as it was asked to, the folder and the log say so.
 
     Args:
-        doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
-        whom: fingerprint of everything the answers depend on (rank 0's); enables the cross-run cache of answers.
-            None: a model of this run alone.
-
-    Raises:
-        Stopped: the run was asked to stop.
-        RankFailed: the model failed on this rank, of several.
+        make_folder: called on rank 0; raises UserError where the folder is another's.
     """
-    kept: Any = folder
-    answered: dict[str, Answered] = broadcast(on_rank_0(world, lambda: kept.read_answers(row_name)))
-    of_total = "" if total is None else f" of {total}"
-    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
-    model.eval()
-    with bar as progress, readable(model, config.gather, world) as synced:
-
-        def ask(questions: Sequence[Question]) -> list[Answered]:
-            known = broadcast(on_rank_0(world, lambda: recall(whom, questions))) if whom else None
-            if known is not None:
-                LOG.info(f"{doing}: {len(known)} answers of this model are known from before")
-                return known
-            keys = [question.key for question in questions]
-            of_these = {i: answered[key] for i, key in enumerate(keys) if key in answered}
-
-            def on_round(fresh: dict[int, Answered]) -> None:
-                on_rank_0(world, lambda: kept.append_answers(row_name, {keys[i]: each for i, each in fresh.items()}))
-                progress.update(len(fresh))
-                if stop.agreed():
-                    raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
-
-            how = (config.batch_size, world, of_these, on_round, synced)
+    folder = on_rank_0(world, make_folder)
+    try:
+        on_rank_0(world, lambda: folder.forget_stops())
+        with StopRequest(world, folder.trigger if folder else None) as stop:
             try:
-                given = answer_questions(model, tokenizer, questions, *how)
-            except (Stopped, UserError):
+                yield Session(world, folder, stop, log_name)
+            except Stopped as stopped:
+                where = str(stopped)
+                on_rank_0(world, lambda: folder.write_stopped(where))
+                LOG.info(f"\nstopped {where}, as asked; the same command resumes from there")
                 raise
-            except Exception as error:
-                if world.size == 1:
-                    raise
-                raise RankFailed(f"{doing}: rank {world.rank}: {type(error).__name__}: {error}") from error
-            if whom:
-                on_rank_0(world, lambda: remember(whom, questions, given))
-            return given
-
-        yield ask
+    finally:
+        if folder:
+            folder.unlock()

@@ -4,21 +4,23 @@ python -m tests.distributed.general_worker < JSON list of {"config": {...}, "ran
 the run folders.
 """
 
+import dataclasses
 import json
 import sys
 from typing import Any
 
 from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import load_config
-from codyra_llm.distributed.ranks import on_rank_0, start
+from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.train import train_task
-from codyra_llm.engine.zero import add_delta, load_base
+from codyra_llm.engine.zero import add_delta
+from codyra_llm.files import write_text
 from codyra_llm.methods import METHODS
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.report.folder import RunFolder
-from codyra_llm.workflows import session
+from codyra_llm.workflows import asking
 from codyra_llm.workflows.general_ability import score_general
-from codyra_llm.workflows.session import stoppable
+from codyra_llm.workflows.session import open_session
 from tests.distributed.forked import fork_ranks
 
 
@@ -27,20 +29,23 @@ def measure(settings: dict) -> None:
     config = load_config(None, settings)
     world = start()
     plan = plan_run(config, world)
-    folder: Any = on_rank_0(world, lambda: RunFolder(config))
-    on_rank_0(world, lambda: folder.open())
-    model = load_base(config, plan.deepspeed_json, world, print)
-    method = METHODS[config.method](config)
-    batches = plan.batches[0]
-    ready = method.prepare(model, plan.stream.names[0], batches.total_steps)
-    train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
-    with stoppable(world, folder) as stop:
-        rest = (plan.tokenizer, plan.suites, config.evaluate, world, folder, stop)
-        live = score_general(model, *rest, "live")
+    with open_session(world, lambda: RunFolder(config), "train.log") as session:
+        model = session.load(config, plan.deepspeed_json)
+        session.open()
+        method = METHODS[config.method](config)
+        batches = plan.batches[0]
+        ready = method.prepare(model, plan.stream.names[0], batches.total_steps)
+        train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
+        rest = (model, plan.tokenizer, plan.suites, config.evaluate)
+        live = score_general(session, *rest, "live")
         _, updates = method.finish(model)
         apply_deltas(model, updates, add_delta)
-        merged = score_general(model, *rest, "merged")
-    on_rank_0(world, lambda: folder.write_results({"live": live, "merged": merged}))
+        merged = score_general(session, *rest, "merged")
+        scores = {
+            name: {suite: dataclasses.asdict(score) for suite, score in found.items()}
+            for name, found in (("live", live), ("merged", merged))
+        }
+        session.on_rank_0(lambda: write_text(session.folder.path / "results.json", json.dumps(scores)))
 
 
 def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
@@ -51,7 +56,7 @@ def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
 
     def work(rank: int) -> int:
         if rank == broken:
-            session.answer_questions = fail
+            asking.answer_questions = fail
         measure(config)
         return 0
 

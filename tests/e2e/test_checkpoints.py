@@ -91,11 +91,11 @@ def test_a_bad_checkpoint_is_named_and_skipped(
     log = (Path(config.output_dir) / "train.log").read_text()
     assert f"skipped a checkpoint: {newer}" in log
     assert problem in log
-    assert results["losses"] == finished["losses"]
-    assert results["matrix"] == finished["matrix"]
-    (session,) = results["sessions"]
-    assert (session["task"], session["phase"]) == (2, "train")
-    assert session["step"] > 0
+    assert results.losses == finished.losses
+    assert results.matrix == finished.matrix
+    (session,) = results.sessions
+    assert (session.task, session.phase) == (2, "train")
+    assert session.step > 0
 
 
 def test_8_bit_moments_are_taken_up(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +104,8 @@ def test_8_bit_moments_are_taken_up(tiny_folder: Path, tmp_path: Path, monkeypat
     config = config_of(tiny_folder, tmp_path / "stopped", **settings)
     stop_in_task_2(config, monkeypatch)
     results = run(config)
-    for one, other in zip(results["losses"], whole["losses"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+    for one, other in zip(results.losses, whole.losses, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=0.02)
 
 
 def test_no_checkpoint_left(stopped: tuple[RunConfig, list[Path]], finished: dict) -> None:
@@ -119,7 +119,7 @@ def test_no_checkpoint_left(stopped: tuple[RunConfig, list[Path]], finished: dic
     assert str(older) in str(error.value)
     assert "`--resume never` starts over" in str(error.value)
     overrides = {"resume": "never"}
-    assert run(load_config(Path(config.output_dir) / "config.yaml", overrides))["losses"] == finished["losses"]
+    assert run(load_config(Path(config.output_dir) / "config.yaml", overrides)).losses == finished.losses
 
 
 def test_a_damaged_ledger_entry_is_seen(stopped: tuple[RunConfig, list[Path]]) -> None:
@@ -143,7 +143,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_folder: Path, tmp_path: Path, caps
     config = config_of(tiny_folder, tmp_path / "run", order=["FOMC"])
     first = run(config)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    assert run(config)["losses"] == first["losses"]
+    assert run(config).losses == first.losses
     assert "this run is finished" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
@@ -161,8 +161,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert {path.name for path in (small_disk / "run" / "checkpoints").iterdir()} == before
     (small_disk / "filler").unlink()
     results = run(config)
-    assert results["losses"] == finished["losses"]
-    assert results["matrix"] == finished["matrix"]
+    assert results.losses == finished.losses
+    assert results.matrix == finished.matrix
 
 
 def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_path: Path) -> None:

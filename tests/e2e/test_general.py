@@ -10,9 +10,11 @@ import pytest
 from codyra_llm import run
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from codyra_llm.ledger.peft_io import append_adapter
-from codyra_llm.workflows import session
+from codyra_llm.results.schema import General, read_results, to_text
+from codyra_llm.workflows import asking
 from codyra_llm.workflows.general_ability import measure_later, saved_config, score_suites
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
@@ -43,8 +45,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return answer_questions(model, tokenizer, questions, *most, counted, synced)
 
-    answer_questions = session.answer_questions
-    monkeypatch.setattr(session, "answer_questions", count)
+    answer_questions = asking.answer_questions
+    monkeypatch.setattr(asking, "answer_questions", count)
     return counts
 
 
@@ -54,12 +56,12 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     suite = write_suite(tmp_path)
     overrides = {"general.suites": [suite], "general.limit": 6, "evaluate.batch_size": 2}
     whole = run(tiny_config(tiny_folder, tmp_path / "whole", **overrides))
-    general = whole["general"]
-    base = general["scores"]["0-base"][suite]["score"]
-    assert list(general["scores"]) == ROWS
-    for row, found in general["scores"].items():
-        assert found[suite]["items"] == 6
-        assert general["delta"][row] == pytest.approx(found[suite]["score"] - base)
+    general = whole.general
+    base = general.scores["0-base"][suite].score
+    assert list(general.scores) == ROWS
+    for row, found in general.scores.items():
+        assert found[suite].items == 6
+        assert general.delta[row] == pytest.approx(found[suite].score - base)
     assert (tmp_path / "whole" / "general.png").stat().st_size > 1000
     assert "General ability" in (tmp_path / "whole" / "train.log").read_text()
 
@@ -85,8 +87,8 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     asked.clear()
     resumed = run(tiny_config(tiny_folder, output, **overrides))
     assert len(asked) == per_row * len(ROWS) - 1  # what was answered is not asked again
-    assert resumed["general"] == general
-    assert json.loads((output / "results.json").read_text())["general"] == json.loads(json.dumps(general))
+    assert resumed.general == general
+    assert read_results(output).general == general
     for name, content in kept.items():
         assert (output / "predictions" / name).read_bytes() == content
     assert not list(output.rglob("*.partial"))
@@ -99,7 +101,7 @@ def test_the_base_model_is_measured_once(tiny_folder: Path, tmp_path: Path, aske
     second = run(tiny_config(tiny_folder, tmp_path / "lora", method="lora", **overrides))
     assert len(asked) == 1.5 * rounds
     assert "18 answers of this model are known from before" in (tmp_path / "lora" / "train.log").read_text()
-    assert second["general"]["scores"]["0-base"] == first["general"]["scores"]["0-base"]
+    assert second.general.scores["0-base"] == first.general.scores["0-base"]
     name = "predictions/0-base.general.evens.jsonl"
     assert (tmp_path / "lora" / name).read_bytes() == (tmp_path / "codyra" / name).read_bytes()
 
@@ -107,7 +109,7 @@ def test_the_base_model_is_measured_once(tiny_folder: Path, tmp_path: Path, aske
         file.write_text(file.read_text()[:-2])
     again = run(tiny_config(tiny_folder, tmp_path / "again", **overrides))
     assert len(asked) == 2.5 * rounds
-    assert again["general"] == first["general"]
+    assert again.general == first.general
 
 
 def test_the_same_weights_are_another_model_by_their_configuration(
@@ -133,11 +135,11 @@ def test_what_was_appended_to_a_run_s_ledger_is_not_measured_as_its_own(tiny_fol
     output = tmp_path / "run"
     overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 6, "order": TASKS[:2]}
     expected = run(tiny_config(tiny_folder, output, **overrides))
-    forgotten = {**expected, "general": {**expected["general"], "scores": {}, "delta": {}}}
-    (output / "results.json").write_text(json.dumps(forgotten))
+    forgotten = dataclasses.replace(expected, general=General(items=expected.general.items))
+    (output / "results.json").write_text(to_text(forgotten))
     ledger = output / "ledger"
     append_adapter(ledger, read_ledger(ledger), ledger / f"01-{TASKS[0]}", "mine", None)
-    assert measure_later(output, saved_config(output))["general"] == expected["general"]
+    assert measure_later(output, saved_config(output)).general == expected.general
     kept = read_ledger(ledger)
     write_ledger(ledger, dataclasses.replace(kept, entries=kept.entries[:1]))
     with pytest.raises(UserError, match=f"where the run learned {', '.join(TASKS[:2])}"):
@@ -158,27 +160,27 @@ def test_a_suite_that_failed_is_measured_later(
         broken.setattr(lm.BatchedLM, "_loglikelihood_tokens", fail)
         output = tmp_path / "failing"
         failed = run(tiny_config(tiny_folder, output, **overrides))
-    assert failed["matrix"] == whole["matrix"]
+    assert failed.matrix == whole.matrix
     for row in ROWS:
-        assert failed["general"]["scores"][row][suite] == {"failed": "MemoryError: no room"}
-        assert failed["general"]["scores"][row]["text"] == whole["general"]["scores"][row]["text"]
-        assert failed["general"]["delta"][row] is None
+        assert failed.general.scores[row][suite] == SuiteFailure("MemoryError: no room")
+        assert failed.general.scores[row]["text"] == whole.general.scores[row]["text"]
+        assert failed.general.delta[row] is None
     assert "failed" in (output / "train.log").read_text()
 
     output = output.rename(tmp_path / "elsewhere")
     shutil.rmtree(cache)
     config = saved_config(output)
     some = measure_later(output, config, [TASKS[1]])
-    assert [row for row in ROWS if "score" in some["general"]["scores"][row][suite]] == [ROWS[0], ROWS[2]]
+    assert [row for row in ROWS if isinstance(some.general.scores[row][suite], SuiteScore)] == [ROWS[0], ROWS[2]]
     later = measure_later(output, config)
     for row in ROWS:
-        mine, theirs = (results["general"]["scores"][row][suite] for results in (later, whole))
+        mine, theirs = (results.general.scores[row][suite] for results in (later, whole))
         assert mine == theirs
         name = f"predictions/{row}.general.evens.jsonl"
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert later["general"] == json.loads(json.dumps(whole["general"]))
-    assert json.loads((output / "results.json").read_text()) == later
-    assert run(dataclasses.replace(tiny_config(tiny_folder, output, **overrides)))["general"] == later["general"]
+    assert later.general == whole.general
+    assert read_results(output) == later
+    assert run(dataclasses.replace(tiny_config(tiny_folder, output, **overrides))).general == later.general
     assert "change" in capsys.readouterr().out
 
     with pytest.raises(UserError, match="--after nosuch: not a task of this run"):
@@ -191,7 +193,7 @@ def test_a_suite_that_failed_is_measured_later(
     with pytest.raises(UserError, match=f"02-{TASKS[1]}/.* cannot be read"):
         measure_later(output, other)
     (output / "results.json").unlink()
-    with pytest.raises(UserError, match="name the folder of a finished run"):
+    with pytest.raises(UserError, match="name the folder of a run"):
         measure_later(output, config)
 
 
@@ -202,14 +204,14 @@ def test_suites_alone_need_no_task_data(tiny_folder: Path, tmp_path: Path) -> No
         tmp_path / "run" / "model", tmp_path / "scores", data_dir=str(tmp_path / "nowhere"), **overrides
     )
     scores = score_suites(config)
-    assert scores["general"]["scores"]["model"] == learned["general"]["scores"][f"1-{TASKS[0]}"]
-    assert scores["general"]["items"] == learned["general"]["items"]
-    assert json.loads((tmp_path / "scores" / "results.json").read_text())["model"] == scores["model"]
+    assert scores.general.scores["model"] == learned.general.scores[f"1-{TASKS[0]}"]
+    assert scores.general.items == learned.general.items
+    assert (tmp_path / "scores" / "results.json").read_text() == to_text(scores)
     assert {path.name for path in (tmp_path / "scores" / "predictions").iterdir()} == {
         "model.general.evens.jsonl",
         "model.general.sample.jsonl",
     }
-    assert score_suites(config)["general"] == scores["general"]
+    assert score_suites(config).general == scores.general
     of_the_run = tiny_config(tiny_folder, tmp_path / "run", order=TASKS[:1], **overrides)
     with pytest.raises(UserError, match="holds a training run; name another folder for the scores"):
         score_suites(of_the_run)
@@ -218,7 +220,7 @@ def test_suites_alone_need_no_task_data(tiny_folder: Path, tmp_path: Path) -> No
 def test_measured_only_after_the_tasks_that_are_named(tiny_folder: Path, tmp_path: Path) -> None:
     overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 2, "general.after": [TASKS[-1]]}
     results = run(tiny_config(tiny_folder, tmp_path / "out", **overrides))
-    assert list(results["general"]["scores"]) == ["0-base", f"{len(TASKS)}-{TASKS[-1]}"]
+    assert list(results.general.scores) == ["0-base", f"{len(TASKS)}-{TASKS[-1]}"]
     with pytest.raises(UserError, match=r"general\.after: nosuch"):
         run(tiny_config(tiny_folder, tmp_path / "bad", **{**overrides, "general.after": ["nosuch"]}))
 
@@ -226,7 +228,7 @@ def test_measured_only_after_the_tasks_that_are_named(tiny_folder: Path, tmp_pat
 def test_never_measured_is_no_reason_to_fail(tiny_folder: Path, tmp_path: Path) -> None:
     overrides = {"general.suites": [write_suite(tmp_path)], "general.after": [TASKS[0]], "evaluate.tasks": "last"}
     results = run(tiny_config(tiny_folder, tmp_path / "out", **overrides))
-    assert results["general"]["scores"] == {}
+    assert results.general.scores == {}
     assert (tmp_path / "out" / "model").is_dir()
 
 

@@ -14,6 +14,7 @@ import pytest
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.generation import generate
+from codyra_llm.results.schema import to_text
 from codyra_llm.workflows.judge import judge_models
 from tests.conftest import REPOSITORY
 from tests.endpoint import prefers_longer, serve
@@ -69,7 +70,7 @@ def test_an_endpoint_that_prefers_longer_answers(config, tmp_path: Path, capsys:
     answers = lines(tmp_path / "judged" / "answers.jsonl")
     for name, number in (("helpful", PROMPTS - 1), ("harmless", 1)):
         longer = [len(row["model"]) - len(row["against"]) for row in answers if row["file"] == name]
-        judged = results["files"][name]["judged"]
+        judged = results.files[name].judged
         assert len(longer) == number
         assert judged["win"] == sum(each > 0 for each in longer)
         assert judged["lose"] == sum(each < 0 for each in longer)
@@ -79,23 +80,23 @@ def test_an_endpoint_that_prefers_longer_answers(config, tmp_path: Path, capsys:
         (number, first) for number in range(PROMPTS) for first in ("against", "model")
     ]
     assert all("[[" in each["reply"] for each in verdicts)
-    assert json.loads((tmp_path / "judged" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert (tmp_path / "judged" / "results.json").read_text() == to_text(results)
     printed = capsys.readouterr().out
     assert "order decides %" in printed
     assert "Proxies, counted without a judge" in printed
 
     again = judge_models(config(judge=endpoint.url))  # the endpoint is down: nothing is asked
-    assert again["files"] == results["files"]
+    assert again.files == results.files
     with pytest.raises(UserError, match="judged: holds another comparison; choose another folder"):
         judge_models(config(judge=endpoint.url, max_new_tokens=4))
 
 
 def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(config, monkeypatch) -> None:
-    assert judge_models(config())["files"]["helpful"]["judged"] is None
+    assert judge_models(config()).files["helpful"].judged is None
     monkeypatch.setattr(generate, "_answer_batch", None)  # every answer is kept
     with serve(lambda text: "[[A]]") as endpoint:
         results = judge_models(config(judge=endpoint.url))
-    judged = results["files"]["helpful"]["judged"]
+    judged = results.files["helpful"].judged
     assert (judged["win"], judged["tie"], judged["lose"]) == (0, PROMPTS - 1, 0)
     assert judged["order_decides_percent"] == 100
 
@@ -104,7 +105,7 @@ def test_a_model_against_itself_needs_no_judge(config, tiny_folder: Path) -> Non
     with serve(prefers_longer) as endpoint:
         results = judge_models(config(judge=endpoint.url, against=str(tiny_folder)))
         assert endpoint.asked == []
-    judged = results["files"]["helpful"]["judged"]
+    judged = results.files["helpful"].judged
     assert (judged["tie"], judged["identical"]) == (PROMPTS - 1, PROMPTS - 1)
     assert judged["order_decides_percent"] is None
 
@@ -115,9 +116,9 @@ def test_some_nonsense_is_counted_and_nothing_else_asked_again(config) -> None:
 
     with serve(mostly) as endpoint:
         results = judge_models(config(judge=endpoint.url))
-    assert results["files"]["helpful"]["judged"]["unjudged"] == 1
-    assert results["files"]["harmless"]["judged"]["unjudged"] == 0
-    assert judge_models(config(judge=endpoint.url))["files"] == results["files"]
+    assert results.files["helpful"].judged["unjudged"] == 1
+    assert results.files["harmless"].judged["unjudged"] == 0
+    assert judge_models(config(judge=endpoint.url)).files == results.files
 
 
 def test_an_endpoint_that_goes_away_is_gone_on_with(config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_an_endpoint_that_goes_away_is_gone_on_with(config, monkeypatch: pytest.
         monkeypatch.setattr(generate, "_answer_batch", None)  # every answer is kept
         results = judge_models(config(**settings))
         assert len(endpoint.asked) == 2 * PROMPTS - 5
-    assert sum(each["judged"]["unjudged"] for each in results["files"].values()) == 0
+    assert sum(each.judged["unjudged"] for each in results.files.values()) == 0
 
 
 @pytest.mark.parametrize(
@@ -167,14 +168,14 @@ def test_slow_or_down(config) -> None:
 
 def test_a_model_judges(config, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = judge_models(config(judge=str(tiny_folder)))
-    assert sum(each["judged"]["unjudged"] for each in results["files"].values()) == 0
+    assert sum(each.judged["unjudged"] for each in results.files.values()) == 0
     verdicts = lines(tmp_path / "judged" / "verdicts.jsonl")
     assert len(verdicts) == 2 * PROMPTS
     for each in verdicts:
         likelihoods = {name: float(value) for name, value in (part.split() for part in each["reply"].split(", "))}
         assert each["verdict"] == max(likelihoods, key=likelihoods.get)
     monkeypatch.setattr(generate, "_answer_batch", None)
-    assert judge_models(config(judge=str(tiny_folder)))["files"] == results["files"]
+    assert judge_models(config(judge=str(tiny_folder))).files == results.files
 
 
 def test_stopped_while_answering_and_gone_on_with(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +194,8 @@ def test_stopped_while_answering_and_gone_on_with(config, tmp_path: Path, monkey
     assert (tmp_path / "judged" / "stopped").exists()
     results = judge_models(config())
     assert batches == [4, 2, 4, 2]
-    assert results["files"]["helpful"]["judged"] is None
-    assert judge_models(config(output_dir=str(tmp_path / "whole")))["files"] == results["files"]
+    assert results.files["helpful"].judged is None
+    assert judge_models(config(output_dir=str(tmp_path / "whole"))).files == results.files
 
 
 def test_the_base_of_a_run(config, tiny_folder: Path, other_folder: Path, tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_the_base_of_a_run(config, tiny_folder: Path, other_folder: Path, tmp_pa
     (tmp_path / "run" / "model").symlink_to(other_folder)
     (tmp_path / "run" / "config.yaml").write_text(f"model: {{name_or_path: {tiny_folder}}}")
     results = judge_models(config(model=str(tmp_path / "run" / "model"), against="base"))
-    assert results["models"]["against"] == str(tiny_folder)
+    assert results.models["against"] == str(tiny_folder)
     with pytest.raises(UserError, match=r"against base: .* is not the model folder of a run"):
         judge_models(config(against="base"))
 
@@ -224,7 +225,7 @@ def test_two_ranks_give_what_one_gives(config, tmp_path: Path) -> None:
         assert len(endpoint.asked) == 4 * PROMPTS
     results = json.loads((tmp_path / "judged" / "results.json").read_text())
     assert results["world_size"] == 2
-    assert results["files"] == json.loads(json.dumps(alone["files"]))
+    assert results["files"] == json.loads(to_text(alone))["files"]
 
 
 def arguments(settings: JudgeConfig) -> list[str]:

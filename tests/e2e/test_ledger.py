@@ -19,6 +19,7 @@ from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
+from codyra_llm.results.schema import read_results
 from tests.comparison import assert_same_files
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
@@ -67,13 +68,13 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_the_ledger_holds_what_each_task_added(finished: Path) -> None:
-    ledger, results = read_ledger(finished / "ledger"), json.loads((finished / "results.json").read_text())
+    ledger, results = read_ledger(finished / "ledger"), read_results(finished)
     assert [entry.name for entry in ledger.entries] == ["01-FOMC", "02-NumGLUE-cm"]
-    assert ledger.base_model.name == results["model"]["name"]
+    assert ledger.base_model.name == results.model.name
     for number, entry in enumerate(ledger.entries):
-        assert entry.scores == dict(zip(TASKS, results["matrix"][number + 1], strict=True))
-        assert entry.norm == pytest.approx(results["ranks"][number]["update_norm"])
-        assert entry.components == pytest.approx(14 * results["ranks"][number]["mean"])
+        assert entry.scores == dict(zip(TASKS, results.matrix[number + 1], strict=True))
+        assert entry.norm == pytest.approx(results.ranks[number].update_norm)
+        assert entry.components == pytest.approx(14 * results.ranks[number].mean)
         ranks = json.loads((finished / "ledger" / entry.name / "adapter_config.json").read_text())["rank_pattern"]
         assert (len(ranks), sum(ranks.values())) == (entry.projections, entry.components)
         assert "not the base model alone" in (finished / "ledger" / entry.name / "README.md").read_text()
@@ -126,18 +127,18 @@ def test_a_ledger_is_extended_elsewhere_as_if_it_had_never_ended(
     extended = config_of(
         tmp_path / "base", tmp_path / "second", **dtype, extend=str(tmp_path / "ledger"), order=TASKS[1:]
     )
-    results, expected = run(extended), json.loads((finished / "results.json").read_text())
-    assert results["tasks"] == TASKS[1:]
-    assert results["losses"] == expected["losses"][1:]
-    assert [row[0] for row in results["matrix"]] == [row[1] for row in expected["matrix"][1:]]
-    assert results["ranks"] == expected["ranks"][1:]
+    results, expected = run(extended), read_results(finished)
+    assert results.tasks == TASKS[1:]
+    assert results.losses == expected.losses[1:]
+    assert [row[0] for row in results.matrix] == [row[1] for row in expected.matrix[1:]]
+    assert results.ranks == expected.ranks[1:]
     assert_same_weights(tmp_path / "second" / "model", finished / "model")
     ours, theirs = (read_ledger(folder / "ledger") for folder in (tmp_path / "second", finished))
     weights_of = [
         {name: digest for name, digest in ledger.files.items() if "model" in name} for ledger in (ours, theirs)
     ]
     assert weights_of[0] == weights_of[1]
-    assert run(extended)["losses"] == results["losses"], "a finished one is left as it is"
+    assert run(extended).losses == results.losses, "a finished one is left as it is"
 
 
 @pytest.mark.parametrize("scaling", ["plain", "rslora", "patterns"])

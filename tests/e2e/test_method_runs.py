@@ -31,7 +31,7 @@ def test_a_method_resumes_with_what_it_kept(
     method: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(config_of(method, tiny_folder, tmp_path / "whole"))
-    steps = [len(each["loss"]) for each in whole["losses"]]
+    steps = [len(each.loss) for each in whole.losses]
 
     def step(self: Reporter, report: object, global_step: int, progress: object) -> None:
         if global_step == steps[0] + 2:  # in the second task
@@ -41,7 +41,7 @@ def test_a_method_resumes_with_what_it_kept(
         patch.setattr(Reporter, "step", step)
         run(config_of(method, tiny_folder, tmp_path / "cut"))
     resumed = run(config_of(method, tiny_folder, tmp_path / "cut"))
-    assert resumed["losses"] == whole["losses"] and resumed["matrix"] == whole["matrix"]
+    assert resumed.losses == whole.losses and resumed.matrix == whole.matrix
     for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors"):
         ours, theirs = load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
@@ -59,9 +59,9 @@ def test_what_was_kept_is_part_of_a_checkpoint(tiny_folder: Path, tmp_path: Path
 
 def test_replayed_rows_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
     results = run(config_of("replay", tiny_folder, tmp_path / "run"))
-    first, second = results["data"]["tasks"]
-    assert first["replayed_rows"] == 0
-    assert second["replayed_rows"] == round(0.2 * first["train_rows"])
+    first, second = results.data.tasks
+    assert first.replayed_rows == 0
+    assert second.replayed_rows == round(0.2 * first.train_rows)
     longer = tiny_config(
         tiny_folder,
         tmp_path / "longer",
@@ -73,4 +73,4 @@ def test_replayed_rows_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
             "evaluate.tasks": "last",
         },
     )
-    assert run(longer)["data"]["tasks"][1]["steps"] > second["steps"]
+    assert run(longer).data.tasks[1].steps > second.steps

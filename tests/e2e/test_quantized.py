@@ -44,10 +44,10 @@ def merged(base: Path, ledger: Path) -> torch.nn.Module:
 
 def test_something_is_learned(finished: tuple, wide_folder: Path) -> None:
     _, _, results = finished
-    nll = results["answer_nll"]
+    nll = results.answer_nll
     for i in range(2):
         assert nll[i + 1][i] < nll[0][i] - 0.2
-    assert results["model"]["parameters"] == sum(p.numel() for p in load_model(str(wide_folder)).parameters())
+    assert results.model.parameters == sum(p.numel() for p in load_model(str(wide_folder)).parameters())
 
 
 def test_the_saved_model_is_the_sum_quantised_once(finished: tuple, wide_folder: Path, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_it_can_be_scored_as_it_is(finished: tuple, tmp_path: Path) -> None:
     (_, dtype), folder, results = finished
     config = config_of(folder / "model", tmp_path / "scores", **{"model.dtype": dtype})
     scored = score_model(config)
-    assert list(scored["answer_nll"].values()) == pytest.approx(results["answer_nll"][2], abs=1e-3)
-    assert scored["model"]["parameters"] == results["model"]["parameters"]
+    assert list(scored.answer_nll.values()) == pytest.approx(results.answer_nll[2], abs=1e-3)
+    assert scored.model.parameters == results.model.parameters
 
 
 def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
@@ -89,8 +89,8 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
     config = quantized_config(wide_folder, tmp_path / "run", *way)
     stop_in_task_2(config, monkeypatch)
     again = run(config)
-    assert again["losses"] == results["losses"]
-    assert again["answer_nll"] == results["answer_nll"]
+    assert again.losses == results.losses
+    assert again.answer_nll == results.answer_nll
     files = [path / "model" / "model.safetensors" for path in (folder, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

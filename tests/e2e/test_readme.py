@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from codyra_llm.report.artifacts import contents_table
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,10 @@ def test_the_plain_training_loop(tiny_folder: Path, capsys: pytest.CaptureFixtur
         before, after = (model(input_ids=rows, labels=rows).loss for model in (base, names["model"]))
     assert after < before - 0.05
     assert sum(p.numel() for p in names["model"].parameters()) == sum(p.numel() for p in base.parameters())
+
+
+def test_the_table_of_the_run_folder_is_the_code_s() -> None:
+    assert contents_table() in README
 
 
 def test_every_file_that_is_named_exists() -> None:

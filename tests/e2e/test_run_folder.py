@@ -16,6 +16,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import sha256
 from codyra_llm.locks import claim
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.results.schema import read_results
 from tests.comparison import assert_same_files
 from tests.conftest import REPOSITORY
 from tests.e2e.test_run import tiny_config
@@ -91,9 +92,9 @@ def test_what_a_finished_run_lacks_is_made_again(
         shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
     results = run(config_of(tiny_folder, copy))
     assert_same_files(copy / "model", finished / "model")
-    kept = json.loads((finished / "results.json").read_text())
-    assert results["matrix"] == kept["matrix"] and results["losses"] == kept["losses"]
-    assert json.loads((copy / "results.json").read_text())["matrix"] == kept["matrix"]
+    kept = read_results(finished)
+    assert results.matrix == kept.matrix and results.losses == kept.losses
+    assert read_results(copy).matrix == kept.matrix
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_another_version(change: dict, tiny_folder: Path, copy: 
 def test_names_that_are_no_checkpoint_are_passed_over(tiny_folder: Path, copy: Path) -> None:
     for name in ("²", "00000009.tmp", "notes"):
         (copy / "checkpoints" / name).mkdir()
-    assert run(config_of(tiny_folder, copy))["matrix"]
+    assert run(config_of(tiny_folder, copy)).matrix
 
 
 def test_links_in_the_place_of_contents_are_taken_away_alone(tiny_folder: Path, copy: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from codyra_llm import run
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.generation import generate
+from codyra_llm.results.schema import to_text
 from codyra_llm.workflows.evaluate import score_model
 from codyra_llm.workflows.general_ability import score_suites
 from tests.suites import write_suite
@@ -49,12 +50,12 @@ def test_a_saved_model_scores_as_its_run_measured(
     suites = {"general.suites": [write_suite(tmp_path)], "general.limit": 4}
     results = score_model(load_config(None, overrides(tmp_path / "run" / "model", tmp_path / "scores") | suites))
     alone = score_suites(load_config(None, overrides(tmp_path / "run" / "model", tmp_path / "alone") | suites))
-    assert results["general"] == alone["general"]
-    for variant, matrix in trained["matrices"].items():
-        assert list(results["scores"][variant].values()) == matrix[-1]
-        assert results["mean"][variant] == pytest.approx(sum(matrix[-1]) / 2)
-    assert list(results["answer_nll"].values()) == pytest.approx(trained["answer_nll"][-1], abs=1e-5)
-    assert json.loads((tmp_path / "scores" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results.general == alone.general
+    for variant, matrix in trained.matrices.items():
+        assert list(results.scores[variant].values()) == matrix[-1]
+        assert results.mean[variant] == pytest.approx(sum(matrix[-1]) / 2)
+    assert list(results.answer_nll.values()) == pytest.approx(trained.answer_nll[-1], abs=1e-5)
+    assert (tmp_path / "scores" / "results.json").read_text() == to_text(results)
     for task in ("FOMC", "NumGLUE-cm"):
         ours, theirs = (
             [json.loads(line)["prediction"] for line in path.open()]
@@ -64,7 +65,7 @@ def test_a_saved_model_scores_as_its_run_measured(
             )
         )
         assert ours == theirs
-    assert f"mean{results['mean']['trace_strict']:.1f}" in capsys.readouterr().out.replace(" ", "")
+    assert f"mean{results.mean['trace_strict']:.1f}" in capsys.readouterr().out.replace(" ", "")
 
 
 def test_scoring_that_was_stopped_goes_on(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +87,4 @@ def test_scoring_that_was_stopped_goes_on(tiny_folder: Path, tmp_path: Path, mon
     assert batches == [4, 4, 2]
     assert not (tmp_path / "scores" / "stopped").exists()
     again = score_model(load_config(None, {**overrides(tiny_folder, tmp_path / "again"), "evaluate.batch_size": 4}))
-    assert results["answer_nll"] == again["answer_nll"]
+    assert results.answer_nll == again.answer_nll

@@ -13,6 +13,7 @@ from lm_eval.evaluator import evaluate
 
 from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.general.suites import Suite, line_of
 from codyra_llm.evaluation.general.trust import SEED, seeded
 
@@ -36,13 +37,12 @@ class _OfTask(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_suite(suite: Suite, lm: BatchedLM) -> tuple[SuiteScore | SuiteFailure, list[dict[str, Any]]]:
     """Scores a model on a suite.
 
     Returns:
-        {"score", "stderr", "unit", "higher_is_better", "metric", "items"}, or {"failed": why}; and every answer:
-        {"task", "item", "prompt_sha256", "answers", "filtered", "target", "score"}. The unit is "percent", or the
-        metric's name where lower is better. "stderr" is the sample's, None where the metric has none.
+        The score, or why there is none; and every answer:
+        {"task", "item", "prompt_sha256", "answers", "filtered", "target", "score"}.
 
     Raises:
         Stopped: the run was asked to stop.
@@ -63,7 +63,7 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[dict[str, Any], list[dict[
     except (Stopped, UserError, RankFailed):
         raise
     except (Exception, SystemExit) as error:  # a suite is others' code and data: a run must outlive it
-        return {"failed": line_of(error)}, []
+        return SuiteFailure(line_of(error)), []
 
 
 def _of_task(task: Task, results: dict[str, Any], samples: list[dict[str, Any]]) -> _OfTask:
@@ -85,7 +85,7 @@ def _of_task(task: Task, results: dict[str, Any], samples: list[dict[str, Any]])
     )
 
 
-def _together(parts: list[_OfTask]) -> dict[str, Any]:
+def _together(parts: list[_OfTask]) -> SuiteScore:
     """The mean over all items, and its standard error as of a simple sample; strata would only make it less."""
     units = {part.unit for part in parts}
     if len(units) > 1:
@@ -100,14 +100,14 @@ def _together(parts: list[_OfTask]) -> dict[str, Any]:
     score = sum(n * part.value for n, part in zip(counts, parts, strict=True)) / sum(counts)
     if not math.isfinite(score):
         raise ValueError(f"its score is {score}")
-    return {
-        "score": score,
-        "stderr": error,
-        "unit": parts[0].unit,
-        "higher_is_better": parts[0].higher_is_better,
-        "metric": ", ".join(sorted({part.metric for part in parts})),
-        "items": sum(counts),
-    }
+    return SuiteScore(
+        score=score,
+        stderr=error,
+        unit=parts[0].unit,
+        higher_is_better=parts[0].higher_is_better,
+        metric=", ".join(sorted({part.metric for part in parts})),
+        items=sum(counts),
+    )
 
 
 def _row(sample: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import Stopped, UserError
-from codyra_llm.evaluation.general.delta import general_delta
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
 from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
 from codyra_llm.generation.generate import Answered, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
@@ -85,37 +85,37 @@ def test_a_suite_of_ones_own(ours, theirs, tmp_path: Path) -> None:
     their_score, their_answers = score_suite(suite, theirs)
     assert mine == their_score
     found = evaluate(theirs, {"tasks": suite.tasks, "groups": {}, "group_map": {}})["results"]["evens"]
-    assert (mine["score"], mine["stderr"]) == pytest.approx((100 * found["acc,none"], 100 * found["acc_stderr,none"]))
-    assert mine["stderr"] > 0
-    assert (mine["unit"], mine["metric"], mine["items"]) == ("percent", "acc", 8)
+    assert (mine.score, mine.stderr) == pytest.approx((100 * found["acc,none"], 100 * found["acc_stderr,none"]))
+    assert mine.stderr > 0
+    assert (mine.unit, mine.metric, mine.items) == ("percent", "acc", 8)
     for number, (answer, other) in enumerate(zip(answers, their_answers, strict=True)):
         assert answer["item"] == number
         assert answer["prompt_sha256"] == other["prompt_sha256"]
         assert [nats for nats, _ in answer["answers"]] == pytest.approx([n for n, _ in other["answers"]], abs=1e-3)
-    assert sum(answer["score"] for answer in answers) / 8 == pytest.approx(mine["score"] / 100)
+    assert sum(answer["score"] for answer in answers) / 8 == pytest.approx(mine.score / 100)
 
 
 def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours, theirs) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
     mine, answers = score_suite(suite, ours)
-    assert mine["score"] == pytest.approx(score_suite(suite, theirs)[0]["score"], abs=1e-4)
-    assert 0.5 < mine["score"] < 2
-    assert (mine["unit"], mine["higher_is_better"], mine["stderr"]) == ("bits_per_byte", False, None)
-    assert len(answers) == mine["items"] == 2
+    assert mine.score == pytest.approx(score_suite(suite, theirs)[0].score, abs=1e-4)
+    assert 0.5 < mine.score < 2
+    assert (mine.unit, mine.higher_is_better, mine.stderr) == ("bits_per_byte", False, None)
+    assert len(answers) == mine.items == 2
     assert general_delta({"text": mine}, {"text": mine}) is None
 
 
 def test_a_score_that_is_no_number_is_a_failure(ours) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
     broken = BatchedLM(ours.tokenizer, lambda asked: [Answered("", 0, math.nan, False) for _ in asked], 2048)
-    assert score_suite(suite, broken) == ({"failed": "ValueError: its score is nan"}, [])
+    assert score_suite(suite, broken) == (SuiteFailure("ValueError: its score is nan"), [])
 
 
 def test_tasks_that_a_limit_leaves_out_are_not_asked(ours) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("sample",), limit=1))
     score, answers = score_suite(suite, ours)
-    assert score["items"] == len(answers) == 1
-    assert score["stderr"] is None
+    assert score.items == len(answers) == 1
+    assert score.stderr is None
 
 
 def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> 
     }
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path, **generates),), limit=3))
     score, answers = score_suite(suite, ours)
-    assert score["metric"] == "exact_match"
+    assert score.metric == "exact_match"
     assert any(answer["answers"][0].strip() for answer in answers)
     for answer in answers:
         assert answer["filtered"] == (re.findall(r"\w+", answer["answers"][0]) or ["[invalid]"])[:1]
@@ -142,7 +142,7 @@ def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> 
 def test_a_suite_that_mixes_units_fails_and_says_so(ours) -> None:
     (choice,), (text,) = (load_suites(GeneralConfig(suites=(name,), limit=1)) for name in ("sample_choice", "text"))
     both = dataclasses.replace(choice, tasks=choice.tasks | text.tasks, items=choice.items | text.items)
-    assert "measured in bits_per_byte and percent" in score_suite(both, ours)[0]["failed"]
+    assert "measured in bits_per_byte and percent" in score_suite(both, ours)[0].failed
 
 
 def test_a_limit_leaves_the_same_items_every_time(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: 
         raise Stopped("now")
 
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
-    assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == ({"failed": "ZeroDivisionError: of one"}, [])
+    assert score_suite(suite, BatchedLM(ours.tokenizer, fail, 2048)) == (SuiteFailure("ZeroDivisionError: of one"), [])
     with pytest.raises(UserError, match="disk is full"):
         score_suite(suite, BatchedLM(ours.tokenizer, cannot_keep, 2048))
     with pytest.raises(Stopped):
@@ -254,10 +254,10 @@ def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: 
 
 
 def test_the_change_counts_suites_that_both_have() -> None:
-    def found(score: float, unit: str = "percent") -> dict:
-        return {"score": score, "unit": unit}
+    def found(score: float, unit: str = "percent") -> SuiteScore:
+        return SuiteScore(score, None, unit, unit == "percent", "acc", 4)
 
-    base = {"a": found(50.0), "b": found(20.0), "c": {"failed": "why"}, "text": found(1.0, "bits_per_byte")}
+    base = {"a": found(50.0), "b": found(20.0), "c": SuiteFailure("why"), "text": found(1.0, "bits_per_byte")}
     after = {"a": found(46.0), "b": found(22.0), "c": found(90.0), "text": found(3.0, "bits_per_byte")}
     assert general_delta(after, base) == pytest.approx(-1.0)
     assert general_delta(after, {}) is None

@@ -14,6 +14,7 @@ from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
+from codyra_llm.evaluation.general.scores import SuiteScore
 from codyra_llm.evaluation.general.suites import Suite, load_suites
 from tests.conftest import REPOSITORY
 from tests.suites import write_suite
@@ -49,7 +50,7 @@ class Listener(BatchedLM):
 def prompts_of(suite: Suite) -> list[str]:
     listener = Listener()
     scores, _ = score_suite(suite, listener)
-    assert "score" in scores, scores
+    assert isinstance(scores, SuiteScore), scores
     return listener.prompts
 
 
@@ -60,7 +61,7 @@ def failure_of(file: str, **settings: object) -> str:
     except UserError as error:
         return str(error)
     assert not rows
-    return scores["failed"]
+    return scores.failed
 
 
 def test_the_same_examples_each_time_and_in_each_process(tmp_path: Path) -> None:

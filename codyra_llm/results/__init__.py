@@ -1,0 +1,1 @@
+"""results.json as types, and where its figures come from."""

@@ -1,0 +1,64 @@
+"""What results say of how they came about."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import sys
+from typing import Any
+
+from torch import nn
+
+from codyra_llm.config import RunConfig
+from codyra_llm.engine.ds_config import zero_stage
+from codyra_llm.engine.zero import parameter_count
+from codyra_llm.results.schema import SCHEMA_VERSION, ModelFacts
+from codyra_llm.text import scrub
+
+PACKAGES = (
+    "codyra_llm",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "bitsandbytes",
+    "rapidfuzz",
+    "rouge-score",
+    "lm-eval",
+)
+
+
+def provenance(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Module, world_size: int) -> dict[str, Any]:
+    """The fields of `ModelProvenance`, for the types that add to them."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command(),
+        "versions": versions(),
+        "config": plain(config),
+        "seed": config.seed,
+        "world_size": world_size,
+        "zero_stage": zero_stage(deepspeed_json),
+        "model": ModelFacts(config.model.name_or_path, type(model).__name__, parameter_count(model)),
+    }
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON gives it back."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return content
+
+
+def command() -> list[str]:
+    """The command line, without what only its author should read."""
+    return [scrub(argument) for argument in sys.argv]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

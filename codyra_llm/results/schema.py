@@ -1,0 +1,314 @@
+"""What stands in results.json: a version, and a type for everything that is read from it.
+
+`results.schema.json`, beside this file, describes the JSON of `RunResults` for readers in other languages.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
+from codyra_llm.evaluation.matrix import Metric, Stage, stages_of
+from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.files import read_json, validated
+from codyra_llm.text import shown
+
+SCHEMA_VERSION = 1
+DESCRIPTION = Path(__file__).with_name("results.schema.json")
+Scores = list[list[float | None]]  # [tasks + 1][tasks]: a row for each stage; None: not measured
+
+
+@dataclass
+class ModelFacts:
+    """The model: its name as it was given, its class, its size."""
+
+    name: str
+    architecture: str
+    parameters: int
+
+
+@dataclass
+class TaskData:
+    """The data of one task.
+
+    Attributes:
+        train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
+        replayed_rows: rows of earlier tasks among those that are trained on.
+        test_rows: rows that are scored. steps: optimizer steps. sha256: of its files, by name.
+    """
+
+    task: str
+    train_rows: int
+    dropped_train_rows: int
+    test_rows: int
+    steps: int
+    sha256: dict[str, str]
+    replayed_rows: int = 0
+
+
+@dataclass
+class Data:
+    """The stream of tasks, and the version of its data."""
+
+    stream: str
+    version: str
+    tasks: list[TaskData]
+
+
+@dataclass
+class General:
+    """General ability.
+
+    Attributes:
+        items: suite -> task of the harness -> numbers of the items that are asked.
+        scores: name of the stage ("model" where nothing was trained) -> suite -> its score.
+        delta: name of the stage -> mean change of the suites in percent against the base model, where that is known.
+    """
+
+    items: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, SuiteScore | SuiteFailure]] = field(default_factory=dict)
+    delta: dict[str, float | None] = field(default_factory=dict)
+
+    def add(self, stages: Sequence[Stage], stage: Stage, scores: dict[str, SuiteScore | SuiteFailure]) -> float | None:
+        """Enters what was measured at one of the stages, beside what is known of it; returns the stage's delta."""
+        self.scores[stage.name] = self.scores.get(stage.name, {}) | scores
+        self.scores = {each.name: self.scores[each.name] for each in stages if each.name in self.scores}
+        base = self.scores.get(stages[0].name, {})
+        self.delta = {name: general_delta(of_stage, base) for name, of_stage in self.scores.items()}
+        return self.delta[stage.name]
+
+
+@dataclass
+class Resumption:
+    """A time that the run was resumed: where (number of the task, phase, optimizer step in it), and by what."""
+
+    task: int
+    phase: str
+    step: int
+    command: list[str]
+    world_size: int
+    zero_stage: int
+
+
+@dataclass
+class TaskLosses:
+    """The loss of each optimizer step of a task: mean over its answer tokens, in nats."""
+
+    task: str
+    loss: list[float] = field(default_factory=list)
+
+
+@dataclass
+class TaskRanks:
+    """What a task kept.
+
+    Attributes:
+        mean: surviving rank, mean over projections. initial: rank before pruning.
+        by_projection: the mean over the projections of a kind (q_proj, up_proj, ...).
+        update_norm: Frobenius norm of the task's update. cumulative_norm: of the sum of all updates so far.
+    """
+
+    task: str
+    mean: float
+    initial: int
+    by_projection: dict[str, float]
+    update_norm: float
+    cumulative_norm: float
+
+
+@dataclass
+class Phase:
+    """What a part of the run took.
+
+    Attributes:
+        task: its name; "base" for the base model. phase: evaluate, train, prune and merge, or save.
+        seconds: in all sessions. tokens: trained on or generated, padding left out.
+        resident_bytes: memory of rank 0 at the end of the phase.
+    """
+
+    task: str
+    phase: str
+    seconds: float = 0.0
+    tokens: int = 0
+    resident_bytes: int | None = None
+
+
+@dataclass(kw_only=True)
+class Provenance:
+    """How results came about: command, versions, configuration, number of ranks."""
+
+    schema_version: int
+    command: list[str]
+    versions: dict[str, str]
+    config: dict[str, Any]
+    world_size: int
+
+
+@dataclass(kw_only=True)
+class ModelProvenance(Provenance):
+    """Of results about one model: seed, ZeRO stage, model."""
+
+    seed: int
+    zero_stage: int
+    model: ModelFacts
+
+
+@dataclass(kw_only=True)
+class GeneralScores(ModelProvenance):
+    """The general ability of a model that was not trained."""
+
+    general: General = field(default_factory=General)
+
+
+@dataclass(kw_only=True)
+class ModelScores(GeneralScores):
+    """The scores of a model that was not trained.
+
+    Attributes:
+        scores: scoring variant -> task -> 0 to 100. mean: variant -> mean over tasks.
+        answer_nll: task -> nats per token of the true answers; None where they are not finite.
+    """
+
+    data: Data
+    tasks: list[str]
+    scores: dict[str, dict[str, float]]
+    mean: dict[str, float]
+    answer_nll: dict[str, float | None]
+
+
+@dataclass(kw_only=True)
+class RunResults(ModelProvenance):
+    """What a run knows of itself.
+
+    Attributes:
+        tasks: their names, in order.
+        matrix: scores of `evaluate.scorer_variant`, 0 to 100: a row for each stage, a column for each task.
+        matrices: the same in every scoring variant. metrics: variant -> what `matrix_metrics` gives.
+        answer_nll: nats per token of the true answers, as `matrix`; None where not measured, or not finite.
+        seconds: of all sessions. checkpoint_seconds: those of them that went into checkpoints.
+        peak_memory_bytes: of rank 0's resident memory.
+    """
+
+    data: Data
+    tasks: list[str]
+    matrix: Scores
+    matrices: dict[str, Scores]
+    answer_nll: Scores
+    general: General = field(default_factory=General)
+    sessions: list[Resumption] = field(default_factory=list)
+    seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    losses: list[TaskLosses] = field(default_factory=list)
+    ranks: list[TaskRanks] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The rows of the matrix."""
+        return stages_of(self.tasks)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done its last phase."""
+        return bool(self.phases) and self.phases[-1].phase == "save"
+
+    def resumed(self, session: ModelProvenance, task: int, phase: str, step: int) -> "RunResults":
+        """The results of the same run in another session, which may run on other hardware."""
+        own = {name: getattr(session, name) for name in ("command", "versions", "config", "world_size", "zero_stage")}
+        resumption = Resumption(task, phase, step, session.command, session.world_size, session.zero_stage)
+        return dataclasses.replace(self, **own, sessions=[*self.sessions, resumption])
+
+
+@dataclass
+class PromptFileResults:
+    """A comparison of two models on one file of prompts.
+
+    Attributes:
+        prompts: how many. criterion: that was judged.
+        judged: as `evaluation.judge.verdict.tally` gives it; None without a judge.
+        proxies: side -> as `evaluation.judge.proxies.proxies` gives it.
+    """
+
+    sha256: str
+    prompts: int
+    criterion: str
+    judged: dict[str, Any] | None
+    proxies: dict[str, dict[str, Any]]
+
+
+@dataclass(kw_only=True)
+class JudgeResults(Provenance):
+    """A comparison of two models.
+
+    Attributes:
+        config_sha256: of settings and prompts. models: side ("model", "against") -> name. files: by name.
+    """
+
+    config_sha256: str
+    models: dict[str, str]
+    files: dict[str, PromptFileResults]
+
+
+def empty_scores(tasks: Sequence[str]) -> Scores:
+    """A matrix in which nothing was measured."""
+    return [[None] * len(tasks) for _ in stages_of(tasks)]
+
+
+def new_results(provenance: dict[str, Any], data: Data, general: General) -> RunResults:
+    """The results of a run that has done nothing yet."""
+    tasks = [task.task for task in data.tasks]
+    return RunResults(
+        **provenance,
+        data=data,
+        tasks=tasks,
+        matrix=empty_scores(tasks),
+        matrices={variant: empty_scores(tasks) for variant in VARIANTS},
+        answer_nll=empty_scores(tasks),
+        general=general,
+    )
+
+
+def to_text(results: Provenance) -> str:
+    """The text of results.json."""
+    return json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_results(content: Any, where: str) -> RunResults:
+    """A run's results from what JSON holds of them, of this version or an earlier one.
+
+    Raises:
+        UserError: something is missing or of the wrong kind, or a later version wrote it.
+    """
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema_version is {shown(version)}; this version of codyra_llm reads 1 to {SCHEMA_VERSION}"
+        )
+    results = validated(RunResults, content, where, "they are not the results of a run")
+    shapes = {len(results.matrix), len(results.answer_nll), *map(len, results.matrices.values())}
+    if shapes != {len(results.stages)}:
+        raise UserError(f"{where}: its matrices have not one row more than there are tasks; restore the file")
+    return results
+
+
+def read_results(folder: Path) -> RunResults:
+    """The results of the run in a folder.
+
+    Raises:
+        UserError: it holds none, or they are damaged.
+    """
+    path = folder / "results.json"
+    return parse_results(read_json(path, "name the folder of a run"), str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a run's results."""
+    return pydantic.TypeAdapter(RunResults).json_schema()

@@ -1,0 +1,80 @@
+"""Asking a model questions across ranks; answers are saved as they arrive, so an interrupted evaluation resumes."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from codyra_llm.config import EvaluateConfig
+from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.engine.zero import readable
+from codyra_llm.errors import RankFailed, Stopped, UserError
+from codyra_llm.generation.answer_cache import recall, remember
+from codyra_llm.generation.generate import Answered, Ask, Question, answer_questions
+from codyra_llm.workflows.session import Session
+
+LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def asking(
+    session: Session,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    name: str,
+    doing: str,
+    total: int | None = None,
+    identity: str | None = None,
+) -> Iterator[Ask]:
+    """A context in which the model can be asked questions; they are dealt to the ranks, and each rank gets all answers.
+
+    Answers are saved in the folder under `name` as they are given, and the same question is not asked again: the name
+    must change with the model.
+
+    Args:
+        doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
+        identity: fingerprint of everything the answers depend on (rank 0's); enables the cross-run cache of answers.
+            None: a model of this run alone.
+
+    Raises:
+        Stopped: the command was asked to stop.
+        RankFailed: the model failed on this rank, of several.
+    """
+    world, folder = session.world, session.folder
+    answered: dict[str, Answered] = broadcast(session.on_rank_0(lambda: folder.read_answers(name)))
+    of_total = "" if total is None else f" of {total}"
+    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
+    model.eval()
+    with bar as progress, readable(model, config.gather, world) as synced:
+
+        def ask(questions: Sequence[Question]) -> list[Answered]:
+            known = broadcast(session.on_rank_0(lambda: recall(identity, questions))) if identity else None
+            if known is not None:
+                LOG.info(f"{doing}: {len(known)} answers of this model are known from before")
+                return known
+            keys = [question.key for question in questions]
+            of_these = {i: answered[key] for i, key in enumerate(keys) if key in answered}
+
+            def on_round(fresh: dict[int, Answered]) -> None:
+                session.on_rank_0(lambda: folder.append_answers(name, {keys[i]: each for i, each in fresh.items()}))
+                progress.update(len(fresh))
+                if session.stop.agreed():
+                    raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
+
+            how = (config.batch_size, world, of_these, on_round, synced)
+            try:
+                given = answer_questions(model, tokenizer, questions, *how)
+            except (Stopped, UserError):
+                raise
+            except Exception as error:
+                if world.size == 1:
+                    raise
+                raise RankFailed(f"{doing}: rank {world.rank}: {type(error).__name__}: {error}") from error
+            if identity:
+                session.on_rank_0(lambda: remember(identity, questions, given))
+            return given
+
+        yield ask

@@ -1,0 +1,213 @@
+"""The state of a run: model, results, position; made new or from a checkpoint, and written to checkpoints."""
+
+import dataclasses
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from codyra_llm.config import RunConfig, describe
+from codyra_llm.data.stream import Task
+from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints, Progress
+from codyra_llm.engine.malloc import return_freed_memory
+from codyra_llm.engine.state import TaskState
+from codyra_llm.evaluation.matrix import Stage
+from codyra_llm.files import expand
+from codyra_llm.ledger.apply import Original, find_original, merge_entries
+from codyra_llm.ledger.kept import read_kept
+from codyra_llm.ledger.ledger import Ledger, copy_entries, open_ledger, write_ledger
+from codyra_llm.methods import METHODS
+from codyra_llm.methods.base import Method
+from codyra_llm.planning.run_plan import RunPlan
+from codyra_llm.report.reporter import Reporter
+from codyra_llm.results.provenance import provenance
+from codyra_llm.results.schema import General, Phase, RunResults, new_results, parse_results
+from codyra_llm.workflows.session import Session
+
+LOG = logging.getLogger(__name__)
+Position = tuple[Stage, str]  # a stage of the run, and the phase of it that is to be done: train, merge, evaluate, ...
+
+
+@dataclass
+class RunState:
+    """One run.
+
+    Attributes:
+        checkpoints: on rank 0; None on the others.
+        original: the weights that updates are added to where the model holds them rounded.
+        position: the phase to do next.
+        global_step: optimizer steps done in the run.
+        resumed: the branches and moments of a task whose training was interrupted.
+        kept: the file of what the method keeps, with its SHA-256.
+        ticked: when `tick` was called last.
+    """
+
+    config: RunConfig
+    plan: RunPlan
+    session: Session
+    checkpoints: Checkpoints | None
+    method: Method
+    ledger: Ledger
+    model: PreTrainedModel
+    original: Original | None
+    results: RunResults
+    report: Reporter
+    position: Position
+    global_step: int = 0
+    resumed: TaskState | None = None
+    kept: dict[str, str] = field(default_factory=dict)
+    ticked: float = field(default_factory=time.perf_counter)
+
+    @property
+    def remaining(self) -> list[Position]:
+        """What is still to be done; the last of it, "done", is nothing to do."""
+        every = [*phases(self.config, self.plan.stages), (self.plan.stages[-1], "done")]
+        return every[every.index(self.position) :]
+
+    def task(self, stage: Stage) -> Task:
+        """The task that a stage ends."""
+        return self.plan.stream.tasks[stage.number - 1]
+
+    @property
+    def entry_folders(self) -> list[Path]:
+        """The ledger's entries, in order; on rank 0."""
+        return [self.session.folder.ledger / entry.name for entry in self.ledger.entries]
+
+    def merge(self, count: int, last_only: bool = False, before: Callable[[], None] = lambda: None) -> None:
+        """Adds the first entries of the ledger to the model, or the last of these; `before` is called as often."""
+        names = [entry.name for entry in self.ledger.entries[:count]]
+        folder = self.session.folder.ledger if self.session.folder else None
+        merge_entries(self.model, self.original, folder, names, self.session.world, last_only, before)
+
+    def begin(self, stage: Stage, phase: str) -> Phase:
+        """Starts, or resumes, the record of a phase's seconds and tokens."""
+        self.tick()
+        records = self.results.phases
+        if not records or (records[-1].task, records[-1].phase) != (stage.task, phase):
+            records.append(Phase(stage.task, phase))
+        return records[-1]
+
+    def tick(self) -> float:
+        """Adds the time since the last call to the current phase and to the run; returns the time."""
+        now = time.perf_counter()
+        records: list[RunResults | Phase] = [self.results, *self.results.phases[-1:]]
+        for record in records:
+            record.seconds += now - self.ticked
+        self.ticked = now
+        return now
+
+    def checkpoint(self, position: Position, step: int = 0, tensors: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes all that is needed to resume at a phase or, with `step` and `tensors`, in the middle of it."""
+        stage, phase = self.position = position
+        if phase in ("train", "save") and not step:  # a task is done
+            return_freed_memory()
+        began = self.tick()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.results.peak_memory_bytes = max(self.results.peak_memory_bytes, peak)
+        if self.results.phases:
+            self.results.phases[-1].resident_bytes = psutil.Process().memory_info().rss
+        self.session.on_rank_0(lambda: self._write(stage, phase, step, tensors or {}))
+        if phase != "done":  # what is written last must be what is returned
+            self.results.checkpoint_seconds += time.perf_counter() - began
+
+    def _write(self, stage: Stage, phase: str, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        assert self.checkpoints
+        folder, ledger = self.session.folder, dataclasses.asdict(self.ledger)
+        if not step:
+            folder.write_results(self.results)
+            folder.write_matrix(self.results.tasks, self.results.matrix)
+            write_ledger(folder.ledger, self.ledger)
+        rests_on = {f"ledger/{name}": digest for name, digest in self.ledger.files.items()} | self.kept
+        progress = Progress(
+            stage.number, phase, step, self.global_step, ledger, dataclasses.asdict(self.results), self.kept
+        )
+        self.checkpoints.write(progress, tensors, rests_on)
+        if not step:
+            folder.drop_answers()
+
+
+def phases(config: RunConfig, stages: list[Stage]) -> Iterator[Position]:
+    """Every phase of a run, in order."""
+    last = stages[-1]
+    for stage in stages:
+        if stage.number:
+            yield stage, "train"
+            yield stage, "merge"
+        if config.evaluate.tasks != "last" or stage == last:
+            yield stage, "evaluate"
+    yield last, "save"
+
+
+def open_run(
+    config: RunConfig, plan: RunPlan, session: Session, checkpoints: Checkpoints | None, found: Checkpoint | None
+) -> RunState:
+    """Loads the model, opens the folder, and brings both to where a checkpoint stood, or to the start of the run."""
+    begun = found.progress.ledger if found else None
+    ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, begun)))
+    session.notes += plan.notes
+    model = session.load(config, plan.deepspeed_json)
+    original = find_original(config)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    general = General(items={suite.name: suite.items for suite in plan.suites})
+    source = provenance(config, plan.deepspeed_json, model, session.world.size)
+    results = new_results(source, plan.data(config), general)
+    session.open(describe(config), resumed=found is not None)
+    run = RunState(
+        config,
+        plan,
+        session,
+        checkpoints,
+        METHODS[config.method](config),
+        ledger,
+        model,
+        original,
+        results,
+        Reporter(session.folder, found.progress.global_step if found else 0),
+        next(phases(config, plan.stages)),
+    )
+    _log_start(run)
+    if found:
+        _restore(run, found)
+    else:
+        session.on_rank_0(lambda: copy_entries(ledger, expand(config.extend or ""), session.folder.ledger))
+        run.merge(len(ledger.entries))
+        run.checkpoint(run.position)
+    return run
+
+
+def _restore(run: RunState, found: Checkpoint) -> None:
+    """Restores results, merged tasks and a partially trained task's branches from a checkpoint."""
+    progress, session = found.progress, run.session
+    stage, phase = run.position = (run.plan.stages[progress.task], progress.phase)
+    run.global_step, run.kept = progress.global_step, progress.kept
+    earlier = parse_results(progress.results, "results in the checkpoint")
+    run.results = earlier.resumed(run.results, stage.number, phase, progress.step)
+    if phase == "train" and progress.step:
+        run.resumed = TaskState(progress.step, dict(found.tensors))
+    found.tensors.clear()  # else they would be kept as long as the run goes on
+    if run.kept:
+        (file,) = run.kept
+        run.method.kept = broadcast(session.on_rank_0(lambda: read_kept(session.folder.path / file)))
+    run.merge(len(run.ledger.entries) - (phase == "merge"))
+    step = f", after step {progress.step}" if progress.step else ""
+    task = f"task {stage.number} ({stage.task})" if stage.number else "the base model"
+    LOG.info(f"resuming with: {phase} {task}{step}")
+
+
+def _log_start(run: RunState) -> None:
+    config, world, model = run.config, run.session.world, run.results.model
+    LOG.info(
+        f"{model.name}: {model.architecture}, {model.parameters:,} parameters; "
+        f"{run.plan.stream.name}: {len(run.plan.stream)} tasks; method {config.method}; "
+        f"ZeRO stage {run.results.zero_stage} on {world.size} x {world.device.type}"
+    )
+    if not run.original and config.model.dtype != "float32":
+        LOG.info(f"updates are merged in place: each task rounds the weights to {config.model.dtype} again")

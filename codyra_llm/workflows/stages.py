@@ -1,0 +1,191 @@
+"""The phases of a run, a function each: train, merge, evaluate a stage; save the model in the end."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from codyra_llm.adapter.injection import describe_targets, kind_of
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.merge import ModuleRank
+from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.engine.train import StepReport, train_task
+from codyra_llm.engine.zero import check_updates
+from codyra_llm.errors import Stopped
+from codyra_llm.evaluation.evaluate import TaskScores
+from codyra_llm.evaluation.matrix import Stage, matrix_metrics
+from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.ledger.apply import weights_to_save
+from codyra_llm.ledger.entry import drift, write_entry
+from codyra_llm.ledger.kept import write_kept
+from codyra_llm.ledger.ledger import Entry
+from codyra_llm.models.save import save_model
+from codyra_llm.report.artifacts import write_plots
+from codyra_llm.report.model_card import model_card
+from codyra_llm.results.schema import TaskLosses, TaskRanks
+from codyra_llm.workflows.evaluate import score_tasks
+from codyra_llm.workflows.general_ability import base_identity, score_general
+from codyra_llm.workflows.run_state import RunState
+
+LOG = logging.getLogger(__name__)
+
+
+def train(run: RunState, stage: Stage) -> None:
+    """Trains branches on the stage's task, prunes them, and writes the update into the ledger."""
+    batches = run.plan.batches[stage.number - 1]
+    prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
+    phase = run.begin(stage, "train")
+    resumed, run.resumed = run.resumed, None
+    if not resumed:
+        run.results.losses.append(TaskLosses(stage.task))
+    losses = run.results.losses[-1].loss
+    tasks = len(run.plan.stream)
+    LOG.info(f"\ntask {stage.number} of {tasks}: {stage.task}, {describe_targets(prepared.wrapped)}")
+    progress = run.report.progress(stage.task, batches.total_steps, resumed.step if resumed else 0)
+
+    def on_step(report: StepReport, read: Callable[[], dict[str, torch.Tensor]]) -> None:
+        run.global_step += 1
+        run.report.step(report, run.global_step, progress)
+        losses.append(report.loss)
+        phase.tokens += report.tokens
+        done, stop = report.step + 1, run.session.stop.agreed()
+        if stop or (done % run.config.train.checkpoint_every == 0 and done < batches.total_steps):
+            run.checkpoint((stage, "train"), done, read())
+        if stop:
+            raise Stopped(f"in task {stage.number} ({stage.task}), after step {done} of {batches.total_steps}")
+
+    train_task(
+        run.model,
+        prepared.optimizer,
+        prepared.schedule,
+        batches,
+        run.config.train,
+        run.plan.deepspeed_json,
+        run.session.world,
+        on_step,
+        resumed,
+        run.method,
+    )
+    progress.close()
+    _finish(run, stage)
+
+
+def _finish(run: RunState, stage: Stage) -> None:
+    """Takes the branches out of the model: the ledger gets the update, the results get the ranks."""
+    run.begin(stage, "prune and merge")
+    run.report.gates(gated_layers(run.model), stage.number)
+    kept, updates = run.method.finish(run.model)
+    check_updates(run.model, updates, stage.task)
+    session, folder = run.session, run.session.folder
+    name, base = run.ledger.name_of_next(stage.task), run.config.model.name_or_path
+    written = session.on_rank_0(lambda: write_entry(folder.ledger / name, updates, base))
+    files, settings = broadcast((written, run.checkpoints and run.checkpoints.run))
+    run.ledger = run.ledger.with_entry(
+        Entry(
+            name,
+            stage.task,
+            files,
+            projections=sum(module.rank > 0 for module in kept),
+            components=sum(module.rank for module in kept),
+            norm=_norm(kept),
+            settings=settings,
+        )
+    )
+    if run.method.kept:
+        run.kept = broadcast(session.on_rank_0(lambda: write_kept(folder.kept, name, run.method.kept)))
+    _record_ranks(run, stage, kept)
+
+
+def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
+    norms: dict[str, float] = broadcast(run.session.on_rank_0(lambda: drift(run.entry_folders)))
+    by_kind: dict[str, list[int]] = {}
+    for module in kept:
+        by_kind.setdefault(kind_of(module.name), []).append(module.rank)
+    ranks = TaskRanks(
+        stage.task,
+        mean=sum(module.rank for module in kept) / len(kept),
+        initial=kept[0].initial_rank,
+        by_projection={kind: sum(ranks) / len(ranks) for kind, ranks in by_kind.items()},
+        update_norm=_norm(kept),
+        cumulative_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
+    )
+    run.results.ranks.append(ranks)
+    run.report.ranks(ranks, run.results.losses[-1].loss[-1], stage.number)
+    run.session.on_rank_0(lambda: run.session.folder.append_ranks(stage.task, kept, norms))
+
+
+def _norm(kept: list[ModuleRank]) -> float:
+    return sum(module.norm**2 for module in kept) ** 0.5
+
+
+def merge(run: RunState, stage: Stage) -> None:
+    """Merges the ledger's last entry, which the stage's task has added, into the model's weights."""
+    run.begin(stage, "prune and merge")
+
+    def check_stop() -> None:
+        if run.session.stop.agreed():
+            raise Stopped(f"while merging task {stage.number} ({stage.task})")
+
+    run.merge(len(run.ledger.entries), last_only=True, before=check_stop)
+
+
+def evaluate(run: RunState, stage: Stage) -> None:
+    """Scores the model on the tasks and on general ability: a row of the matrix."""
+    config, results, session = run.config, run.results, run.session
+    tasks = range(stage.number if config.evaluate.tasks == "seen" else len(results.tasks))
+    phase = run.begin(stage, "evaluate")
+    scored = score_tasks(session, run.model, run.plan, tasks, config.evaluate, stage.name, trained=stage.number > 0)
+    phase.tokens = sum(scores.tokens for scores in scored)
+    for task, scores in zip(tasks, scored, strict=True):
+        _record_scores(run, stage, task, scores)
+    results.metrics = {variant: matrix_metrics(results.matrices[variant]) for variant in VARIANTS}
+    if run.plan.suites and (not stage.number or not config.general.after or stage.task in config.general.after):
+        _evaluate_general(run, stage)
+    run.report.scores(results, stage)
+    if stage.number:
+        row = zip(results.tasks, results.matrix[stage.number], strict=True)
+        run.ledger = run.ledger.with_scores({task: score for task, score in row if score is not None})
+
+    def write() -> None:
+        for task, scores in zip(tasks, scored, strict=True):
+            session.folder.write_predictions(stage.name, results.tasks[task], scores.rows)
+
+    session.on_rank_0(write)
+
+
+def _record_scores(run: RunState, stage: Stage, task: int, scores: TaskScores) -> None:
+    results = run.results
+    for variant in VARIANTS:
+        results.matrices[variant][stage.number][task] = scores.totals[variant]
+    results.matrix[stage.number][task] = scores.totals[run.config.evaluate.scorer_variant]
+    results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
+
+
+def _evaluate_general(run: RunState, stage: Stage) -> None:
+    """Adds general ability, and its change against the base model where that is known."""
+    model, tokenizer, config = run.model, run.plan.tokenizer, run.config
+    identity = None if stage.number else base_identity(run.session, config, model, tokenizer, run.ledger)
+    found = score_general(run.session, model, tokenizer, run.plan.suites, config.evaluate, stage.name, identity)
+    run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
+
+
+def save(run: RunState, stage: Stage) -> None:
+    """Saves the model as transformers loads it, with its card, and the plots."""
+    run.begin(stage, "save")
+    session, folder = run.session, run.session.folder
+    folders = run.entry_folders if folder else None
+    model, layout, weights = weights_to_save(run.config, run.model, run.original, folders)
+
+    def write() -> None:
+        try:
+            name, card = run.config.model.name_or_path, model_card(run.results)
+            save_model(model, layout, weights, run.plan.tokenizer, folder.model, card, base=name)
+        finally:
+            deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
+
+    if not session.world.is_main:
+        deque(weights, maxlen=0)
+    session.on_rank_0(write)
+    session.on_rank_0(lambda: write_plots(run.results, folder.path))
