@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# two processes, a file of tests in one of them, as its tests share fixtures
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: quickstart test test-all check install clean
 
@@ -13,10 +15,10 @@ quickstart: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py --config configs/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: install
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from codyra_llm.adapter.merge import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
-from codyra_llm.distributed.ranks import World, start
+from codyra_llm.distributed.ranks import Ranks, start
 from codyra_llm.engine.train import train_task
 from codyra_llm.methods import CoDyRA
 from codyra_llm.models.load import load_model, resolve_model
@@ -35,14 +35,14 @@ from codyra_llm.models.load import load_model, resolve_model
 RATE = 5e-4
 
 
-def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packing: str, world: World) -> GlobalBatches:
+def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packing: str, ranks: Ranks) -> GlobalBatches:
     """An epoch of ours; returns its batches."""
     batches = GlobalBatches(
         rows, train.global_batch_size, train.per_device_train_batch_size, 1, 0, "mix", packing=packing
     )
     method = CoDyRA(RunConfig(train=train, adapter=CoDyRAConfig()))
     prepared = method.prepare(model, "mix", batches.total_steps)
-    train_task(model, prepared.optimizer, prepared.schedule, batches, train, {}, world)
+    train_task(model, prepared.optimizer, prepared.schedule, batches, train, {}, ranks)
     unwrap(model)
     return batches
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    world, model = start(), load_model("smollm2-135m-instruct")
+    ranks, model = start(), load_model("smollm2-135m-instruct")
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
     rows = [row for _, found in examples(tokenizer, options.data_dir, options.rows, "train") for row in found]
     train = TrainConfig(
@@ -90,7 +90,7 @@ def main() -> None:
     padded: dict[str, str] = {}
 
     def epoch(packing: str) -> None:
-        tokens, cells = epoch_tokens(ours(model, rows, train, packing, world))
+        tokens, cells = epoch_tokens(ours(model, rows, train, packing, ranks))
         padded[f"ours, {packing}"] = f"{1 - tokens / cells:.1%}"
 
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from codyra_llm.text import align
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from codyra_llm.distributed.ranks import World
+    from codyra_llm.distributed.ranks import Ranks
     from codyra_llm.engine.train import OnStep, StepReport
 
 REPOSITORY = Path(__file__).parents[1]
@@ -69,11 +69,11 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     from codyra_llm.distributed.ranks import gather, start
     from codyra_llm.engine.zero import load_base
 
-    world = start()
-    config = run_config(rows, world.size, checkpointing, held)
+    ranks = start()
+    config = run_config(rows, ranks.size, checkpointing, held)
     tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     # what libraries load and allocate at first use is no part of a plan
-    train(AutoModelForCausalLM.from_config(tiny), config, way, length, world, lambda report, read: None)
+    train(AutoModelForCausalLM.from_config(tiny), config, way, length, ranks, lambda report, read: None)
     gc.collect()
     before = resident("VmRSS")
     between = peak = 0
@@ -86,12 +86,12 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
         elif report.step == 2:
             peak = resident("VmHWM") - before
 
-    model = load_base(config, {"zero_optimization": {"stage": 0}}, world, print)  # the engine cuts it up
+    model = load_base(config, {"zero_optimization": {"stage": 0}}, ranks, print)  # the engine cuts it up
     gc.collect()
     loaded = resident("VmRSS") - before
-    train(model, config, way, length, world, on_step)
+    train(model, config, way, length, ranks, on_step)
     results = gather((loaded, between, peak))
-    if world.is_main:
+    if ranks.is_main:
         output.write_text(json.dumps([max(values) for values in zip(*results, strict=True)]))
 
 
@@ -100,7 +100,7 @@ def train(
     config: RunConfig,
     way: str,
     length: int,
-    world: World,
+    ranks: Ranks,
     on_step: OnStep,
 ) -> None:
     """Three optimizer steps, as a run does them."""
@@ -114,9 +114,9 @@ def train(
     prepared = METHODS[config.method](config).prepare(model, "measured", 3)
     example = Example(list(range(100, 100 + length - ANSWER)), list(range(100, 100 + ANSWER)))
     size, micro = config.train.global_batch_size, config.train.per_device_train_batch_size
-    batches = GlobalBatches([example] * (3 * size), size, micro, 1, 0, "measured", world.size)
+    batches = GlobalBatches([example] * (3 * size), size, micro, 1, 0, "measured", ranks.size)
     zero = {"zero_optimization": zero_section(way)}
-    train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, world, on_step)
+    train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, ranks, on_step)
 
 
 def resident(field: str) -> int:

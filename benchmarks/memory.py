@@ -51,7 +51,7 @@ def write_model(folder: Path, layers: int, hidden: int, dtype: str) -> int:
     import torch
     from transformers import AutoTokenizer, LlamaConfig
 
-    from codyra_llm.models.load import resolve_model, skeleton
+    from codyra_llm.models.load import meta_model, resolve_model
     from codyra_llm.models.shards import write_shards
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
@@ -68,7 +68,7 @@ def write_model(folder: Path, layers: int, hidden: int, dtype: str) -> int:
         architectures=["LlamaForCausalLM"],
         dtype=dtype,
     )
-    layout = {name: weight.to(getattr(torch, dtype)) for name, weight in skeleton(config).named_parameters()}
+    layout = {name: weight.to(getattr(torch, dtype)) for name, weight in meta_model(config).named_parameters()}
     torch.manual_seed(0)
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:

@@ -5,7 +5,7 @@
 
 The error is |W_t - (W_0 + sum of updates)| / |sum of updates| (Frobenius, over all weights that updates touch), the
 sum in float64. W_0 is rounded to a 16-bit dtype first: published models are stored like that, and what it loses is not
-the merge's. For nf4 it is the original in bfloat16, so that the error has all that quantising loses, most of it of W_0.
+the merge's. For nf4 it is the original in bfloat16, so that the error has all that quantizing loses, most of it of W_0.
 `one rounding` is what rounding the true sum once would give: no merge into 16 bits can do better.
 `arrived` is the share of the sum by which the weights moved: <W_t - what W_0 was held as, sum> / |sum|^2.
 With --data: the mean negative log-likelihood of the answers of the first rows of each task's test.json, in nats per

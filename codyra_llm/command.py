@@ -13,7 +13,7 @@ from codyra_llm.distributed.environment import prints
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.text import shown
 
-STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command goes on where it stopped
+STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command resumes where it stopped
 
 
 class _Done(SystemExit):

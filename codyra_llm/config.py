@@ -132,7 +132,7 @@ class MergeConfig:
     )
     save_quantized: bool = option(
         True,
-        "of a quantised base: save the model that was measured, quantised (true), or the original weights plus all "
+        "of a quantized base: save the model that was measured, quantized (true), or the original weights plus all "
         "updates in model.dtype (false)",
     )
 
@@ -217,7 +217,7 @@ class _RunConfig:
             if getattr(self, name) != METHODS[name].Settings():
                 raise ValueError(f"{name}: is set, but method is {self.method}; leave the section out")
         if self.model.quantization and self.merge.mode == "in_place":
-            raise ValueError("merge.mode in_place would lose most of an update to a quantised weight; use exact")
+            raise ValueError("merge.mode in_place would lose most of an update to a quantized weight; use exact")
 
 
 METHOD_SECTIONS = [name for name, method in METHODS.items() if dataclasses.fields(method.Settings)]

@@ -137,7 +137,7 @@ def read_yaml(path: Path, hint: str = "") -> Any:
 
 
 def cache_folder() -> Path:
-    """Where converted models and tokenised data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm.
+    """Where converted models and tokenized data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm.
 
     Raises:
         UserError: there is neither.
@@ -186,13 +186,13 @@ def validated(kind: type[Kind], content: Any, where: str, problem: str) -> Kind:
         raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {problem}") from None
 
 
-def append_journal(path: Path, value: Any) -> None:
+def append_json_line(path: Path, value: Any) -> None:
     """Adds a value to a journal, one JSON value a line."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value) + "\n")
 
 
-def read_journal(path: Path) -> list[Any]:
+def read_json_lines(path: Path) -> list[Any]:
     """What was added to a journal; a last line that was cut off when the process was killed is taken away."""
     values: list[Any] = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []

@@ -63,7 +63,7 @@ def claim(folder: Path) -> "FolderLock":
 
 @atexit.register
 def release_all() -> None:
-    """Gives free whatever this process holds: after a failure, in a program that goes on."""
+    """Gives free whatever this process holds: after a failure, in a program that continues."""
     for held in list(_held.values()):
         held.release()
 

@@ -6,7 +6,7 @@
     python scripts/materialize.py --ledger runs/x/ledger --output_dir models/half --scale NumGLUE-cm=0.5
     python scripts/materialize.py --ledger runs/x/ledger --output_dir models/small --quantize nf4
 
-The result is an ordinary HF folder. Without a selection, and quantised as the run's base was (--quantize), it has the
+The result is an ordinary HF folder. Without a selection, and quantized as the run's base was (--quantize), it has the
 bits of the model that the run saved.
 """
 

@@ -35,7 +35,7 @@ CONFIGS = {
 }
 
 
-# as COMMON, in rows that NF4 can quantise in whole blocks of 64
+# as COMMON, in rows that NF4 can quantize in whole blocks of 64
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
 

@@ -43,9 +43,7 @@ class CoDyRAConfig:
     gate_learning_rate: float | None = option(
         None, "learning rate of the gates; empty: the adapters' own", within=ABOVE_ZERO
     )
-    regrow: bool = option(
-        True, "whether a gate at zero goes on learning and may leave it again, as in the official code"
-    )
+    regrow: bool = option(True, "whether a gate at zero keeps learning and may leave it again, as in the official code")
     compact_every: int = option(
         0,
         "regrow false: steps after which components at zero are left out of the products, again and again; 0: never",

@@ -18,7 +18,7 @@ class CoDyRALinear(nn.Module):
     A [rank, in_features] starts Kaiming-uniform, B [out_features, rank] at zero, so the branch starts as no
     change at all. gate [rank] is one importance weight for each rank component. All three are fp32 (float64
     over a float64 base) whatever the base is: a bf16 gate is too coarse for a threshold to move it. The base
-    stays a module and is called as one, so quantised and partitioned projections work.
+    stays a module and is called as one, so quantized and partitioned projections work.
 
     Args:
         base: the projection, anything with `weight`, `in_features` and `out_features`.
@@ -27,7 +27,7 @@ class CoDyRALinear(nn.Module):
         train_gates: false freezes the gates, which makes the branch a plain LoRA.
         generator: a CPU generator for the draws, so that every rank of a job draws the same.
         products: the products that the fused forward is made of; None: the plain reference.
-        regrow: whether a gate that has become zero goes on learning.
+        regrow: whether a gate that has become zero keeps learning.
     """
 
     shared: "SharedInput | None" = None  # the branches that read the same input, where there are others

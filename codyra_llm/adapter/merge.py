@@ -147,11 +147,11 @@ def add_delta_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) 
     """weight += B @ A, computed in the factors' dtype and rounded once to the weight's, a tile of rows at a time.
 
     Raises:
-        ValueError: the weight is quantised.
+        ValueError: the weight is quantized.
     """
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
     if not weight.is_floating_point():
-        raise ValueError(f"a {weight.dtype} weight would lose most of an update; quantise the merged original again")
+        raise ValueError(f"a {weight.dtype} weight would lose most of an update; quantize the merged original again")
     rows = tile_rows(A)
     for tile, B_rows in zip(weight.split(rows), B.split(rows), strict=True):
         if tile.dtype == A.dtype:

@@ -68,7 +68,7 @@ class TokenCache:
         except OSError as error:
             found, reason = None, error.strerror or str(error)
             self.notes.append(
-                f"{self.folder}: tokenised data cannot be kept there ({reason}), so every process tokenises all of it "
+                f"{self.folder}: tokenized data cannot be kept there ({reason}), so every process tokenizes all of it "
                 "at every start; set CODYRA_CACHE to a folder that can be written"
             )
         return list(fresh()) if found is None else found
@@ -125,7 +125,7 @@ def _read(file: Path) -> _Examples | None:
 
 
 def _write(file: Path, examples: Iterable[Example]) -> None:
-    """A UserError that tokenising raises leaves no file."""
+    """A UserError that tokenizing raises leaves no file."""
     remaining = iter(examples)
     with replace_file(file) as scratch, pa.ipc.new_file(str(scratch), SCHEMA) as writer:
         while some := list(islice(remaining, ROWS_AT_ONCE)):

@@ -1,6 +1,6 @@
 """Rows as token ids: [begin mark] prompt, answer, end mark; the loss counts the answer and its end mark.
 
-Prompt and answer are tokenised apart and then joined, so that no token spans both: what the model is trained to
+Prompt and answer are tokenized apart and then joined, so that no token spans both: what the model is trained to
 continue is exactly what it is given when it generates. A mark that a text spells out (`<s>` opens every Py150
 prompt) becomes the tokenizer's mark of that name, as in the published runs.
 """

@@ -28,7 +28,7 @@ COLLECTIVE_SECONDS = 1800.0  # as DeepSpeed's
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process among those of the run."""
 
     rank: int
@@ -44,7 +44,7 @@ class World:
 _heartbeat: Heartbeat | None = None
 
 
-def start(rendezvous_seconds: float = 300, collective_seconds: float = COLLECTIVE_SECONDS) -> World:
+def start(rendezvous_seconds: float = 300, collective_seconds: float = COLLECTIVE_SECONDS) -> Ranks:
     """Joins the process group that the launcher describes; without a launcher, makes one of a single process.
 
     Args:
@@ -72,7 +72,7 @@ def start(rendezvous_seconds: float = 300, collective_seconds: float = COLLECTIV
             dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
     device = torch.device(get_accelerator().current_device_name())
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def lost_ranks(error: RuntimeError) -> str | None:
@@ -83,7 +83,7 @@ def lost_ranks(error: RuntimeError) -> str | None:
     who = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else "another rank"
     return (
         f"rank {dist.get_rank()} lost {who} of {_heartbeat.size}, which ended or stood still for collective_seconds; "
-        "look for what it printed last, then give the same command again, which goes on from what was kept"
+        "look for what it printed last, then give the same command again, which resumes from what was kept"
     )
 
 
@@ -128,7 +128,7 @@ def all_gather(value: Any) -> list[Any]:
     return values
 
 
-def check_same(world: World, held: Mapping[str, Any]) -> None:
+def check_same(ranks: Ranks, held: Mapping[str, Any]) -> None:
     """Raises UserError, on every rank, where a rank has another value than rank 0: settings, data, weights, by name.
 
     Args:
@@ -138,9 +138,9 @@ def check_same(world: World, held: Mapping[str, Any]) -> None:
     for name, value in of_ranks[0].items():
         others = [rank for rank, of_rank in enumerate(of_ranks) if of_rank.get(name) not in (value, None)]
         if value is not None and others:
-            ranks = ", ".join(map(str, others))
+            numbers = ", ".join(map(str, others))
             raise UserError(
-                f"rank{'s' * (len(others) > 1)} {ranks} of {world.size} and rank 0 have different {name} "
+                f"rank{'s' * (len(others) > 1)} {numbers} of {ranks.size} and rank 0 have different {name} "
                 f"({shown(of_ranks[others[0]][name])} and {shown(value)}); give every host the same files and arguments"
             )
 
@@ -152,14 +152,14 @@ def any_rank(mine: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
-def on_rank_0(world: World, action: Callable[[], Any]) -> Any:
+def on_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
     """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank.
 
     Raises:
         UserError: the action did, or a file could not be read or written.
     """
     result, problem, failure = None, None, None
-    if world.is_main:
+    if ranks.is_main:
         try:
             result = action()
         except UserError as error:
@@ -179,7 +179,7 @@ def on_rank_0(world: World, action: Callable[[], Any]) -> Any:
 def _kept(error: OSError | SafetensorError) -> str:
     """What is true of files that could not be written because of the disk: each is written beside and renamed."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) or full_disk(error):
-        return "; what was kept until now is whole, and the same command goes on from it"
+        return "; what was kept until now is whole, and the same command resumes from it"
     return ""
 
 

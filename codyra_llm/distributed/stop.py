@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from codyra_llm.distributed.ranks import World, any_rank
+from codyra_llm.distributed.ranks import Ranks, any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -16,12 +16,12 @@ class StopRequest:
     """Notes, within its `with` block, that this process was asked to stop; `agreed` tells every rank alike.
 
     Args:
-        world: the ranks that must agree.
+        ranks: those that must agree.
         trigger: a file whose appearance asks as well; None on ranks that do not look for it.
     """
 
-    def __init__(self, world: World, trigger: Path | None) -> None:
-        self.world, self.trigger = world, trigger
+    def __init__(self, ranks: Ranks, trigger: Path | None) -> None:
+        self.ranks, self.trigger = ranks, trigger
         self._signalled = False
         self._before: dict[int, Any] = {}
 
@@ -37,7 +37,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
         asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
-        return any_rank(asked, self.world.device)
+        return any_rank(asked, self.ranks.device)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -14,7 +14,7 @@ from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
-from codyra_llm.distributed.ranks import World
+from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.state import Piece, own_piece, trainable
 from codyra_llm.engine.zero import whole_copies
 from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
@@ -29,10 +29,10 @@ class Attached:
     """
 
     def __init__(
-        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, pad_token_id: int, world: World
+        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, pad_token_id: int, ranks: Ranks
     ) -> None:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
-        self.rows = EngineRowGradients(engine, model, pad_token_id, world)
+        self.rows = EngineRowGradients(engine, model, pad_token_id, ranks)
         self._gradients: dict[str, torch.Tensor] = {}
         if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):
@@ -102,8 +102,8 @@ def whole_branches(model: nn.Module) -> Deltas:
 class EngineRowGradients:
     """Gradients of single rows: each rank computes those of its share of the rows, with whole parameters."""
 
-    def __init__(self, engine: Any, model: nn.Module, pad_token_id: int, world: World) -> None:
-        self.engine, self.model, self.pad_token_id, self.world = engine, model, pad_token_id, world
+    def __init__(self, engine: Any, model: nn.Module, pad_token_id: int, ranks: Ranks) -> None:
+        self.engine, self.model, self.pad_token_id, self.ranks = engine, model, pad_token_id, ranks
         self.busy = False
 
     @contextmanager
@@ -129,10 +129,10 @@ class EngineRowGradients:
         """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
         named = [(name, parameter) for name, parameter, _ in trainable(self.model)]
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
-        device = self.world.device
+        device = self.ranks.device
         sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
-        for first in range(0, len(rows), self.world.size):  # at stage 3 every rank must take part in every pass
-            number = first + self.world.rank
+        for first in range(0, len(rows), self.ranks.size):  # at stage 3 every rank must take part in every pass
+            number = first + self.ranks.rank
             counts = number < len(rows)
             batch = collate([rows[number if counts else first]], self.pad_token_id)
             loss = self.engine.module(batch.input_ids.to(device), batch.labels.to(device))

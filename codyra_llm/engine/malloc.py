@@ -11,7 +11,7 @@ def return_large_blocks() -> None:
     """From now on, makes glibc give large freed blocks back at once.
 
     It would keep those of up to 32 MB for later, and weights that are whole for a moment, between slices that stay,
-    leave holes of all sizes: more than cutting them up, or quantising them, saves.
+    leave holes of all sizes: more than cutting them up, or quantizing them, saves.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)

@@ -15,7 +15,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.optimizer import AVERAGES, Proximal
-from codyra_llm.distributed.ranks import World
+from codyra_llm.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class TaskState:
     tensors: dict[str, torch.Tensor]
 
 
-def read_state(model: nn.Module, engine: Any, optimizer: Proximal, world: World) -> dict[str, torch.Tensor]:
+def read_state(model: nn.Module, engine: Any, optimizer: Proximal, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
     state = {}
     moments_of = functools.lru_cache(maxsize=2)(optimizer.moments)  # most parameters lie in one of two flat slices
     for name, parameter, keys in trainable(model):
         size, shape = getattr(parameter, "ds_numel", parameter.numel()), getattr(parameter, "ds_shape", parameter.shape)
-        whole = torch.zeros(1 + len(keys), size, device=world.device)
+        whole = torch.zeros(1 + len(keys), size, device=ranks.device)
         piece = own_piece(engine, parameter)
         if piece:
             moments = moments_of(piece.flat)
@@ -41,7 +41,7 @@ def read_state(model: nn.Module, engine: Any, optimizer: Proximal, world: World)
                     row[piece.offset : piece.offset + piece.length] = piece.of(source)
         if engine.zero_optimization_stage() > 0:  # at stage 0 every rank has all of it
             dist.reduce(whole, 0)
-        if world.is_main:
+        if ranks.is_main:
             for suffix, row in zip(("", *(f".{key}" for key in keys)), whole.cpu(), strict=True):
                 state[name + suffix] = row.view(shape).clone()
     return state

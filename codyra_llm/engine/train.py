@@ -17,13 +17,13 @@ from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.distributed.ranks import World, local_rank_in_environment
+from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
-from codyra_llm.engine.zero import compact_branches, own_branches, part_branches
+from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
 from codyra_llm.errors import UserError
 from codyra_llm.methods.hooks import NO_HOOKS, Hooks
 
@@ -58,7 +58,7 @@ def train_task(
     batches: GlobalBatches,
     train: TrainConfig,
     deepspeed_json: dict[str, Any],
-    world: World,
+    ranks: Ranks,
     on_step: OnStep = lambda report, read: None,
     resumed: TaskState | None = None,
     hooks: Hooks = NO_HOOKS,
@@ -86,7 +86,7 @@ def train_task(
         UserError: loss, gradient or branches are no longer finite; or a branch got no gradient in any step.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    ranks = [layer.rank for _, layer in gated_layers(model)]
+    initial_ranks = [layer.rank for _, layer in gated_layers(model)]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
     first_step = 0
     if resumed:
@@ -95,7 +95,7 @@ def train_task(
         model=AnswerLoss(model, hooks),
         optimizer=optimizer,
         model_parameters=trainable,
-        config=complete(deepspeed_json, train, world.size),
+        config=complete(deepspeed_json, train, ranks.size),
         dist_init_required=False,
     )
     if engine.zero_optimization_stage() == 0:
@@ -105,8 +105,8 @@ def train_task(
         first_step = resumed.step
         resumed.tensors.clear()  # as much memory as the branches and their moments take
     if engine.zero_optimization_stage() == 3:
-        part_branches(model)
-    attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, world)
+        ungroup_branches(model)
+    attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
     engine.train()
     accumulation = engine.gradient_accumulation_steps()
     partitioned = engine.zero_optimization_stage() > 0
@@ -114,7 +114,7 @@ def train_task(
     for step in range(first_step, batches.total_steps):
         began = time.perf_counter()
         # what a model draws (dropout) depends on the step alone, not on what ran before it
-        torch.manual_seed(batches.draw_seed(step, world.rank))
+        torch.manual_seed(batches.draw_seed(step, ranks.rank))
         factor = cosine_factor(step, batches.total_steps, train.warmup_steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
@@ -123,15 +123,15 @@ def train_task(
             compact_branches(model)
         penalty = attached.begin_step(step)
         answer_tokens = batches.answer_tokens(step)
-        sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, live gates
-        for batch in batches.micro_batches(step, world.rank):
-            positions = None if batch.position_ids is None else batch.position_ids.to(world.device)
-            summed = engine(batch.input_ids.to(world.device), batch.labels.to(world.device), positions)
+        sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # loss, live gates
+        for batch in batches.micro_batches(step, ranks.rank):
+            positions = None if batch.position_ids is None else batch.position_ids.to(ranks.device)
+            summed = engine(batch.input_ids.to(ranks.device), batch.labels.to(ranks.device), positions)
             sums[0] += summed.detach().double()
             # DeepSpeed averages over ranks and micro batches; the loss is a sum over both
-            engine.backward(summed * (world.size * accumulation / answer_tokens))
+            engine.backward(summed * (ranks.size * accumulation / answer_tokens))
             engine.step()
-        sums[1] = optimizer.live_gates / (1 if partitioned else world.size)
+        sums[1] = optimizer.live_gates / (1 if partitioned else ranks.size)
         dist.all_reduce(sums)
         loss = float(sums[0]) / answer_tokens
         grad_norm = float(engine.get_global_grad_norm())
@@ -141,17 +141,17 @@ def train_task(
             loss=loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
-            live_rank=(float(sums[1]) if schedule else sum(ranks)) / len(ranks),
+            live_rank=(float(sums[1]) if schedule else sum(initial_ranks)) / len(initial_ranks),
             grad_norm=grad_norm,
             tokens=batches.tokens(step),
             penalty=penalty,
             seconds=time.perf_counter() - began,
         )
         reports.append(report)
-        on_step(report, lambda: read_state(model, engine, optimizer, world))
+        on_step(report, lambda: read_state(model, engine, optimizer, ranks))
     attached.end_training(batches.own)
     engine.destroy()
-    own_branches(model)
+    unpartition_branches(model)
     _check_branches(batches.task, model)
     return reports
 

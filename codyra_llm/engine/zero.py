@@ -22,7 +22,7 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas, Fill, add_delta_in_place, check_reach, largest_magnitude, sum_in_tiles
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.environment import local_size
-from codyra_llm.distributed.ranks import World, all_gather, local_rank_in_environment
+from codyra_llm.distributed.ranks import Ranks, all_gather, local_rank_in_environment
 from codyra_llm.engine.ds_config import complete, zero_stage
 from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.engine.probe import check_forward
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 EVALUATION_MARGIN = 1.25
 
 
-def placement(ds_config: dict[str, Any], world: World) -> Place | None:
+def placement(ds_config: dict[str, Any], ranks: Ranks) -> Place | None:
     """How to lay down a base weight: at stage 3 as this rank's slice of it; None where weights are whole.
 
     Args:
@@ -49,7 +49,7 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
 
     @local_rank_in_environment()
     def place(shape: torch.Size, dtype: torch.dtype, fill: Fill) -> nn.Parameter:
-        weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=world.device), requires_grad=False)
+        weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=ranks.device), requires_grad=False)
         deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=ds_config)
         fill(*_own_slice(weight))
         return weight
@@ -58,32 +58,32 @@ def placement(ds_config: dict[str, Any], world: World) -> Place | None:
 
 
 def load_base(
-    config: RunConfig, deepspeed_json: dict[str, Any], world: World, say: Callable[[str], None]
+    config: RunConfig, deepspeed_json: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
 ) -> PreTrainedModel:
     """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
 
     Args:
-        say: told what a user should know of how it was loaded.
+        warn: called with what a user should know of how it was loaded.
 
     Raises:
         UserError: it cannot be loaded, holds weights that are not finite, or cannot be run as it is run here
             (`check_forward`).
     """
-    place, held = placement(complete(deepspeed_json, config.train, world.size), world), config.model
+    place, held = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
     model = load_model(
-        held.name_or_path, held.dtype, held.attn_implementation, place, say, held.quantization, world.device
+        held.name_or_path, held.dtype, held.attn_implementation, place, warn, held.quantization, ranks.device
     )
     if not place:
-        model = model.to(world.device)  # type: ignore[arg-type]
+        model = model.to(ranks.device)  # type: ignore[arg-type]
     else:
         for buffer in model.buffers():
-            buffer.data = buffer.data.to(world.device)
+            buffer.data = buffer.data.to(ranks.device)
     if damaged := first_not_finite(model.named_parameters()):
         raise UserError(
             f"model.name_or_path {held.name_or_path}: {damaged} holds values that are not finite in {held.dtype}: its "
             "file is damaged, or they leave the range of the dtype; try another model.dtype"
         )
-    with readable(model, "never", world):
+    with readable(model, "never", ranks):
         check_forward(model, held.name_or_path)
     return model
 
@@ -123,7 +123,7 @@ def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
 
 
 @contextmanager
-def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
+def readable(model: nn.Module, how: str, ranks: Ranks) -> Iterator[bool]:
     """Makes a partitioned model callable outside the engine; yields True if every forward is a collective.
 
     Args:
@@ -132,7 +132,7 @@ def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
     """
     weights = [weight for weight in model.parameters() if is_zero_param(weight)]
     if weights and how == "auto":
-        how = "always" if _fits(weights, world) else "never"
+        how = "always" if _fits(weights, ranks) else "never"
         LOG.info(f"evaluation: weights are gathered {'once' if how == 'always' else 'module by module'}")
     if how == "always" or not weights:
         with deepspeed.zero.GatheredParameters(weights, enabled=bool(weights)):
@@ -140,7 +140,7 @@ def readable(model: nn.Module, how: str, world: World) -> Iterator[bool]:
         return
     handles = _gather_module_by_module(model)
     try:
-        yield world.size > 1
+        yield ranks.size > 1
     finally:
         for handle in handles:
             handle.remove()
@@ -171,7 +171,7 @@ def compact_branches(model: nn.Module) -> None:
             layer.compact()
 
 
-def part_branches(model: nn.Module) -> None:
+def ungroup_branches(model: nn.Module) -> None:
     """Disables shared down-projections: ZeRO-3 gathers the factors of one module at a time."""
     for _, layer in gated_layers(model):
         if layer.shared is not None:
@@ -185,7 +185,7 @@ def whole_copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in parameters]
 
 
-def own_branches(model: nn.Module) -> None:
+def unpartition_branches(model: nn.Module) -> None:
     """Makes A, B and gate of every branch ordinary whole parameters again, on every rank."""
     for _, layer in gated_layers(model):
         names = [name for name in ("A", "B", "gate") if is_zero_param(getattr(layer, name))]
@@ -207,7 +207,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
         original: gives the weight to add to; by default it is the projection's own, in place.
 
     Raises:
-        ValueError: the projection is quantised, cut up, and no original is given.
+        ValueError: the projection is quantized, cut up, and no original is given.
     """
     if original is not None and is_quantized(projection):
         _requantize(projection, B, A, original)
@@ -216,7 +216,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
     own, start = weight.view(-1), 0
     if is_zero_param(weight):
         if is_quantized(projection):
-            raise ValueError("a slice of quantised weights cannot be added to; give the original")
+            raise ValueError("a slice of quantized weights cannot be added to; give the original")
         weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
         own, start = _own_slice(weight)
     elif original is None:
@@ -231,7 +231,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
 
 
 def _requantize(layer: Any, B: torch.Tensor, A: torch.Tensor, original: Fill) -> None:
-    """weight = quantise(original + B @ A): one weight at a time is whole in fp32; of what it becomes, its own slice."""
+    """weight = quantize(original + B @ A): one weight at a time is whole in fp32; of what it becomes, its own slice."""
     values = torch.empty(len(B), A.shape[1], dtype=torch.float32, device=B.device)
     for begin, tile in sum_in_tiles(original, B, A, 0, values.numel()):
         values.view(-1)[begin : begin + len(tile)] = tile
@@ -279,12 +279,12 @@ def _gather_on_main(weight: Any) -> torch.Tensor:
     return whole.view(weight.dtype)[: weight.ds_numel].view(weight.ds_shape) if dist.get_rank() == 0 else whole
 
 
-def _fits(weights: list[Any], world: World) -> bool:
+def _fits(weights: list[Any], ranks: Ranks) -> bool:
     """Whether every rank has the memory to hold all weights whole, beside the slices that it holds already."""
-    needed = sum(w.ds_numel * w.element_size() for w in weights if world.size > 1 or w.ds_tensor.device != w.device)
-    if world.device.type == "cuda":
-        cached = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-        free = torch.cuda.mem_get_info(world.device)[0] + cached
+    needed = sum(w.ds_numel * w.element_size() for w in weights if ranks.size > 1 or w.ds_tensor.device != w.device)
+    if ranks.device.type == "cuda":
+        cached = torch.cuda.memory_reserved(ranks.device) - torch.cuda.memory_allocated(ranks.device)
+        free = torch.cuda.mem_get_info(ranks.device)[0] + cached
     else:
         free = get_accelerator().available_memory() // local_size()
     return all(all_gather(needed * EVALUATION_MARGIN <= free))

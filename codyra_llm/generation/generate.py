@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.data.encode import Example, padding_id
-from codyra_llm.distributed.ranks import World, all_gather, any_rank
+from codyra_llm.distributed.ranks import Ranks, all_gather, any_rank
 from codyra_llm.generation.kv_cache import Context, common, tokens_read
 from codyra_llm.generation.prompt_lookup import Draft
 from codyra_llm.models.head import answer_logits, logits_at_once
@@ -72,7 +72,7 @@ def answer_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     batch_size: int = 16,
-    world: World | None = None,
+    ranks: Ranks | None = None,
     answered: dict[int, Answered] | None = None,
     on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
     synced: bool = False,
@@ -84,18 +84,18 @@ def answer_questions(
     a batch depends on the questions alone; the ranks take the batches in turn, a round at a time.
 
     Args:
-        world: the ranks that share the work; None: this process alone.
+        ranks: those that the work is split over; None: this process alone.
         answered: by number of the question, answers that are there already.
         on_round: called on every rank after each round with what it gave.
         synced: each forward pass takes all ranks; one without a batch of its own then repeats another's.
     """
-    rank, size = (world.rank, world.size) if world else (0, 1)
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     answered = dict(answered or {})
     batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
     for first in range(0, len(batches), size):
         mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
         own = _answer_batch(model, tokenizer, [questions[i] for i in mine], synced) if mine else []
-        shares = [(mine, own)] if world is None else all_gather((mine, own))
+        shares = [(mine, own)] if ranks is None else all_gather((mine, own))
         fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
         answered |= fresh
         on_round(fresh)

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
-from codyra_llm.distributed.ranks import World, broadcast, on_rank_0
+from codyra_llm.distributed.ranks import Ranks, broadcast, on_rank_0
 from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import summed
 from codyra_llm.ledger.weights import merged_weights
-from codyra_llm.models.load import load_config_and_tokenizer, original_weights, reason, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, meta_model, original_weights, reason
 from codyra_llm.models.shards import checkpoint_tensors
 
 Original = Callable[[str], Fill]
@@ -45,7 +45,7 @@ def merge_entries(
     original: Original | None,
     ledger: Path | None,
     names: Sequence[str],
-    world: World,
+    ranks: Ranks,
     last_only: bool = False,
     before: Callable[[], None] = lambda: None,
 ) -> None:
@@ -68,11 +68,11 @@ def merge_entries(
     groups = [folders] if original else [[folder] for folder in (folders[-1:] if last_only else folders)]
     updates = itertools.chain.from_iterable(summed(group, of=last) for group in groups)  # read on rank 0 alone
     merged: list[tuple[str, Any]] = []
-    while found := broadcast(on_rank_0(world, lambda: next(updates, None))):
+    while found := broadcast(on_rank_0(ranks, lambda: next(updates, None))):
         before()
         name, (B, A) = found
         fill = original and original(f"{name}.weight")
-        add_delta(model.get_submodule(name), B.to(world.device), A.to(world.device), fill)
+        add_delta(model.get_submodule(name), B.to(ranks.device), A.to(ranks.device), fill)
         merged.append((f"{name}.weight", model.get_submodule(name).weight))
     if damaged := first_not_finite(merged):
         raise UserError(
@@ -90,7 +90,7 @@ def weights_to_save(
     """
     if not original or not config.model.quantization or config.merge.save_quantized:
         return model, weight_layout(model), whole_weights(model)
-    in_full = skeleton(
+    in_full = meta_model(
         load_config_and_tokenizer(config.model.name_or_path)[0], dtype=getattr(torch, config.model.dtype)
     )
     in_full.generation_config = model.generation_config

@@ -15,11 +15,11 @@ from codyra_llm.ledger.ledger import Ledger, check_base
 from codyra_llm.ledger.weights import merged_weights
 from codyra_llm.models.load import (
     load_config_and_tokenizer,
+    meta_model,
     original_weights,
     read_generation_config,
     reason,
     resolve_model,
-    skeleton,
 )
 from codyra_llm.models.quantize import quantize_structure, quantized_names, quantized_tensors
 from codyra_llm.models.save import save_model
@@ -35,13 +35,13 @@ def materialize(
     dtype: str | None,
     quantization: str | None = None,
 ) -> None:
-    """Writes the model that the entries give; in the run's dtype and quantisation, with the bits that the run saved.
+    """Writes the model that the entries give; in the run's dtype and quantization, with the bits that the run saved.
 
     Args:
         folder: where the ledger lies. shares: {entry: share of it}, as `Ledger.select` gives it.
         output: the new folder.
         base: where the base model is; by default what the run called it. dtype: by default the run's.
-        quantization: "nf4" or "int8": the projections are quantised, one after another; by default none is.
+        quantization: "nf4" or "int8": the projections are quantized, one after another; by default none is.
 
     Raises:
         UserError: the base model is another, does not fit the entries or cannot be read in parts; the output folder is
@@ -59,7 +59,7 @@ def materialize(
         raise UserError(
             f"{name}: the weights cannot be read in parts: {reason(error)}; save it as safetensors"
         ) from None
-    model = skeleton(config, dtype=getattr(torch, dtype))
+    model = meta_model(config, dtype=getattr(torch, dtype))
     try:
         read_generation_config(resolve_model(name), model)
     except ValueError as error:
@@ -69,7 +69,7 @@ def materialize(
         check_shapes(entry, shapes(entry), layout)
 
     updates = summed(folders, shares=list(shares.values()))
-    if quantization:  # what is quantised is not rounded before
+    if quantization:  # what is quantized is not rounded before
         layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
         quantize_structure(model, quantization)
         weights = quantized_tensors(model, merged_weights(layout, original, updates))
@@ -101,7 +101,7 @@ def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
     name = base or ledger.base_model.name
     config, _ = load_config_and_tokenizer(name)
     check_base(ledger, name)
-    layout = checkpoint_tensors(skeleton(config))
+    layout = checkpoint_tensors(meta_model(config))
     for entry in ledger.entries:
         updates = read_entry(folder / entry.name)
         check_shapes(folder / entry.name, {name: (len(B), A.shape[1]) for name, (B, A) in updates.items()}, layout)

@@ -18,7 +18,7 @@ from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import CONFIG, PREFIX, WEIGHTS, summed, write_entry
 from codyra_llm.ledger.ledger import Entry, Ledger, check_base, write_ledger
 from codyra_llm.ledger.materialize import check_shapes
-from codyra_llm.models.load import load_config_and_tokenizer, reason, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, meta_model, reason
 from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.text import shown
 
@@ -79,7 +79,7 @@ def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base:
     name = base or ledger.base_model.name
     check_base(ledger, name)
     updates = read_adapter(adapter)
-    layout = checkpoint_tensors(skeleton(load_config_and_tokenizer(name)[0]))
+    layout = checkpoint_tensors(meta_model(load_config_and_tokenizer(name)[0]))
     check_shapes(adapter, {module: (len(B), A.shape[1]) for module, (B, A) in updates.items()}, layout)
     new = folder / ledger.name_of_next(task)
     with _writing(folder):

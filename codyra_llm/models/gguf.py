@@ -1,7 +1,7 @@
 """GGUF files as ordinary HF folders, and two small models that come in one: the built-in one, and Gemma 3 270M.
 
 transformers can load a GGUF file but not save what it loaded, so the model is rebuilt from its configuration and
-its de-quantised weights, saved once in a cache, and loaded from there.
+its de-quantized weights, saved once in a cache, and loaded from there.
 """
 
 import copy

@@ -111,20 +111,20 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         )
 
 
-def skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+def meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them.
 
     Raises:
         UserError: no model can be built as the configuration says.
     """
     try:
-        return _skeleton(config, **options)
+        return _meta_model(config, **options)
     except Exception as error:  # of whatever the model's code makes of its sizes
         name = config.name_or_path or type(config).__name__
         raise UserError(f"model {name}: its configuration describes no model: {reason(error)}; restore it") from None
 
 
-def _skeleton(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+def _meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
@@ -134,7 +134,7 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     place: Place | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
     quantization: str | None = None,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
@@ -142,8 +142,8 @@ def load_model(
 
     Args:
         place: lays down each weight, of which it reads as much as it keeps; without it, weights are whole, on CPU.
-        say: told in one line where weights could not be read in parts.
-        quantization: "nf4" or "int8": the projections are quantised on `device`, one after another as they are read,
+        warn: called with one line where weights could not be read in parts.
+        quantization: "nf4" or "int8": the projections are quantized on `device`, one after another as they are read,
             so that no more than one is ever there in fp32.
 
     Raises:
@@ -157,7 +157,7 @@ def load_model(
         if quantization:
             model = _load_quantized(source, options, quantization, torch.device(device), place)
         else:
-            model = _load_whole(source, options) if place is None else _load_placed(source, options, place, say)
+            model = _load_whole(source, options) if place is None else _load_placed(source, options, place, warn)
     except _MissingWeights as error:
         raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
     except UserError:
@@ -179,7 +179,7 @@ def original_weights(name_or_path: str) -> Callable[[str], Fill]:
         OSError, ValueError: the files cannot be read in parts.
     """
     source = resolve_model(name_or_path)
-    return _weights(source, skeleton(load_config(source)))
+    return _weights(source, meta_model(load_config(source)))
 
 
 class _MissingWeights(Exception):
@@ -196,12 +196,12 @@ def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_placed(source: str, options: dict[str, Any], place: Place, say: Callable[[str], None]) -> PreTrainedModel:
+def _load_placed(source: str, options: dict[str, Any], place: Place, warn: Callable[[str], None]) -> PreTrainedModel:
     model = _structure(source, options)
     try:
         read = _weights(source, model)
     except (OSError, ValueError) as error:
-        say(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
+        warn(f"weights cannot be read in parts, so each process loads all of them first: {reason(error)}")
         model = _load_whole(source, options)
         _place_weights(model, place, lambda name, weight: functools.partial(copy_part, weight))
         return model
@@ -278,7 +278,7 @@ def _fill_buffers(model: PreTrainedModel, read: Callable[[str], Fill]) -> None:
 
 
 def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, nn.Parameter], Fill]) -> None:
-    """Puts what `place` makes of each weight in its stead, quantised ones left out; tied weights stay tied."""
+    """Puts what `place` makes of each weight in its stead, quantized ones left out; tied weights stay tied."""
     placed: dict[nn.Parameter, nn.Parameter] = {}
     for module_name, module in model.named_modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -347,7 +347,7 @@ def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, 
         ValueError: files and model do not hold the same weights.
     """
     if getattr(model.config, "quantization_config", None):
-        raise ValueError("they are quantised")
+        raise ValueError("they are quantized")
     tensors, found = checkpoint_tensors(model), reader.shapes
     names = {name: name for name in tensors}
     if not tensors.keys() <= found.keys():

@@ -1,10 +1,10 @@
 """A base in 4 or 8 bits: bitsandbytes' layers in the place of a model's projections (QLoRA, arXiv 2305.14314).
 
-nf4: blocks of 64 weights in 4 bits and a scale each, the scales themselves in 8 bits (double quantisation): 4.13 bits
+nf4: blocks of 64 weights in 4 bits and a scale each, the scales themselves in 8 bits (double quantization): 4.13 bits
 a weight. int8: rows of 8-bit weights with a scale each; in evaluation the inputs are rounded to 8 bits as well
 (LLM.int8(), arXiv 2208.07339). Which projections these are is transformers' choice: every linear layer but the head.
 
-bitsandbytes takes over a second to import, so only a quantised model does: the imports are in the functions.
+bitsandbytes takes over a second to import, so only a quantized model does: the imports are in the functions.
 """
 
 import logging
@@ -24,7 +24,7 @@ NF4_BLOCK = 64  # weights that share a scale; on some CPUs bitsandbytes computes
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What a config.json says of a quantised model, so that transformers loads it by itself."""
+    """What a config.json says of a quantized model, so that transformers loads it by itself."""
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -33,14 +33,14 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def quantized_names(model: PreTrainedModel) -> list[str]:
-    """The names of the layers that are to be quantised, of a model that is not."""
+    """The names of the layers that are to be quantized, of a model that is not."""
     kept = _kept(model)
     names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     return [name for name in names if should_convert_module(name, kept)]
 
 
 def check_widths(model: PreTrainedModel, quantization: str | None) -> None:
-    """Raises UserError where a projection of an unquantised model cannot be quantised in whole blocks of a row."""
+    """Raises UserError where a projection of an unquantized model cannot be quantized in whole blocks of a row."""
     for name in quantized_names(model) if quantization == "nf4" else ():
         _check_width(
             f"model.quantization nf4: {name}", model.get_submodule(name), "use int8, or leave model.quantization empty"
@@ -51,7 +51,7 @@ def check_loaded_widths(model: PreTrainedModel) -> None:
     """Raises UserError where a model that was saved in 4 bits has rows without whole blocks."""
     for name, module in model.named_modules():
         if is_quantized(module) and isinstance(module, sys.modules["bitsandbytes"].nn.Linear4bit):
-            _check_width(f"a model in 4 bits: {name}", module, "give the model that is not quantised")
+            _check_width(f"a model in 4 bits: {name}", module, "give the model that is not quantized")
 
 
 def _check_width(projection: str, module: Any, remedy: str) -> None:
@@ -63,7 +63,7 @@ def _check_width(projection: str, module: Any, remedy: str) -> None:
 
 
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
-    """Puts layers that will hold quantised weights, on the meta device, in the place of a model's projections.
+    """Puts layers that will hold quantized weights, on the meta device, in the place of a model's projections.
 
     Raises:
         UserError: as `check_widths`.
@@ -101,7 +101,7 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def quantized(layer: Any, weight: torch.Tensor) -> Any:
-    """`weight` [out_features, in_features], fp32, as the quantised parameter of a layer, on the device it is on."""
+    """`weight` [out_features, in_features], fp32, as the quantized parameter of a layer, on the device it is on."""
     import bitsandbytes as bnb
 
     packed: Any
@@ -129,11 +129,11 @@ def hold(layer: Any, packed: Any, scales: Any = None) -> None:
 def quantized_tensors(
     model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a quantised checkpoint holds, weight after weight: none is there but the one at hand.
+    """What a quantized checkpoint holds, weight after weight: none is there but the one at hand.
 
     Args:
         model: on the meta device, as `quantize_structure` leaves it.
-        weights: (name, values) of those of the model that was not; what is to be quantised, in fp32.
+        weights: (name, values) of those of the model that was not; what is to be quantized, in fp32.
     """
     for name, weight in weights:
         owner, _, own_name = name.rpartition(".")
@@ -150,7 +150,7 @@ def quantized_tensors(
 
 
 def dequantized(layer: Any) -> torch.Tensor:
-    """The weight that a quantised layer stands for, [out_features, in_features] in fp32."""
+    """The weight that a quantized layer stands for, [out_features, in_features] in fp32."""
     import bitsandbytes as bnb
 
     held: Any = layer.weight

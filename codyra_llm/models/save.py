@@ -10,7 +10,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import full_disk, replace_folder
-from codyra_llm.models.load import load_config, resolve_model, skeleton, weight_files
+from codyra_llm.models.load import load_config, meta_model, resolve_model, weight_files
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files, set_aside, write_shards
 from codyra_llm.models.source import copy_companions
 
@@ -80,7 +80,7 @@ def _write_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 def _check_names(folder: Path) -> None:
     """Raises UserError where the files do not hold the weights of the configuration beside them."""
-    model = skeleton(load_config(str(folder)))
+    model = meta_model(load_config(str(folder)))
     if getattr(model.config, "quantization_config", None):
         return  # bitsandbytes names the parts of each weight
     layout, found = checkpoint_tensors(model), ShardReader(weight_files(str(folder))).shapes

@@ -88,7 +88,7 @@ class ShardReader:
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The parameters and buffers that a checkpoint of the model holds, themselves, in its order; tied ones once."""
-    tensors = model.state_dict(keep_vars=True)  # once: quantised layers make some of theirs anew each time
+    tensors = model.state_dict(keep_vars=True)  # once: quantized layers make some of theirs anew each time
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
 

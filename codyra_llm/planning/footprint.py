@@ -14,12 +14,12 @@ from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, check_divides
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
-from codyra_llm.distributed.ranks import World
+from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.errors import UserError
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config
-from codyra_llm.models.load import resolve_model, skeleton
+from codyra_llm.models.load import meta_model, resolve_model
 from codyra_llm.planning.activations import activation_bytes
 from codyra_llm.planning.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
@@ -144,7 +144,7 @@ def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     attention = config.model.attn_implementation
     # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
     options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
-    model = skeleton(find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options)
+    model = meta_model(find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options)
     adapter = METHODS[config.method](config).adapter
     check_adapter(model, adapter)
     if config.model.quantization:
@@ -192,14 +192,14 @@ def _ways(
 
 
 def _workload(config: RunConfig, gpus: int, rows: int | None) -> Workload:
-    """From the tokenised data where data and tokenizer are here, else from the configuration's limits."""
+    """From the tokenized data where data and tokenizer are here, else from the configuration's limits."""
     data = config.data
     specs, orders, _ = read_task_file(resolve_path(config.task_file))
     names = resolve_order(config.order, orders, specs, config.task_file)
     folder = resolve_path(config.data_dir)
     here = folder.is_dir()
     if here and _has_tokenizer(config.model.name_or_path):
-        planned = plan_run(config, World(0, gpus, torch.device("cpu")))
+        planned = plan_run(config, Ranks(0, gpus, torch.device("cpu")))
         lengths = [(len(row), len(row.answer)) for batches in planned.batches for row in batches.examples]
         steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
         longest, longest_answer = map(max, zip(*lengths, strict=True))
@@ -209,7 +209,7 @@ def _workload(config: RunConfig, gpus: int, rows: int | None) -> Workload:
     if here:
         stream = TaskStream.load(resolve_path(config.task_file), folder, config.order, data.max_train_examples)
         counts: dict[str, int | None] = {task.name: len(task.train) for task in stream}
-        source += f"rows of {folder}, not tokenised: the model's tokenizer is not on this machine"
+        source += f"rows of {folder}, not tokenized: the model's tokenizer is not on this machine"
     else:
         counts = dict.fromkeys(names, rows)
         source += f"data not found: {config.data_dir}"

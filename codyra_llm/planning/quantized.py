@@ -1,4 +1,4 @@
-"""Stand-ins for quantised layers where there is no data: they compute and keep what bitsandbytes' layers do.
+"""Stand-ins for quantized layers where there is no data: they compute and keep what bitsandbytes' layers do.
 
 A product unpacks the weight into the dtype it computes in and lets it go; nothing of that stays for the backward pass.
 """
@@ -15,7 +15,7 @@ from codyra_llm.models.quantize import quantized_names
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer on the meta device, whose weight has its plain shape but is counted as quantised."""
+    """A linear layer on the meta device, whose weight has its plain shape but is counted as quantized."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""

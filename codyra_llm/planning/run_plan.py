@@ -1,4 +1,4 @@
-"""A run as far as it can be known without the weights: checked in full, data tokenised, steps counted."""
+"""A run as far as it can be known without the weights: checked in full, data tokenized, steps counted."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import Task, TaskStream
-from codyra_llm.distributed.ranks import World, check_same
+from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import Stage, stages_of
@@ -28,7 +28,7 @@ from codyra_llm.evaluation.scorers import SCORERS
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import context_length, load_config_and_tokenizer, resolve_model, skeleton
+from codyra_llm.models.load import context_length, load_config_and_tokenizer, meta_model, resolve_model
 from codyra_llm.models.quantize import check_widths
 from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
@@ -86,8 +86,8 @@ class RunPlan:
         return digest.hexdigest()
 
 
-def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, to_train: bool = True) -> RunPlan:
-    """Checks everything that can be checked without the weights, and tokenises the data.
+def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, to_train: bool = True) -> RunPlan:
+    """Checks everything that can be checked without the weights, and tokenizes the data.
 
     Args:
         stream: the tasks; by default those that the configuration names.
@@ -115,7 +115,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     check_tokenizer(tokenizer)
     _check_quantization(config, model_config, deepspeed_json, to_train)
-    method, structure = METHODS[config.method](config), skeleton(model_config)
+    method, structure = METHODS[config.method](config), meta_model(model_config)
     method.check_run(zero_stage(deepspeed_json))
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
@@ -151,7 +151,7 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
                 train.num_train_epochs or task.spec.epochs,
                 config.seed,
                 task.name,
-                world.size,
+                ranks.size,
                 padding_id(tokenizer),
                 data.packing,
                 method.replayed(task.name, {each.task: each.own for each in batches}),
@@ -168,18 +168,18 @@ def plan_run(config: RunConfig, world: World, stream: TaskStream | None = None, 
     return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
 
 
-def check_ranks_agree(config: RunConfig, world: World, plan: RunPlan | None = None) -> None:
+def check_ranks_agree(config: RunConfig, ranks: Ranks, plan: RunPlan | None = None) -> None:
     """Raises UserError, on every rank, where settings, data or the model's weights are not the same on all ranks.
 
     Weights are hashed once on each host, and the hash is kept in its cache folder.
     """
-    if world.size == 1:
+    if ranks.size == 1:
         return
     settings = {name: repr(operator.attrgetter(name)(config)) for name, _ in config_fields() if name != "output_dir"}
     first_on_host = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
     data = {"data": plan.name(config)} if plan else {}
     weights = {"model weights": model_hash(config.model.name_or_path) if first_on_host else None}
-    check_same(world, settings | data | weights)
+    check_same(ranks, settings | data | weights)
 
 
 def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
@@ -196,7 +196,7 @@ def _check_quantization(
     model = config.model
     if getattr(model_config, "quantization_config", None) and (to_train or model.quantization):
         remedy = "give the original, with model.quantization" if to_train else "leave model.quantization empty"
-        raise UserError(f"model.name_or_path {model.name_or_path}: its weights are quantised already; {remedy}")
+        raise UserError(f"model.name_or_path {model.name_or_path}: its weights are quantized already; {remedy}")
     if model.quantization == "int8" and zero_stage(deepspeed_json) == 3:
         raise UserError(
             f"deepspeed {config.deepspeed}: ZeRO stage 3 cannot partition int8 weights, which bitsandbytes keeps "

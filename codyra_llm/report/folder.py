@@ -13,7 +13,7 @@ from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import write_matrix_csv
-from codyra_llm.files import append_journal, expand, read_journal, read_json, remove, write_text
+from codyra_llm.files import append_json_line, expand, read_json, read_json_lines, remove, write_text
 from codyra_llm.generation.generate import Answered
 from codyra_llm.locks import NAME as LOCK
 from codyra_llm.locks import FolderLock, claim
@@ -59,7 +59,7 @@ class OutputFolder:
         """The file that asks the run to stop."""
         return self.path / "stop"
 
-    def forget_stops(self) -> None:
+    def clear_stop_files(self) -> None:
         """Removes stale stop files."""
         for path in (self.trigger, self.path / "stopped"):
             if path.exists():
@@ -78,14 +78,14 @@ class OutputFolder:
         """What was answered of a row before the command was interrupted, by the question's key."""
         return {
             question: Answered(*answer)
-            for content in read_journal(self._journal(row_name))
+            for content in read_json_lines(self._journal(row_name))
             for question, answer in content.items()
         }
 
     def append_answers(self, row_name: str, answered: dict[str, Answered]) -> None:
         """Keeps answers, by the question's key."""
         content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
-        append_journal(self._journal(row_name), content)
+        append_json_line(self._journal(row_name), content)
 
     def _journal(self, row_name: str) -> Path:
         return self.path / "predictions" / f"{row_name}.partial"

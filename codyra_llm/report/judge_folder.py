@@ -8,7 +8,7 @@ import yaml
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
-from codyra_llm.files import append_journal, expand, read_journal, read_yaml, write_text
+from codyra_llm.files import append_json_line, expand, read_json_lines, read_yaml, write_text
 from codyra_llm.report.folder import OutputFolder
 
 OF_THE_JUDGE = ("criteria", "judge", "judge_model")
@@ -57,12 +57,12 @@ class JudgeFolder(OutputFolder):
 
     def read_verdicts(self) -> list[dict[str, Any]]:
         """The lines of verdicts.jsonl, in the order in which they were given."""
-        return read_journal(self.path / "verdicts.jsonl")
+        return read_json_lines(self.path / "verdicts.jsonl")
 
     def append_verdicts(self, lines: Iterable[dict[str, Any]]) -> None:
         """verdicts.jsonl: each reply of the judge as it came, what it was asked about, and the verdict in it."""
         for line in lines:
-            append_journal(self.path / "verdicts.jsonl", line)
+            append_json_line(self.path / "verdicts.jsonl", line)
 
     def _settings(self) -> dict[str, Any]:
         """As YAML gives them back."""

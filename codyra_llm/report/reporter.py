@@ -115,7 +115,7 @@ class Reporter:
 
     @contextmanager
     def _guarded(self) -> Iterator[SummaryWriter]:
-        """The board; where it cannot be written (a full disk), the run goes on without it."""
+        """The board; where it cannot be written (a full disk), the run continues without it."""
         assert self.board is not None
         try:
             yield self.board

@@ -43,12 +43,12 @@ def asking(
         Stopped: the command was asked to stop.
         RankFailed: the model failed on this rank, of several.
     """
-    world, folder = session.world, session.folder
+    ranks, folder = session.ranks, session.folder
     answered: dict[str, Answered] = broadcast(session.on_rank_0(lambda: folder.read_answers(name)))
     of_total = "" if total is None else f" of {total}"
-    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not world.is_main)
+    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not ranks.is_main)
     model.eval()
-    with bar as progress, readable(model, config.gather, world) as synced:
+    with bar as progress, readable(model, config.gather, ranks) as synced:
 
         def ask(questions: Sequence[Question]) -> list[Answered]:
             known = broadcast(session.on_rank_0(lambda: recall(identity, questions))) if identity else None
@@ -64,15 +64,15 @@ def asking(
                 if session.stop.agreed():
                     raise Stopped(f"while {doing}, after {progress.n}{of_total} answers")
 
-            how = (config.batch_size, world, of_these, on_round, synced)
+            how = (config.batch_size, ranks, of_these, on_round, synced)
             try:
                 given = answer_questions(model, tokenizer, questions, *how)
             except (Stopped, UserError):
                 raise
             except Exception as error:
-                if world.size == 1:
+                if ranks.size == 1:
                     raise
-                raise RankFailed(f"{doing}: rank {world.rank}: {type(error).__name__}: {error}") from error
+                raise RankFailed(f"{doing}: rank {ranks.rank}: {type(error).__name__}: {error}") from error
             if identity:
                 session.on_rank_0(lambda: remember(identity, questions, given))
             return given

@@ -75,10 +75,10 @@ def score_model(config: RunConfig) -> ModelScores:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it resumes.
     """
-    world = start(config.rendezvous_seconds, config.collective_seconds)
-    plan = plan_run(config, world, to_train=False)
-    check_ranks_agree(config, world, plan)
-    with open_session(world, lambda: scores_folder(config), "scores.log") as session:
+    ranks = start(config.rendezvous_seconds, config.collective_seconds)
+    plan = plan_run(config, ranks, to_train=False)
+    check_ranks_agree(config, ranks, plan)
+    with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         session.notes += plan.notes
         name = f"model-{_digest(config, plan)}"
         model = session.load(config, plan.deepspeed_json)
@@ -90,7 +90,7 @@ def score_model(config: RunConfig) -> ModelScores:
         by_task = dict(zip(plan.stream.names, scored, strict=True))
         scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
         results = ModelScores(
-            **provenance(config, plan.deepspeed_json, model, world.size),
+            **provenance(config, plan.deepspeed_json, model, ranks.size),
             data=plan.data(config),
             tasks=plan.stream.names,
             scores=scores,

@@ -100,7 +100,7 @@ def base_identity(
         structure.pop("_name_or_path", None)
         ends = sorted(end_tokens(model, tokenizer))
         added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
-        return json.dumps([settings, structure, ends, session.world.device.type, added], sort_keys=True)
+        return json.dumps([settings, structure, ends, session.ranks.device.type, added], sort_keys=True)
 
     found: str = broadcast(session.on_rank_0(identify))
     return found
@@ -130,18 +130,18 @@ def score_suites(config: RunConfig) -> GeneralScores:
         UserError: the configuration, a suite or the model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it resumes.
     """
-    world = start(config.rendezvous_seconds, config.collective_seconds)
+    ranks = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
     suites = _load_suites(config)
-    check_ranks_agree(config, world)
-    with open_session(world, lambda: scores_folder(config), "scores.log") as session:
+    check_ranks_agree(config, ranks)
+    with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         model = session.load(config, deepspeed_json)
         session.open(describe(config), resumed=config.resume == "auto")
         identity = base_identity(session, config, model, tokenizer)
         found = score_general(session, model, tokenizer, suites, config.evaluate, "model", identity)
         results = GeneralScores(
-            **provenance(config, deepspeed_json, model, world.size), general=general_of_model(suites, found)
+            **provenance(config, deepspeed_json, model, ranks.size), general=general_of_model(suites, found)
         )
         session.on_rank_0(lambda: write_scores(session.folder, results, [general_table(results.general)]))
     _check_measured([found])
@@ -173,8 +173,8 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
         Stopped: it was asked to stop; started again, it resumes.
     """
-    world = start(config.rendezvous_seconds, config.collective_seconds)
-    with open_session(world, lambda: RunFolder(saved_config(run)), "train.log") as session:
+    ranks = start(config.rendezvous_seconds, config.collective_seconds)
+    with open_session(ranks, lambda: RunFolder(saved_config(run)), "train.log") as session:
         folder = session.folder
         results, ledger = broadcast(session.on_rank_0(lambda: (_finished(folder), read_ledger(folder.ledger))))
         if unknown := sorted(set(after) - set(results.tasks)):
@@ -182,7 +182,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         begun = _begun_with(ledger, results.tasks)
         _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
         suites = _load_suites(config)
-        check_ranks_agree(config, world)
+        check_ranks_agree(config, ranks)
         left_out = {stage for stage in results.stages if stage.number and after and stage.task not in after}
         _forget_other_items(results.general, suites, left_out, after)
         session.open_log()
@@ -194,7 +194,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         for stage in results.stages:
             entries = [entry.name for entry in ledger.entries[: begun + stage.number]]
             entries_at = folder.ledger if folder else None
-            merge_entries(model, original, entries_at, entries, world, last_only=stage.number > 0)
+            merge_entries(model, original, entries_at, entries, ranks, last_only=stage.number > 0)
             known = results.general.scores.get(stage.name, {})
             missing = [suite for suite in suites if not isinstance(known.get(suite.name), SuiteScore)]
             if not missing or stage in left_out:

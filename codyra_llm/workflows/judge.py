@@ -74,9 +74,9 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
     Raises:
         UserError: settings, prompts or a model are unfit, the judge does not answer, or output_dir holds something
             else.
-        Stopped: it was asked to stop; started again, it goes on.
+        Stopped: it was asked to stop; started again, it resumes.
     """
-    world = start(config.rendezvous_seconds)
+    ranks = start(config.rendezvous_seconds)
     read_deepspeed_json(config.deepspeed)
     if config.has_endpoint:
         read_address(config.judge)
@@ -89,14 +89,14 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
     local_judge = None if config.has_endpoint or config.judge == "none" else _run_config(config, config.judge)
     if local_judge:
         load_config_and_tokenizer(local_judge.model.name_or_path)
-    check_same(world, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
-    with open_session(world, lambda: JudgeFolder(config), "judge.log") as session:
+    check_same(ranks, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
+    with open_session(ranks, lambda: JudgeFolder(config), "judge.log") as session:
         session.open()
         answers = {side: _answers(session, each, side) for side, each in contestants.items()}
         session.on_rank_0(lambda: session.folder.write_answers(_answer_rows(files, answers)))
         asked = [] if config.judge == "none" else _questions_to_judge(config, files, answers)
         replies = _replies(session, config, local_judge, asked)
-        results = _results(config, contestants, files, answers, asked, replies, world.size)
+        results = _results(config, contestants, files, answers, asked, replies, ranks.size)
 
         def write() -> None:
             session.folder.write_results(results)
@@ -191,14 +191,14 @@ def _replies(
         UserError: a whole round got no reply, or there is no verdict at all.
         Stopped: it was asked to stop.
     """
-    world = session.world
+    ranks = session.ranks
     lines: list[dict[str, Any]] = broadcast(session.on_rank_0(lambda: session.folder.read_verdicts()))
     kept = {line["key"]: Reply(line["verdict"], line["reply"]) for line in lines if line["problem"] is None}
     wanted = list({each.key: each for each in asked if each.key not in kept}.values())
     replies = {each.key: kept[each.key] for each in asked if each.key in kept}
-    size = config.batch_size * world.size if local_judge else 2 * config.concurrency
+    size = config.batch_size * ranks.size if local_judge else 2 * config.concurrency
     bar = tqdm(
-        total=len(asked), initial=len(asked) - len(wanted), desc="judging", leave=False, disable=not world.is_main
+        total=len(asked), initial=len(asked) - len(wanted), desc="judging", leave=False, disable=not ranks.is_main
     )
     with bar as progress, _judge(session, config, local_judge if wanted else None) as judge:
         for first in range(0, len(wanted), size):
@@ -239,10 +239,10 @@ def _judge(session: Session, config: JudgeConfig, local_judge: RunConfig | None)
     else:
         model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
         model = _load(session, local_judge)
-        with readable(model, local_judge.evaluate.gather, session.world) as synced:
+        with readable(model, local_judge.evaluate.gather, session.ranks) as synced:
 
             def ask(questions: Sequence[Question]) -> list[Answered]:
-                return answer_questions(model, tokenizer, questions, config.batch_size, session.world, synced=synced)
+                return answer_questions(model, tokenizer, questions, config.batch_size, session.ranks, synced=synced)
 
             yield LikelihoodJudge(tokenizer, ask, config.chat_template, context_length(model_config))
 

@@ -84,7 +84,7 @@ class RunState:
         """Adds the first entries of the ledger to the model, or the last of these; `before` is called as often."""
         names = [entry.name for entry in self.ledger.entries[:count]]
         folder = self.session.folder.ledger if self.session.folder else None
-        merge_entries(self.model, self.original, folder, names, self.session.world, last_only, before)
+        merge_entries(self.model, self.original, folder, names, self.session.ranks, last_only, before)
 
     def begin(self, stage: Stage, phase: str) -> Phase:
         """Starts, or resumes, the record of a phase's seconds and tokens."""
@@ -157,7 +157,7 @@ def open_run(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     general = General(items={suite.name: suite.items for suite in plan.suites})
-    source = provenance(config, plan.deepspeed_json, model, session.world.size)
+    source = provenance(config, plan.deepspeed_json, model, session.ranks.size)
     results = new_results(source, plan.data(config), general)
     session.open(describe(config), resumed=found is not None)
     run = RunState(
@@ -192,7 +192,7 @@ def _restore(run: RunState, found: Checkpoint) -> None:
     run.results = earlier.resumed(run.results, stage.number, phase, progress.step)
     if phase == "train" and progress.step:
         run.resumed = TaskState(progress.step, dict(found.tensors))
-    found.tensors.clear()  # else they would be kept as long as the run goes on
+    found.tensors.clear()  # else they would be kept as long as the run takes
     if run.kept:
         (file,) = run.kept
         run.method.kept = broadcast(session.on_rank_0(lambda: read_kept(session.folder.path / file)))
@@ -203,11 +203,11 @@ def _restore(run: RunState, found: Checkpoint) -> None:
 
 
 def _log_start(run: RunState) -> None:
-    config, world, model = run.config, run.session.world, run.results.model
+    config, ranks, model = run.config, run.session.ranks, run.results.model
     LOG.info(
         f"{model.name}: {model.architecture}, {model.parameters:,} parameters; "
         f"{run.plan.stream.name}: {len(run.plan.stream)} tasks; method {config.method}; "
-        f"ZeRO stage {run.results.zero_stage} on {world.size} x {world.device.type}"
+        f"ZeRO stage {run.results.zero_stage} on {ranks.size} x {ranks.device.type}"
     )
     if not run.original and config.model.dtype != "float32":
         LOG.info(f"updates are merged in place: each task rounds the weights to {config.model.dtype} again")

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from codyra_llm.config import RunConfig
-from codyra_llm.distributed.ranks import World, on_rank_0
+from codyra_llm.distributed.ranks import Ranks, on_rank_0
 from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import Stopped
@@ -23,14 +23,14 @@ class Session:
     """One start of a command.
 
     Attributes:
-        world: the ranks.
+        ranks: this process among those of the command.
         folder: where rank 0 writes, an `OutputFolder`; None on the other ranks.
         stop: whether the command was asked to stop.
         log_name: the file of the log in the folder.
         notes: warnings that wait for the log to be open.
     """
 
-    world: World
+    ranks: Ranks
     folder: Any
     stop: StopRequest
     log_name: str
@@ -39,11 +39,11 @@ class Session:
 
     def on_rank_0(self, action: Callable[[], Any]) -> Any:
         """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank."""
-        return on_rank_0(self.world, action)
+        return on_rank_0(self.ranks, action)
 
     def load(self, config: RunConfig, deepspeed_json: dict[str, Any]) -> PreTrainedModel:
         """The model of a configuration, placed as the DeepSpeed configuration says."""
-        return load_base(config, deepspeed_json, self.world, self.note)
+        return load_base(config, deepspeed_json, self.ranks, self.note)
 
     def note(self, text: str) -> None:
         """A warning, in the log as soon as that is open."""
@@ -72,7 +72,7 @@ class Session:
 
 
 @contextmanager
-def open_session(world: World, make_folder: Callable[[], Any], log_name: str) -> Iterator[Session]:
+def open_session(ranks: Ranks, make_folder: Callable[[], Any], log_name: str) -> Iterator[Session]:
     """A session over rank 0's folder, which is locked until the end, however that comes.
 
     When the command has stopped as it was asked to, the folder and the log say so.
@@ -80,15 +80,15 @@ def open_session(world: World, make_folder: Callable[[], Any], log_name: str) ->
     Args:
         make_folder: called on rank 0; raises UserError where the folder is another's.
     """
-    folder = on_rank_0(world, make_folder)
+    folder = on_rank_0(ranks, make_folder)
     try:
-        on_rank_0(world, lambda: folder.forget_stops())
-        with StopRequest(world, folder.trigger if folder else None) as stop:
+        on_rank_0(ranks, lambda: folder.clear_stop_files())
+        with StopRequest(ranks, folder.trigger if folder else None) as stop:
             try:
-                yield Session(world, folder, stop, log_name)
+                yield Session(ranks, folder, stop, log_name)
             except Stopped as stopped:
                 where = str(stopped)
-                on_rank_0(world, lambda: folder.write_stopped(where))
+                on_rank_0(ranks, lambda: folder.write_stopped(where))
                 LOG.info(f"\nstopped {where}, as asked; the same command resumes from there")
                 raise
     finally:

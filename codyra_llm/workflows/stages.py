@@ -63,7 +63,7 @@ def train(run: RunState, stage: Stage) -> None:
         batches,
         run.config.train,
         run.plan.deepspeed_json,
-        run.session.world,
+        run.session.ranks,
         on_step,
         resumed,
         run.method,
@@ -103,7 +103,7 @@ def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
     by_kind: dict[str, list[int]] = {}
     for module in kept:
         by_kind.setdefault(kind_of(module.name), []).append(module.rank)
-    ranks = TaskRanks(
+    of_task = TaskRanks(
         stage.task,
         mean=sum(module.rank for module in kept) / len(kept),
         initial=kept[0].initial_rank,
@@ -111,8 +111,8 @@ def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
         update_norm=_norm(kept),
         cumulative_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
     )
-    run.results.ranks.append(ranks)
-    run.report.ranks(ranks, run.results.losses[-1].loss[-1], stage.number)
+    run.results.ranks.append(of_task)
+    run.report.ranks(of_task, run.results.losses[-1].loss[-1], stage.number)
     run.session.on_rank_0(lambda: run.session.folder.append_ranks(stage.task, kept, norms))
 
 
@@ -185,7 +185,7 @@ def save(run: RunState, stage: Stage) -> None:
         finally:
             deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
 
-    if not session.world.is_main:
+    if not session.ranks.is_main:
         deque(weights, maxlen=0)
     session.on_rank_0(write)
     session.on_rank_0(lambda: write_plots(run.results, folder.path))

@@ -39,10 +39,10 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
     config = config if isinstance(config, RunConfig) else load_config(config)
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
-    world = start(config.rendezvous_seconds, config.collective_seconds)
-    plan = plan_run(config, world, stream)
-    check_ranks_agree(config, world, plan)
-    with open_session(world, lambda: RunFolder(config), "train.log") as session:
+    ranks = start(config.rendezvous_seconds, config.collective_seconds)
+    plan = plan_run(config, ranks, stream)
+    check_ranks_agree(config, ranks, plan)
+    with open_session(ranks, lambda: RunFolder(config), "train.log") as session:
         folder = session.folder
         checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None
         found = _last_checkpoint(session, checkpoints) if config.resume == "auto" else None

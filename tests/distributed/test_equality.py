@@ -99,7 +99,7 @@ def test_every_way_of_running_gives_the_same(results: dict, table: list[str], wa
 
 
 @pytest.mark.parametrize("way", QUANTIZED, ids=name)
-def test_a_quantised_base_too(results: dict, way: dict) -> None:
+def test_a_quantized_base_too(results: dict, way: dict) -> None:
     """Up to the first merge. After it, what differs in the last bit may be rounded to another of 16 or 255 values."""
     one, other = results[name(reference_of(way))], results[name(way)]
     half = len(one["losses"]) // 2

@@ -1,4 +1,4 @@
-"""Tokenising is shared between ranks."""
+"""Tokenizing is shared between ranks."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from tests.conftest import SAMPLE
 from tests.distributed.forked import run_forked
 
 
-def test_two_ranks_tokenise_once_in_all(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_tokenize_once_in_all(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
     starts = [tmp_path / "first", tmp_path / "second"]
     for folder in starts:
@@ -25,6 +25,6 @@ def test_two_ranks_tokenise_once_in_all(tiny_folder: Path, tmp_path: Path, monke
     assert len({rank["run"] for rank in [*first, *second]}) == 1, "all have the same ids"
     stream = TaskStream.load(load_config(None, {}).task_file, SAMPLE)
     answers = Counter(row["answer"] for task in stream for row in [*task.train, *task.test])
-    tokenised = Counter(text for rank in first for text in rank["texts"])
-    assert {answer: tokenised[answer] for answer in answers} == answers
+    tokenized = Counter(text for rank in first for text in rank["texts"])
+    assert {answer: tokenized[answer] for answer in answers} == answers
     assert not any(rank["texts"] for rank in second)

@@ -1,4 +1,4 @@
-"""Two ranks plan a run at the same moment; each says which texts it tokenised.
+"""Two ranks plan a run at the same moment; each says which texts it tokenized.
 
 python -m tests.distributed.tokens_worker < JSON list of {"model": folder, "output": folder}
 """
@@ -19,11 +19,11 @@ from tests.distributed.forked import fork_ranks
 
 def plan(model: str, output: str, rank: int) -> int:
     config = load_config(None, {"model.name_or_path": model, "train.global_batch_size": 8})
-    world, texts, tokenise = start(), [], PreTrainedTokenizerBase.__call__
+    world, texts, tokenize = start(), [], PreTrainedTokenizerBase.__call__
 
     def counted(self: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
         texts.append(text)
-        return tokenise(self, text, **options)
+        return tokenize(self, text, **options)
 
     PreTrainedTokenizerBase.__call__ = counted
     dist.barrier()

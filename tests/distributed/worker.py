@@ -87,7 +87,7 @@ def train(way: dict, model_folder: str, output: str) -> None:
         assert parameter_count(model) == count
         model.eval()
         with readable(model, "always", world):
-            ask = functools.partial(answer_questions, model, plan.tokenizer, world=world)
+            ask = functools.partial(answer_questions, model, plan.tokenizer, ranks=world)
             (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     result["weights"] = {name: weight.clone() for name, weight in whole_weights(model)}

@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example
-from codyra_llm.distributed.ranks import World, all_gather, start
+from codyra_llm.distributed.ranks import Ranks, all_gather, start
 from codyra_llm.engine import train
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.zero import add_delta, own_branches, placement, readable, weight_layout, whole_weights
+from codyra_llm.engine.zero import add_delta, placement, readable, unpartition_branches, weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.generation.generate import Question, answer_questions
@@ -94,7 +94,7 @@ def config_for(folder: Path, name: str, **fields) -> RunConfig:
     return load_config(None, values | fields)
 
 
-def loading(folder: Path, world: World) -> dict:
+def loading(folder: Path, world: Ranks) -> dict:
     """Loads every model in parts; compares it with what transformers loads."""
     config = config_for(folder, "llama")
     place = placement(complete(json.loads(Path(config.deepspeed).read_text()), config.train, world.size), world)
@@ -134,7 +134,7 @@ def loading(folder: Path, world: World) -> dict:
     return seen
 
 
-def save(model, tokenizer, folder: Path, largest_file: int, world: World) -> None:
+def save(model, tokenizer, folder: Path, largest_file: int, world: Ranks) -> None:
     """Saves the model as a run does."""
     weights = whole_weights(model)
     if world.is_main:
@@ -146,13 +146,13 @@ def save(model, tokenizer, folder: Path, largest_file: int, world: World) -> Non
 def branches_left_partitioned():
     """Within, train_task leaves A, B and gate as DeepSpeed holds them, and does not check them."""
     with (
-        patch.object(train, "own_branches", lambda model: None),
+        patch.object(train, "unpartition_branches", lambda model: None),
         patch.object(train, "_check_branches", lambda task, model: None),
     ):
         yield
 
 
-def learning(folder: Path, world: World) -> dict:
+def learning(folder: Path, world: Ranks) -> dict:
     """Evaluates in every way, trains, counts the bytes moved until the branches are merged, evaluates, trains again."""
     config = config_for(folder, "llama")
     plan = plan_run(config, world)
@@ -167,7 +167,7 @@ def learning(folder: Path, world: World) -> dict:
         scores = {}
         for how in ("always", "auto", "never"):
             with readable(model, how, world) as synced:
-                ask = functools.partial(answer_questions, model, plan.tokenizer, world=world, synced=synced)
+                ask = functools.partial(answer_questions, model, plan.tokenizer, ranks=world, synced=synced)
                 scored = evaluate_tasks(plan.stream.tasks, plan.test_examples, config.evaluate, ask)
             seen["in step"][how] = synced
             seen["trainable through", how] = not any(weight.is_inference() for weight in model.parameters())
@@ -189,7 +189,7 @@ def learning(folder: Path, world: World) -> dict:
         seen["branch bytes"] = sum(4 * factor.ds_numel for branch in branches for factor in branch)
         base = next(gated_layers(model))[1].base.weight
         with MovedBytes() as moved:
-            own_branches(model)
+            unpartition_branches(model)
             for name, (B, A) in method.finish(model)[1].items():
                 earlier_B, earlier_A = learned.get(name, (B[:, :0], A[:0]))
                 learned[name] = torch.cat([earlier_B, B], dim=1), torch.cat([earlier_A, A])
@@ -221,7 +221,7 @@ class Keeping(torch.autograd.Function):
         return d_output, None
 
 
-def alive_between(folder: Path, world: World, impl: str, keeping: bool) -> dict:
+def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict:
     """Trains two steps; counts the base weights that were gathered, and those alive when each backward pass begins."""
     config = config_for(folder, "llama", **{"adapter.impl": impl, "data.max_train_examples": 16})
     released = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -258,7 +258,7 @@ def alive_between(folder: Path, world: World, impl: str, keeping: bool) -> dict:
     return seen
 
 
-def full_disk(folder: Path, world: World) -> list[str]:
+def full_disk(folder: Path, world: Ranks) -> list[str]:
     """What each rank is told when rank 0 cannot write the whole model."""
     if world.is_main:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit is then an OSError

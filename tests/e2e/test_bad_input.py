@@ -186,7 +186,7 @@ def test_weights_that_are_missing_or_damaged(fails: Command, tiny_folder: Path, 
     assert f"{folder}: cannot be loaded: " in fails("--model.name_or_path", str(folder))
 
 
-def test_a_quantised_base_that_cannot_be_had(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_quantized_base_that_cannot_be_had(fails: Command, tiny_folder: Path, tmp_path: Path) -> None:
     int8 = ["--model.quantization", "int8", "--deepspeed", "ds_configs/zero3.json"]
     assert "ds_configs/zero3.json: ZeRO stage 3 cannot partition int8 weights" in fails(*int8)
     assert "model.quantization: Input should be 'nf4' or 'int8', found 'int4'" in fails("--model.quantization", "int4")
@@ -194,7 +194,7 @@ def test_a_quantised_base_that_cannot_be_had(fails: Command, tiny_folder: Path, 
     settings = json.loads((folder / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(settings))
-    assert "its weights are quantised already; give the original" in fails("--model.name_or_path", str(folder))
+    assert "its weights are quantized already; give the original" in fails("--model.name_or_path", str(folder))
 
 
 @pytest.mark.parametrize("attention", ["magic", "flash_attention_2"])

@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(free - 50_000))
     before = {path.name for path in (small_disk / "run" / "checkpoints").iterdir()}
-    with pytest.raises(UserError, match=r"No space left on device.*the same command goes on from it"):
+    with pytest.raises(UserError, match=r"No space left on device.*the same command resumes from it"):
         run(config)
     assert {path.name for path in (small_disk / "run" / "checkpoints").iterdir()} == before
     (small_disk / "filler").unlink()

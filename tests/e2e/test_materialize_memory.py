@@ -13,7 +13,7 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerFast
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger, write_ledger
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import skeleton
+from codyra_llm.models.load import meta_model
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, write_shards
 from tests.conftest import REPOSITORY
 
@@ -70,7 +70,7 @@ def ledger(base: Path, update: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 
 
 def layout_of(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint_tensors(skeleton(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16))
+    return checkpoint_tensors(meta_model(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16))
 
 
 def size_of(layout: dict[str, torch.Tensor]) -> int:

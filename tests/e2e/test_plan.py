@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig
 
 from codyra_llm.config import load_config
-from codyra_llm.distributed.ranks import World
+from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.models.architectures import FILE, known_models
 from codyra_llm.planning.run_plan import plan_run
 from tests.conftest import REPOSITORY
@@ -80,7 +80,7 @@ def test_steps_and_lengths_are_a_runs_own_where_its_data_is(
 ) -> None:
     smoke = str(REPOSITORY / "configs/smoke.yaml")
     result = planned(plan, capsys, "--model", str(tiny_folder), "--config", smoke, "--gpus", "2", "--gpu-memory", "1GB")
-    run = plan_run(load_config(smoke, {"model.name_or_path": str(tiny_folder)}), World(0, 2, torch.device("cpu")))
+    run = plan_run(load_config(smoke, {"model.name_or_path": str(tiny_folder)}), Ranks(0, 2, torch.device("cpu")))
     assert result["workload"]["steps"] == {batches.task: batches.total_steps for batches in run.batches}
     longest = max(len(example) for batches in run.batches for example in batches.examples)
     assert result["workload"]["length"] == longest

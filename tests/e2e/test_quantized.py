@@ -1,4 +1,4 @@
-"""A whole run over a quantised base: what it saves, how it goes on, and that others can load it."""
+"""A whole run over a quantized base: what it saves, how it resumes, and that others can load it."""
 
 import json
 from pathlib import Path
@@ -50,14 +50,14 @@ def test_something_is_learned(finished: tuple, wide_folder: Path) -> None:
     assert results.model.parameters == sum(p.numel() for p in load_model(str(wide_folder)).parameters())
 
 
-def test_the_saved_model_is_the_sum_quantised_once(finished: tuple, wide_folder: Path, tmp_path: Path) -> None:
+def test_the_saved_model_is_the_sum_quantized_once(finished: tuple, wide_folder: Path, tmp_path: Path) -> None:
     (quantization, dtype), folder, _ = finished
     merged(wide_folder, folder / "ledger").save_pretrained(tmp_path / "sum")
     config = quantization_config(quantization, getattr(torch, dtype))
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "sum", quantization_config=config).state_dict()
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
     for name, tensor in expected.items():
-        if "proj" in name and "quant_state" not in name:  # which names the dtype that was quantised from
+        if "proj" in name and "quant_state" not in name:  # which names the dtype that was quantized from
             assert torch.equal(saved[name], tensor), name
 
 

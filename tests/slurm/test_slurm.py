@@ -172,7 +172,7 @@ def test_a_job_interrupted_in_the_middle_of_a_task_ends_with_the_same_result(
     interrupt(job, tmp_path / "run")
     assert job.wait() == "COMPLETED", job.output.read_text()[-4000:]
     assert job.field("Restarts") == "1"
-    assert f"going on with: train task {task} " in (tmp_path / "run" / "train.log").read_text()
+    assert f"resuming with: train task {task} " in (tmp_path / "run" / "train.log").read_text()
     assert_same_result(tmp_path / "run", expected)
 
 

@@ -8,10 +8,10 @@ import pytest
 from codyra_llm.errors import UserError
 from codyra_llm.files import (
     MODE,
-    append_journal,
+    append_json_line,
     ordinary_file,
     plain_name,
-    read_journal,
+    read_json_lines,
     read_jsonl,
     read_text,
     remove,
@@ -72,12 +72,12 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
 def test_a_journal_whose_last_line_was_cut_off(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "answers"
     for value in ({"a": 1}, ["b", 2], "third"):
-        append_journal(path, value)
+        append_json_line(path, value)
     os.truncate(path, path.stat().st_size - cut)
-    known = read_journal(path)
+    known = read_json_lines(path)
     assert known == [{"a": 1}, ["b", 2]][: len(known)] and len(known) == (2 if cut < 9 else 1 + (cut < 9))
-    append_journal(path, "again")
-    assert read_journal(path) == [*known, "again"]
+    append_json_line(path, "again")
+    assert read_json_lines(path) == [*known, "again"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x1bb", "\u202ea", 7, None, "é" * 128])

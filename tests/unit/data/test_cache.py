@@ -1,4 +1,4 @@
-"""Tokenised rows on disk: the same ids as from the tokenizer, made once, never taken from a file that is not right."""
+"""Tokenized rows on disk: the same ids as from the tokenizer, made once, never taken from a file that is not right."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +32,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that were tokenised."""
+    """The texts that were tokenized."""
     texts: list[str] = []
-    tokenise: Callable = PreTrainedTokenizerBase.__call__
+    tokenize: Callable = PreTrainedTokenizerBase.__call__
 
     def counted(self: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
         texts.append(text)
-        return tokenise(self, text, **options)
+        return tokenize(self, text, **options)
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
     return texts
@@ -48,7 +48,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.arrow"))
 
 
-def test_a_second_start_tokenises_nothing(tokenizer: Any, folder: Path, calls: list[str]) -> None:
+def test_a_second_start_tokenizes_nothing(tokenizer: Any, folder: Path, calls: list[str]) -> None:
     first = TokenCache(tokenizer).encode_rows(ROWS, "train.json", **LIMITS)
     assert len(calls) > len(ROWS)
     assert list(first) == list(encode_rows(tokenizer, ROWS, **LIMITS))

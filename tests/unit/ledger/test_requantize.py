@@ -1,4 +1,4 @@
-"""Merging into a quantised base: the original plus all updates, quantised once, however many tasks there were."""
+"""Merging into a quantized base: the original plus all updates, quantized once, however many tasks there were."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def sums(base: Path, entries: list[Path]) -> dict[str, tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_after_eight_tasks_the_bits_are_those_of_one_quantisation(
+def test_after_eight_tasks_the_bits_are_those_of_one_quantization(
     wide_folder: Path, tmp_path: Path, entries: list[Path], quantization: str
 ) -> None:
     merged = merge_task_by_task(wide_folder, quantization, entries)

@@ -16,7 +16,7 @@ from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.errors import UserError
 from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, original_weights
 from codyra_llm.models.save import save_model
 from tests.models import tiny_model
 
@@ -265,4 +265,4 @@ def test_a_disk_that_is_full_for_a_library_in_rust(
 def test_sizes_that_no_model_has(size: str, folder: Path) -> None:
     change_json(folder, "config.json", **{size: -8})
     with pytest.raises(UserError, match=r"model"):
-        skeleton(load_config_and_tokenizer(str(folder))[0])
+        meta_model(load_config_and_tokenizer(str(folder))[0])

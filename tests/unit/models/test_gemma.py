@@ -11,7 +11,7 @@ from codyra_llm.config import parse_command_line
 from codyra_llm.errors import UserError
 from codyra_llm.files import cache_folder
 from codyra_llm.models.gguf import GEMMA
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, resolve_model, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, resolve_model
 
 
 def test_nothing_is_fetched_unless_the_terms_are_agreed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def present() -> None:
 @pytest.mark.usefixtures("present")
 def test_it_is_the_published_architecture() -> None:
     config, tokenizer = load_config_and_tokenizer(GEMMA)
-    model = skeleton(config)
+    model = meta_model(config)
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
     assert len(find_targets(model, CoDyRAConfig())) == 18 * 7
     assert tokenizer("Rome")["input_ids"][0] == tokenizer.bos_token_id

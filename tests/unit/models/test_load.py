@@ -11,7 +11,7 @@ from codyra_llm.adapter.injection import find_targets
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.gguf import BUILTIN
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, resolve_model, skeleton
+from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, resolve_model
 from codyra_llm.models.save import save_model
 
 
@@ -20,7 +20,7 @@ def test_the_builtin_model_is_an_ordinary_folder_with_210_projections() -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     config, tokenizer = load_config_and_tokenizer(BUILTIN)
     assert tokenizer.eos_token_id is not None
-    model = skeleton(config)
+    model = meta_model(config)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert len(find_targets(model, CoDyRAConfig())) == 210

@@ -1,4 +1,4 @@
-"""A quantised base: the bits that transformers gives, loaded in parts and saved as an ordinary folder."""
+"""A quantized base: the bits that transformers gives, loaded in parts and saved as an ordinary folder."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_it_is_what_transformers_quantizes(architecture: str, quantization: str,
     found, expected = ours.state_dict(), theirs.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        if "quant_state" not in name:  # which names the dtype that was quantised from
+        if "quant_state" not in name:  # which names the dtype that was quantized from
             assert torch.equal(found[name], tensor), name
     ids = torch.arange(3, 40)[None]
     assert torch.equal(ours(ids).logits, theirs(ids).logits)

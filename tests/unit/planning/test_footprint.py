@@ -24,7 +24,7 @@ from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.errors import UserError
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_config, known_models
-from codyra_llm.models.load import load_model, skeleton
+from codyra_llm.models.load import load_model, meta_model
 from codyra_llm.planning.activations import activation_bytes
 from codyra_llm.planning.footprint import parse_size
 from codyra_llm.planning.memory import ModelSizes, rank_memory, step_traffic
@@ -55,7 +55,7 @@ def count(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_known_models_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    assert count(skeleton(find_config(name))) == parameters
+    assert count(meta_model(find_config(name))) == parameters
 
 
 def test_gemma_3_4b_is_the_text_part_of_the_published_model() -> None:
@@ -65,7 +65,7 @@ def test_gemma_3_4b_is_the_text_part_of_the_published_model() -> None:
     with torch.device("meta"):
         whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     assert count(whole) == 4_300_079_472
-    assert count(whole.model.language_model) == count(skeleton(find_config("google/gemma-3-4b-it")))
+    assert count(whole.model.language_model) == count(meta_model(find_config("google/gemma-3-4b-it")))
 
 
 def test_every_known_model_has_a_base_and_a_tuned_id() -> None:
@@ -80,7 +80,7 @@ def test_every_known_model_has_a_base_and_a_tuned_id() -> None:
 
 def on_meta(config: PretrainedConfig, dtype: torch.dtype = torch.float32, rank: int = 4) -> PreTrainedModel:
     config.dtype = dtype
-    model = skeleton(config)
+    model = meta_model(config)
     inject(model, CoDyRAConfig(rank=rank))
     return model
 
@@ -184,14 +184,14 @@ def storages() -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantised_weights_take_what_is_planned(quantization: str, tmp_path: Path) -> None:
+def test_quantized_weights_take_what_is_planned(quantization: str, tmp_path: Path) -> None:
     tiny_model("llama", **WIDE).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), quantization=quantization)
     real = 0
     for name, tensor in loaded.state_dict().items():
         if not name.endswith(("quant_map", "bitsandbytes__nf4", "weight_format")):  # tables, one for all in memory
             real += tensor.nbytes
-    planned = skeleton(tiny_model("llama", **WIDE).config, dtype=torch.float32)
+    planned = meta_model(tiny_model("llama", **WIDE).config, dtype=torch.float32)
     stand_in(planned, quantization)
     planned.requires_grad_(False)
     assert ModelSizes.of(planned).bytes_of(trains=False) == real
@@ -199,7 +199,7 @@ def test_quantised_weights_take_what_is_planned(quantization: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_activations_over_quantised_weights_are_those_of_a_real_pass(quantization: str, tmp_path: Path) -> None:
+def test_activations_over_quantized_weights_are_those_of_a_real_pass(quantization: str, tmp_path: Path) -> None:
     tiny_model("llama", **WIDE).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), quantization=quantization)
     inject(model, CoDyRAConfig(rank=4))
@@ -209,7 +209,7 @@ def test_activations_over_quantised_weights_are_those_of_a_real_pass(quantizatio
     loss = AnswerLoss(model)
     loss(ids, labels).backward()
     real = allocated(lambda: loss(ids, labels).backward())
-    planned = skeleton(tiny_model("llama", **WIDE).config, dtype=torch.float32)
+    planned = meta_model(tiny_model("llama", **WIDE).config, dtype=torch.float32)
     stand_in(planned, quantization)
     inject(planned, CoDyRAConfig(rank=4))
     assert activation_bytes(planned, 2, 256, 48, checkpointing=False) == pytest.approx(real, rel=0.1)
