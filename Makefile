@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # two processes, a file of tests in one of them, as its tests share fixtures
 PARALLEL := -n 2 --dist loadfile
+test test-all: export OMP_NUM_THREADS := 1
 
 .PHONY: quickstart test test-all check install clean
 

@@ -30,15 +30,20 @@ def run_forked(module: str, jobs: list[Any], timeout: float = 1500) -> list[list
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def free_port() -> str:
+    """A port of this host that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def fork_ranks(ranks: int, work: Callable[[int], int], log: str) -> list[int]:
     """Runs work(rank) in forks with a launcher's environment, output going to the log; returns their exit statuses.
 
     A status below zero is the signal that ended the rank. When one is killed, those that are left are killed as well,
     as a launcher would.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = {}
     for rank in range(ranks):
         child = os.fork()
@@ -57,7 +62,7 @@ def fork_ranks(ranks: int, work: Callable[[int], int], log: str) -> list[int]:
     return statuses
 
 
-def _rank(rank: int, ranks: int, port: int, work: Callable[[int], int], log: str) -> None:
+def _rank(rank: int, ranks: int, port: str, work: Callable[[int], int], log: str) -> None:
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})

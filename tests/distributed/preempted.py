@@ -1,52 +1,64 @@
-"""The continual run in ranks that are struck at chosen moments.
+"""The continual run in ranks that are struck at named points.
 
 python -m tests.distributed.preempted < JSON list of sessions > JSON list of what became of them
 
 A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
-[rank, moment, how]: the moment is the n-th call of a function of codyra_llm on that rank (but for NOT_COUNTED), or of
-those of one name ("write_entry:2"), or (with a fraction) seconds; how is the name of a signal, or "stop file". With
-"watch", rank 0 writes the names of all functions it calls, in order, to that file. The answer for each session is the
-list of its ranks' exit statuses.
+[rank, "point:n", how]: just before that rank calls the function of a point (POINTS) for the n-th time; how is the name
+of a signal, or "stop file". With "watch", rank 0 writes the points that it passed, in order, to that file. The answer
+for each session is the list of its ranks' exit statuses.
 """
 
+import inspect
 import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from codyra_llm.command import main
-from codyra_llm.config import REPOSITORY, load_config
+from codyra_llm.config import load_config
+from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.engine.checkpoint import Checkpoints
+from codyra_llm.engine.zero import add_delta
+from codyra_llm.files import replace_folder, write_text
+from codyra_llm.ledger.entry import write_entry
+from codyra_llm.models.save import save_model
+from codyra_llm.report.folder import OutputFolder
+from codyra_llm.report.reporter import Reporter
 from codyra_llm.workflows import train
 from tests.distributed.forked import fork_ranks
 
-PACKAGE = str(REPOSITORY / "codyra_llm") + os.sep
-# How often a layer's own functions are called depends on the ZeRO stage: moments are not counted in them.
-NOT_COUNTED = tuple(f"{PACKAGE}adapter{os.sep}{name}.py" for name in ("layer", "functional", "products"))
+POINTS: dict[str, Callable] = {
+    "training step": Reporter.step,
+    "stop check": StopRequest.agreed,
+    "round of answers": OutputFolder.append_answers,
+    "checkpoint": Checkpoints.write,
+    "folder": replace_folder,  # twice for each: before it is begun, and when it is full, before it is renamed
+    "file": write_text,
+    "ledger entry": write_entry,
+    "merged weight": add_delta,
+    "saved model": save_model,
+}
+NAMES = {inspect.unwrap(function).__code__: name for name, function in POINTS.items()}
 
 
 def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str | None = None) -> list[int]:
     """Runs the ranks and returns their exit statuses."""
 
     def work(rank: int) -> int:
-        called: list[str] = []
+        passed: list[str] = []
         if strike and strike[0] == rank:
-            act = _act(strike[2], config["output_dir"])
-            if isinstance(strike[1], float):
-                threading.Timer(strike[1], act).start()
-            else:
-                sys.setprofile(_counter(called, strike[1], act))
+            sys.setprofile(_counter(passed, strike[1], _act(strike[2], config["output_dir"])))
         elif watch and rank == 0:
-            sys.setprofile(_counter(called))
+            sys.setprofile(_counter(passed))
         try:
             main(lambda: train.run(load_config(None, config)) and None)
         finally:
             sys.setprofile(None)
             if watch and rank == 0:
-                Path(watch).write_text("\n".join(called))
+                Path(watch).write_text("\n".join(passed))
         return 0
 
     return fork_ranks(ranks, work, config["output_dir"] + ".log")
@@ -58,17 +70,14 @@ def _act(how: str, output: str) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signal.Signals[how])
 
 
-def _counter(called: list[str], moment: int | str = 0, act: Callable[[], None] | None = None) -> Callable:
-    name, _, number = str(moment).rpartition(":")
-    last = int(number)
+def _counter(passed: list[str], moment: str = "", act: Callable[[], None] | None = None) -> Callable:
+    point, _, number = moment.partition(":")
 
     def count(frame: Any, event: str, argument: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and file.startswith(PACKAGE) and file not in NOT_COUNTED:
-            if name and frame.f_code.co_name != name:
-                return
-            called.append(frame.f_code.co_name)
-            if act and len(called) == last:
+        name = NAMES.get(frame.f_code) if event == "call" else None
+        if name:
+            passed.append(name)
+            if act and name == point and passed.count(name) == int(number):
                 act()
 
     return count

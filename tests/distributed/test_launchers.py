@@ -10,19 +10,27 @@ import pytest
 
 from tests.comparison import assert_same_result
 from tests.conftest import REPOSITORY
+from tests.distributed.forked import free_port
 
 BIN = Path(sys.executable).parent
+FREE_PORT = "a free port"
 LAUNCHERS = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29577"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", FREE_PORT],
 }
 
 
 def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs train_trace under a launcher."""
     return subprocess.run(
-        [*LAUNCHERS[launcher], "scripts/train_trace.py", "--config", "configs/smoke.yaml", *arguments],
+        [
+            *(free_port() if word == FREE_PORT else word for word in LAUNCHERS[launcher]),
+            "scripts/train_trace.py",
+            "--config",
+            "configs/smoke.yaml",
+            *arguments,
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,

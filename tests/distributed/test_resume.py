@@ -1,7 +1,6 @@
 """A run that is killed anywhere and started again ends as if nothing had happened."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -10,9 +9,24 @@ from safetensors.torch import load_file
 
 from tests.distributed.forked import run_forked
 
-MOMENTS = 20
-# places that must be among them, whatever chance says
-PLACES = ["add_delta", "save_model", "write", "replace_folder", "write_entry", "_answer_batch", "append_answers"]
+# where a run of two tasks is killed: each kind of work, early and late, and in the midst of what it writes
+KILLS = [
+    "round of answers:1",
+    "round of answers:3",
+    "training step:1",
+    "training step:5",
+    "training step:14",
+    "checkpoint:1",
+    "checkpoint:4",
+    "folder:2",
+    "folder:9",
+    "file:6",
+    "ledger entry:1",
+    "ledger entry:2",
+    "merged weight:3",
+    "merged weight:20",
+    "saved model:1",
+]
 
 
 def run_sessions(*sessions: dict) -> list[list[int]]:
@@ -63,93 +77,79 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 def uninterrupted(model: Path, folder: Path) -> tuple[Path, list[str]]:
-    """The folder of a run that nothing interrupts, and the functions that it called, in order.
+    """The folder of a run that nothing interrupts, and the points that it passed, in order.
 
     Another run before it fills the caches: those that are struck find them filled as well.
     """
     before = {"config": config_of(model, folder / "before")}
-    watched = {"config": config_of(model, folder / "run"), "watch": str(folder / "called")}
+    watched = {"config": config_of(model, folder / "run"), "watch": str(folder / "passed")}
     assert run_sessions(before, watched) == [[0], [0]]
-    return folder / "run", (folder / "called").read_text().splitlines()
+    return folder / "run", (folder / "passed").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """An uninterrupted run and what it called."""
+    """An uninterrupted run and the points that it passed."""
     return uninterrupted(model, tmp_path_factory.mktemp("whole"))
 
 
-def test_killed_at_random_moments(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
-    expected, called = whole
-    draw = random.Random(20)
-    moments: list = [1 + draw.choice([i for i, name in enumerate(called) if name == place]) for place in PLACES]
-    moments += [draw.uniform(0.1, 1.0) for _ in range(4)]
-    moments += [draw.randrange(called.index("_evaluate"), len(called)) for _ in range(MOMENTS - len(moments))]
+def test_killed_at_every_kind_of_point(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
+    expected, _ = whole
+    configs = [config_of(model, tmp_path / point.replace(" ", "-")) for point in KILLS]
     sessions = []
-    for number, moment in enumerate(moments):
-        config = config_of(model, tmp_path / str(number))
-        sessions += [{"config": config, "strike": [0, moment, "SIGKILL"]}, {"config": config}]
+    for config, point in zip(configs, KILLS, strict=True):
+        sessions += [{"config": config, "strike": [0, point, "SIGKILL"]}, {"config": config}]
     statuses = run_sessions(*sessions)
-    for number, moment in enumerate(moments):
-        place = called[moment - 1] if isinstance(moment, int) else "clock"
-        print(f"moment {number}: {moment} ({place}): {statuses[2 * number]} then {statuses[2 * number + 1]}")
-        assert statuses[2 * number] in ([-9], [0]) if isinstance(moment, float) else statuses[2 * number] == [-9]
-        assert statuses[2 * number + 1] == [0]
-        assert_same_run(tmp_path / str(number), expected)
+    for point, config, killed, finished in zip(KILLS, configs, statuses[::2], statuses[1::2], strict=True):
+        assert (killed, finished) == ([-9], [0]), point
+        assert_same_run(Path(config["output_dir"]), expected)
 
 
 def test_killed_again_and_again(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
-    expected, called = whole
+    expected, _ = whole
     config = config_of(model, tmp_path / "run")
-    begin = called.index("_evaluate")
-    kills = [
-        {"config": config, "strike": [0, begin + (len(called) - begin) * part // 10, "SIGKILL"]}
-        for part in (2, 1, 2, 1, 1)  # 7 tenths in all: none of them can reach the end
-    ]
-    statuses = run_sessions(*kills, {"config": config})
-    assert statuses == [[-9]] * 5 + [[0]]
+    kills = ["round of answers:2", "training step:5", "merged weight:4", "training step:5", "round of answers:2"]
+    struck = [{"config": config, "strike": [0, point, "SIGKILL"]} for point in kills]
+    assert run_sessions(*struck, {"config": config}) == [*[[-9]] * len(kills), [0]]
     assert_same_run(tmp_path / "run", expected)
 
 
 def test_answers_that_were_given_are_not_asked_for_again(
     whole: tuple[Path, list[str]], model: Path, tmp_path: Path
 ) -> None:
-    expected, called = whole
+    expected, passed = whole
     config = config_of(model, tmp_path / "run")
-    kept = [i for i, name in enumerate(called) if name == "append_answers"]
-    first = called[: kept[1]].count("_answer_batch")  # given before the second round was to be kept
-    struck = {"config": config, "strike": [0, 1 + kept[1], "SIGKILL"]}
-    assert run_sessions(struck, {"config": config, "watch": str(tmp_path / "called")}) == [[-9], [0]]
-    again = (tmp_path / "called").read_text().split().count("_answer_batch")
-    assert first == 2
-    assert again == called.count("_answer_batch") - 1
+    struck = {"config": config, "strike": [0, "round of answers:2", "SIGKILL"]}
+    assert run_sessions(struck, {"config": config, "watch": str(tmp_path / "passed")}) == [[-9], [0]]
+    again = (tmp_path / "passed").read_text().splitlines().count("round of answers")
+    assert again == passed.count("round of answers") - 1
     assert_same_run(tmp_path / "run", expected)
 
 
 STOPS = [
-    # called when asked; what `stopped` says; called at most once more
-    ("train_task", "in task 1 (FOMC), after step ", "on_step"),
-    ("_answer_batch", "while scoring 0-base, after ", "on_round"),
-    ("add_delta", "while merging task 1 (FOMC)", "add_delta"),
+    # point at which it is asked, and how; what `stopped` says
+    ("training step", "SIGTERM", "in task 1 (FOMC), after step "),
+    ("training step", "SIGUSR1", "in task 1 (FOMC), after step "),
+    ("training step", "stop file", "in task 1 (FOMC), after step "),
+    ("round of answers", "SIGTERM", "while scoring 0-base, after "),
+    ("merged weight", "stop file", "while merging task 1 (FOMC)"),
 ]
 
 
 def test_stopped_when_asked(whole: tuple[Path, list[str]], model: Path, tmp_path: Path) -> None:
-    expected, called = whole
-    cases = [(stop, how) for stop in STOPS for how in ("SIGTERM", "SIGUSR1", "stop file")]
-    configs = [config_of(model, tmp_path / f"{place}-{how}") for (place, _, _), how in cases]
+    expected, _ = whole
+    configs = [config_of(model, tmp_path / f"{point}-{how}".replace(" ", "-")) for point, how, _ in STOPS]
     struck = [
-        {"config": config, "strike": [0, 1 + called.index(place), how], "watch": config["output_dir"] + ".called"}
-        for config, ((place, _, _), how) in zip(configs, cases, strict=True)
+        {"config": config, "strike": [0, f"{point}:2", how], "watch": config["output_dir"] + ".passed"}
+        for config, (point, how, _) in zip(configs, STOPS, strict=True)
     ]
-    assert run_sessions(*struck) == [[75]] * len(cases)
-    for config, ((place, where, step), _) in zip(configs, cases, strict=True):
+    assert run_sessions(*struck) == [[75]] * len(STOPS)
+    for config, (point, _, where) in zip(configs, STOPS, strict=True):
         folder = Path(config["output_dir"])
-        after = Path(f"{folder}.called").read_text().splitlines()[called.index(place) :]
-        assert after.count(step) <= 1
+        assert Path(f"{folder}.passed").read_text().splitlines().count(point) == 2, "it ends with what it was at"
         assert (folder / "stopped").read_text().startswith(where)
         assert not (folder / "stop").exists()
-    assert run_sessions(*({"config": config} for config in configs)) == [[0]] * len(cases)
+    assert run_sessions(*({"config": config} for config in configs)) == [[0]] * len(STOPS)
     for config in configs:
         assert_same_run(Path(config["output_dir"]), expected)
 
@@ -157,8 +157,8 @@ def test_stopped_when_asked(whole: tuple[Path, list[str]], model: Path, tmp_path
 def test_one_rank_is_asked_and_all_stop(tiny_folder: Path, tmp_path: Path) -> None:
     configs = [config_of(tiny_folder, tmp_path / str(at), deepspeed="ds_configs/zero2.json") for at in range(3)]
     struck = [
-        {"config": config, "ranks": 2, "strike": [1, calls, "SIGTERM"]}
-        for config, calls in zip(configs, ("draw_seed:5", "_answer_batch:3", "add_delta:9"), strict=True)
+        {"config": config, "ranks": 2, "strike": [1, point, "SIGTERM"]}
+        for config, point in zip(configs, ("training step:5", "stop check:2", "merged weight:9"), strict=True)
     ]
     assert run_sessions(*struck) == [[75, 75]] * 3
     assert len({(Path(config["output_dir"]) / "stopped").read_text() for config in configs}) == 3
@@ -190,14 +190,12 @@ CHANGES = [
 ]
 
 
-def test_gone_on_with_by_other_means(
-    without_dropout: tuple[Path, list[str]], tiny_folder: Path, tmp_path: Path
-) -> None:
-    expected, called = without_dropout
-    steps = [i for i, name in enumerate(called) if name == "on_step"]
+def test_resumed_on_other_hardware(without_dropout: tuple[Path, list[str]], tiny_folder: Path, tmp_path: Path) -> None:
+    expected, passed = without_dropout
+    late = f"training step:{passed.count('training step') * 3 // 4}"
     sessions = []
     for before, after in CHANGES:
-        for way, strike in ((before, [0, steps[len(steps) * 3 // 4], "SIGKILL"]), (after, None)):
+        for way, strike in ((before, [0, late, "SIGKILL"]), (after, None)):
             settings = dict(WAYS[way])
             ranks = settings.pop("ranks")
             config = config_of(tiny_folder, tmp_path / f"{before}-{after}", **settings)
@@ -210,7 +208,7 @@ def test_gone_on_with_by_other_means(
         assert statuses[2 * number][0] == -9
         assert not any(statuses[2 * number + 1])
         ours = json.loads((folder / "results.json").read_text())
-        assert len(ours["sessions"]) == 1, "the second session went on with what the first had done"
+        assert len(ours["sessions"]) == 1, "the second session resumed what the first had done"
         assert ours["world_size"] == WAYS[after]["ranks"]
         losses = [[x for task in run["losses"] for x in task["loss"]] for run in (ours, theirs)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -223,14 +221,14 @@ def test_gone_on_with_by_other_means(
 
 
 @pytest.mark.parametrize("way", ["zero2-2ranks", "zero3-2ranks"])
-def test_two_ranks_killed_and_gone_on_with_to_the_bit(tiny_folder: Path, tmp_path: Path, way: str) -> None:
+def test_two_ranks_killed_and_resumed_to_the_bit(tiny_folder: Path, tmp_path: Path, way: str) -> None:
     settings = dict(WAYS[way])
     ranks = settings.pop("ranks")
     expected, killed = (config_of(tiny_folder, tmp_path / name, **settings) for name in ("whole", "killed"))
     sessions = [
         {"config": expected, "ranks": ranks, "strike": None},
-        {"config": killed, "ranks": ranks, "strike": [1, 6000, "SIGKILL"]},
-        {"config": killed, "ranks": ranks, "strike": [0, 6000, "SIGKILL"]},
+        {"config": killed, "ranks": ranks, "strike": [1, "training step:6", "SIGKILL"]},
+        {"config": killed, "ranks": ranks, "strike": [0, "merged weight:5", "SIGKILL"]},
         {"config": killed, "ranks": ranks, "strike": None},
     ]
     whole, one, other, finished = run_sessions(*sessions)
