@@ -108,7 +108,7 @@ def loading(folder: Path, world: Ranks) -> dict:
     for name in ("llama", "llama-shards", "gemma", "gemma-shards", "gemma3-renamed", "llama-decoder"):
         for dtype in ("float32", "bfloat16"):
             notes: list[str] = []
-            model = load_model(str(folder / name), dtype, place=place, say=notes.append)
+            model = load_model(str(folder / name), dtype, place=place, warn=notes.append)
             expected = AutoModelForCausalLM.from_pretrained(folder / name, dtype=getattr(torch, dtype))
             held = sum(weight.ds_tensor.numel() for weight in model.parameters())
             whole = dict(whole_weights(model))
