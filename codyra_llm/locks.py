@@ -20,7 +20,7 @@ import psutil
 from codyra_llm.errors import UserError
 from codyra_llm.files import MODE
 
-LOG = logging.getLogger("codyra_llm")
+LOG = logging.getLogger(__name__)
 NAME = ".lock"
 _held: dict[Path, "FolderLock"] = {}
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

@@ -241,21 +241,13 @@ def _choose(names: list[str], wanted: str | None, task_file: Path) -> list[str]:
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Check, print, and if asked to write the copy; return the exit status.
+    """Checks, prints, and writes the copy if asked to; returns the exit status.
 
     Raises:
         UserError: a wrong call.
     """
     args = _parse(arguments)
-    if (args.validation_size is None) != (args.output_dir is None):
-        raise UserError("--validation_size and --output_dir belong together; give both or neither")
-    if args.output_dir is not None:
-        if args.validation_size < 1:
-            raise UserError(f"--validation_size {args.validation_size}: must be 1 or more")
-        refuse_used(args.output_dir)
-    if not args.data_dir.is_dir():
-        raise UserError(f"--data_dir {args.data_dir}: no such folder; {WHERE}")
-
+    _check_call(args)
     specs, _, _ = read_task_file(args.task_file)
     numbers: dict[str, dict[str, Any]] = {}
     carved: dict[str, dict[str, list[Row]]] = {}
@@ -272,30 +264,49 @@ def prepare(arguments: Sequence[str]) -> int:
             except UserError as error:
                 raise UserError(f"{task}: {error}") from None
             carved[task] = {"train": train, "eval": held, "test": splits["test"]}
-
-    written = args.output_dir is not None and not not_ready
+    written = args.output_dir if args.output_dir is not None and not not_ready else None
     if written:
-        write_data(args.output_dir, carved)
+        write_data(written, carved)
     if args.json:
-        summary = {
-            "schema_version": 1,
-            "data_dir": str(args.data_dir),
-            "ready": not not_ready,
-            "tasks": numbers,
-            "output_dir": str(args.output_dir) if written else None,
-            "written_rows": {task: {s: len(rows) for s, rows in splits.items()} for task, splits in carved.items()}
-            if written
-            else None,
-        }
-        print(json.dumps(summary, ensure_ascii=False, indent=1))
+        _print_json(args.data_dir, numbers, not_ready, written, carved)
     else:
         _print_report(numbers, not_ready)
         if written:
             for task, splits in carved.items():
-                print(f"{args.output_dir / task}: " + ", ".join(f"{s} {len(rows)}" for s, rows in splits.items()))
+                print(f"{written / task}: " + ", ".join(f"{s} {len(rows)}" for s, rows in splits.items()))
         elif args.output_dir is not None:
             print(f"nothing written to {args.output_dir}: every task must be ready, or left out with --tasks")
     return 1 if not_ready else 0
+
+
+def _check_call(args: argparse.Namespace) -> None:
+    if (args.validation_size is None) != (args.output_dir is None):
+        raise UserError("--validation_size and --output_dir belong together; give both or neither")
+    if args.output_dir is not None:
+        if args.validation_size < 1:
+            raise UserError(f"--validation_size {args.validation_size}: must be 1 or more")
+        refuse_used(args.output_dir)
+    if not args.data_dir.is_dir():
+        raise UserError(f"--data_dir {args.data_dir}: no such folder; {WHERE}")
+
+
+def _print_json(
+    data_dir: Path,
+    numbers: dict[str, dict[str, Any]],
+    not_ready: list[str],
+    written: Path | None,
+    carved: dict[str, dict[str, list[Row]]],
+) -> None:
+    rows = {task: {split: len(rows) for split, rows in splits.items()} for task, splits in carved.items()}
+    summary = {
+        "schema_version": 1,
+        "data_dir": str(data_dir),
+        "ready": not not_ready,
+        "tasks": numbers,
+        "output_dir": str(written) if written else None,
+        "written_rows": rows if written else None,
+    }
+    print(json.dumps(summary, ensure_ascii=False, indent=1))
 
 
 def _print_report(numbers: dict[str, dict[str, Any]], not_ready: list[str]) -> None:

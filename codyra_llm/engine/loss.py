@@ -1,6 +1,7 @@
 """The loss of a causal model at answer positions only: nothing else of the vocabulary's width is ever computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import without_branches
-from codyra_llm.data.batches import IGNORED
+from codyra_llm.data.batches import IGNORED, GlobalBatches
+from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.methods.hooks import NO_HOOKS, Hooks, overrides
 from codyra_llm.models.head import answer_logits, logits_at_once
 
@@ -42,6 +44,33 @@ class AnswerLoss(nn.Module):
                 found = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
             teacher = found[:, :-1][at_answer]
         return summed_loss(self.model, hidden[:, :-1][at_answer], targets[at_answer], self.term, teacher)
+
+
+class AnswerObjective:
+    """The mean loss per answer token of an optimizer step, as passes of this rank: one for each of its micro batches.
+
+    Args:
+        engine: DeepSpeed's, around an `AnswerLoss`. batches: the rows of each step. ranks: that split them.
+    """
+
+    def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks) -> None:
+        self.engine, self.batches, self.ranks = engine, batches, ranks
+
+    def passes(self, step: int) -> Iterator[tuple[torch.Tensor, float]]:
+        """(loss, share) of each pass: the summed loss, a scalar, and the factor to multiply it by before backward.
+
+        DeepSpeed averages gradients over ranks and micro batches; the objective is a sum over both, divided by the
+        number of answer tokens of all ranks.
+        """
+        accumulation, device = self.engine.gradient_accumulation_steps(), self.ranks.device
+        share = self.ranks.size * accumulation / self.batches.answer_tokens(step)
+        for batch in self.batches.micro_batches(step, self.ranks.rank):
+            positions = None if batch.position_ids is None else batch.position_ids.to(device)
+            yield self.engine(batch.input_ids.to(device), batch.labels.to(device), positions), share
+
+    def mean(self, step: int, summed: float) -> float:
+        """The value of a step, in nats, from the sum of its passes' losses over all ranks."""
+        return summed / self.batches.answer_tokens(step)
 
 
 def summed_loss(

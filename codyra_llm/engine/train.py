@@ -21,7 +21,7 @@ from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
-from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
 from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
 from codyra_llm.errors import UserError
@@ -108,7 +108,7 @@ def train_task(
         ungroup_branches(model)
     attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
     engine.train()
-    accumulation = engine.gradient_accumulation_steps()
+    objective = AnswerObjective(engine, batches, ranks)
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
     for step in range(first_step, batches.total_steps):
@@ -122,23 +122,19 @@ def train_task(
         if schedule and schedule.compacts(step):
             compact_branches(model)
         penalty = attached.begin_step(step)
-        answer_tokens = batches.answer_tokens(step)
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # loss, live gates
-        for batch in batches.micro_batches(step, ranks.rank):
-            positions = None if batch.position_ids is None else batch.position_ids.to(ranks.device)
-            summed = engine(batch.input_ids.to(ranks.device), batch.labels.to(ranks.device), positions)
-            sums[0] += summed.detach().double()
-            # DeepSpeed averages over ranks and micro batches; the loss is a sum over both
-            engine.backward(summed * (ranks.size * accumulation / answer_tokens))
+        for loss, share in objective.passes(step):
+            sums[0] += loss.detach().double()
+            engine.backward(loss * share)
             engine.step()
         sums[1] = optimizer.live_gates / (1 if partitioned else ranks.size)
         dist.all_reduce(sums)
-        loss = float(sums[0]) / answer_tokens
+        mean_loss = objective.mean(step, float(sums[0]))
         grad_norm = float(engine.get_global_grad_norm())
-        _check_step(batches.task, step, loss, grad_norm, model.dtype)
+        _check_step(batches.task, step, mean_loss, grad_norm, model.dtype)
         report = StepReport(
             step,
-            loss=loss,
+            loss=mean_loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
             live_rank=(float(sums[1]) if schedule else sum(initial_ranks)) / len(initial_ranks),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_a_suite_that_failed_is_measured_later(
     overrides = {"general.suites": ["text", suite], "general.limit": 4}
     whole = run(tiny_config(tiny_folder, tmp_path / "whole", **overrides))
 
-    def fail(self, requests, **rest):
+    def fail(self, requests, **rest) -> NoReturn:
         raise MemoryError("no room\nfor this")
 
     with monkeypatch.context() as broken:

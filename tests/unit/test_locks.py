@@ -102,7 +102,9 @@ def test_a_process_number_that_was_given_again_is_another_process(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 3}', "\x00"])
-def test_a_damaged_claim_is_none(content: str, tmp_path: Path) -> None:
+def test_a_damaged_claim_is_none(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.3)
     (tmp_path / ".lock").write_text(content)
     claim(tmp_path).release()
 

@@ -12,6 +12,7 @@ lenient           ours: what the answer means, however it is written
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers.base import VARIANTS, OriginalCrash, Score
@@ -24,7 +25,7 @@ from codyra_llm.evaluation.scorers.sari import SARI
 
 __all__ = ["SCORERS", "VARIANTS", "score_rows"]
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 SCORERS: dict[str, dict[str, Score]] = {
     "accuracy": ACCURACY,
@@ -37,7 +38,7 @@ SCORERS: dict[str, dict[str, Score]] = {
 }
 
 
-def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict:
+def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Score predictions in every variant, in percent of the task's headline metric.
 
     Args:
@@ -56,7 +57,7 @@ def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict:
     scores = [_score_row(SCORERS[scorer], index, row, crashes) for index, row in enumerate(rows)]
     for (variant, reason), indices in crashes.items():
         places = ", ".join(map(str, indices))
-        logger.warning("%s: the published code stops with %s; scored 0: row %s", variant, reason, places)
+        LOG.warning("%s: the published code stops with %s; scored 0: row %s", variant, reason, places)
     totals = {variant: sum(row[variant] for row in scores) / len(rows) for variant in VARIANTS}
     return {"n": len(rows), "totals": totals, "rows": scores}
 

@@ -44,7 +44,9 @@ def f1(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def keep_delete_add(source: Counter, candidate: Counter, reference: Counter) -> float:
+def keep_delete_add(
+    source: Counter[tuple[str, ...]], candidate: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]
+) -> float:
     """Sum (0-3) of the three parts of SARI for one n-gram length."""
     kept, to_keep = source & candidate, source & reference
     well_kept = kept & reference

@@ -25,7 +25,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_scores_in_every_variant(tmp_path):
+def test_scores_in_every_variant(tmp_path) -> None:
     wrong = {**ROW, "prediction": "C", "id": 7}
     done = run("--task", "FOMC", write(tmp_path / "p.jsonl", json.dumps(ROW), "", json.dumps(wrong), ""))
     assert done.returncode == 0
@@ -41,7 +41,7 @@ def test_scores_in_every_variant(tmp_path):
     }
 
 
-def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path):
+def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path) -> None:
     data = scored_rows("Py150")
     rows = [json.dumps({key: row[key] for key in ROW}, ensure_ascii=False) for row in data["rows"]]
     result = json.loads(run("--task", "Py150", write(tmp_path / "p.jsonl", *rows)).stdout)
@@ -49,7 +49,7 @@ def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path):
     assert result["totals"]["trace_strict"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_warnings_stay_off_standard_output(tmp_path):
+def test_warnings_stay_off_standard_output(tmp_path) -> None:
     done = run("--task", "MeetingBank", write(tmp_path / "p.jsonl", json.dumps({**ROW, "prediction": "."})))
     assert done.returncode == 0
     assert json.loads(done.stdout)["n"] == 1
@@ -57,14 +57,14 @@ def test_warnings_stay_off_standard_output(tmp_path):
     assert "scored 0: row 0" in done.stderr
 
 
-def test_own_task_file(tmp_path):
+def test_own_task_file(tmp_path) -> None:
     tasks = write(tmp_path / "tasks.yaml", "tasks: {capitals: {scorer: accuracy}}")
     rows = write(tmp_path / "p.jsonl", json.dumps({"prompt": "", "prediction": " paris", "reference": "Paris"}))
     done = run("--task", "capitals", "--task_file", tasks, rows)
     assert json.loads(done.stdout)["totals"]["lenient"] == 100
 
 
-def test_matrix_metrics_are_valid_json_without_nan(tmp_path):
+def test_matrix_metrics_are_valid_json_without_nan(tmp_path) -> None:
     def no_constant(name: str) -> None:
         raise AssertionError(name)
 
@@ -103,7 +103,7 @@ WRONG_ENTRY = "tasks: {X: {scorers: choice}}"
         (["--matrix", "{file}"], ["A,B", "1,2"], "1 rows for 2 tasks"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, arguments, lines, message):
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, arguments, lines, message) -> None:
     file = tmp_path / "input"
     if lines is not None:
         write(file, *lines)
@@ -123,7 +123,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, argum
     assert len(printed.err.splitlines()) == 1
 
 
-def test_exit_status_of_bad_input(tmp_path):
+def test_exit_status_of_bad_input(tmp_path) -> None:
     done = run("--task", "FOMC", tmp_path / "absent.jsonl")
     assert done.returncode == 2
     assert done.stdout == ""

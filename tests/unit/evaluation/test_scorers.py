@@ -64,7 +64,7 @@ def expected_percent(scorer: str, variant: str, row: dict) -> float:
 
 
 @pytest.mark.parametrize("task", TASK_SCORERS)
-def test_every_row_scores_as_published(scored_rows, task):
+def test_every_row_scores_as_published(scored_rows, task) -> None:
     data = scored_rows(task)
     scorer = TASK_SCORERS[task]
     result = score_rows(scorer, data["rows"])
@@ -78,7 +78,7 @@ def test_every_row_scores_as_published(scored_rows, task):
 
 
 @pytest.mark.parametrize("task", TASK_SCORERS)
-def test_totals_are_means_over_all_rows(scored_rows, task):
+def test_totals_are_means_over_all_rows(scored_rows, task) -> None:
     data = scored_rows(task)
     result = score_rows(TASK_SCORERS[task], data["rows"])
     assert result["n"] == len(data["rows"]) == data["n_rows"]
@@ -89,7 +89,7 @@ def test_totals_are_means_over_all_rows(scored_rows, task):
 
 
 @pytest.mark.parametrize(("task", "start"), [("ScienceQA", 2), ("20Minuten", 0)])
-def test_rouge_of_the_other_text_tasks(scored_rows, task, start):
+def test_rouge_of_the_other_text_tasks(scored_rows, task, start) -> None:
     rows = scored_rows(task)["rows"]
     cut = [{key: row[key][start:] for key in ("prompt", "prediction", "reference")} for row in rows]
     compared = 0
@@ -102,7 +102,7 @@ def test_rouge_of_the_other_text_tasks(scored_rows, task, start):
     assert compared > 90
 
 
-def test_a_row_the_published_code_crashes_on_scores_zero_with_a_warning(caplog):
+def test_a_row_the_published_code_crashes_on_scores_zero_with_a_warning(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         result = score_rows("rouge_l", [{"prompt": "", "prediction": ".", "reference": "A motion."}])
     assert result["rows"][0]["trace_strict"] == 0
@@ -112,7 +112,7 @@ def test_a_row_the_published_code_crashes_on_scores_zero_with_a_warning(caplog):
     assert "ValueError" in record.message
 
 
-def test_empty_first_character_is_a_crash_in_trace_only(caplog):
+def test_empty_first_character_is_a_crash_in_trace_only(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         rows = score_rows("choice_explained", [{"prompt": "", "prediction": "", "reference": "A\nwhy"}])["rows"]
     assert rows == [dict.fromkeys(VARIANTS, 0.0)]
@@ -167,12 +167,12 @@ def test_empty_first_character_is_a_crash_in_trace_only(caplog):
         ("rouge_l", "lenient", "DIE ÄRZTE", "Die Ärzte.", True),
     ],
 )  # fmt: skip
-def test_single_answers(scorer, variant, prediction, reference, right):
+def test_single_answers(scorer, variant, prediction, reference, right) -> None:
     prompt = "Choose one: A. dovish, B. hawkish, C. neutral."
     assert score(scorer, variant, prediction, reference, prompt) == 100.0 * right
 
 
-def test_lenient_sari_leaves_the_instruction_out():
+def test_lenient_sari_leaves_the_instruction_out() -> None:
     paragraph, answer = "Der Hund lief in den Wald.", "Der Hund lief."
     prompt = f"Provide a simplified version of it.\n\nParagraph:\n{paragraph}\n\nSimplification:"
     assert score("sari", "lenient", answer, answer, prompt) == score("sari", "trace_strict", answer, answer, paragraph)
@@ -180,7 +180,7 @@ def test_lenient_sari_leaves_the_instruction_out():
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_long_texts_are_fast_and_do_not_recurse(scorer):
+def test_long_texts_are_fast_and_do_not_recurse(scorer) -> None:
     words = [f"w{index % 300}" for index in range(1000)]
     row = {"prompt": "", "prediction": " ".join(words), "reference": " ".join(reversed(words))}
     begin = time.perf_counter()
@@ -189,7 +189,7 @@ def test_long_texts_are_fast_and_do_not_recurse(scorer):
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_tricky_pairs_stay_in_range(scorer):
+def test_tricky_pairs_stay_in_range(scorer) -> None:
     short = [text for text in TRICKY if len(text) < 100]
     pairs = [*product(short, short), *((long, "A") for long in TRICKY), *(("A", long) for long in TRICKY)]
     rows = [{"prompt": p + r, "prediction": p, "reference": r} for p, r in pairs]
@@ -209,7 +209,7 @@ def in_range(scores: dict[str, float]) -> bool:
 @pytest.mark.parametrize("scorer", SCORERS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(prompt=TEXTS, prediction=TEXTS, reference=TEXTS)
-def test_any_text_scores_between_0_and_100(scorer, prompt, prediction, reference):
+def test_any_text_scores_between_0_and_100(scorer, prompt, prediction, reference) -> None:
     row = {"prompt": prompt, "prediction": prediction, "reference": reference}
     assert in_range(score_rows(scorer, [row])["rows"][0])
 
@@ -217,22 +217,22 @@ def test_any_text_scores_between_0_and_100(scorer, prompt, prediction, reference
 @pytest.mark.parametrize("scorer", [name for name in SCORERS if name != "sari"])
 @settings(max_examples=60, deadline=None)
 @given(reference=TEXTS)
-def test_the_reference_itself_is_right_when_lenient(scorer, reference):
+def test_the_reference_itself_is_right_when_lenient(scorer, reference) -> None:
     assert score(scorer, "lenient", reference, reference) == pytest.approx(100)
 
 
 @settings(max_examples=60, deadline=None)
 @given(prompt=TEXTS, reference=TEXTS)
-def test_the_reference_itself_keeps_and_adds_what_it_should(prompt, reference):
+def test_the_reference_itself_keeps_and_adds_what_it_should(prompt, reference) -> None:
     # The third part, deletion, is below 100 even then where a word of the source stays and another copy of it goes.
     assert score("sari", "lenient", reference, reference, prompt) >= 200 / 3 - 1e-9
 
 
-def test_unknown_scorer_names_the_known_ones():
+def test_unknown_scorer_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"unknown scorer 'bleu'.*choice_explained"):
         score_rows("bleu", [])
 
 
-def test_nothing_to_score_is_an_error():
+def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(UserError, match="no rows"):
         score_rows("choice", [])

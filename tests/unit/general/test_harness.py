@@ -5,6 +5,7 @@ import importlib.util
 import math
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from lm_eval.api.instance import Instance
@@ -236,13 +237,13 @@ def test_the_six_suites_are_asked_as_trace_does(general_data: Path) -> None:
 
 
 def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: Path) -> None:
-    def fail(questions):
+    def fail(questions) -> NoReturn:
         raise ZeroDivisionError("of one")
 
-    def cannot_keep(questions):
+    def cannot_keep(questions) -> NoReturn:
         raise UserError("the disk is full")
 
-    def stop(questions):
+    def stop(questions) -> NoReturn:
         raise Stopped("now")
 
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
