@@ -36,6 +36,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "hypothesis>=6",
             "peft>=0.17",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Endpoint:
@@ -21,7 +22,7 @@ class Endpoint:
 
     def __init__(self, behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> None:
         self.behave, self.delay = behave, delay
-        self.asked: list[dict] = []
+        self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.url = ""
 

@@ -1,5 +1,7 @@
 """Tiny random models of each architecture, built from configs."""
 
+from typing import Any
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -12,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 768,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -36,7 +38,7 @@ CONFIGS = {
 
 
 # as COMMON, in rows that NF4 can quantize in whole blocks of 64
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
 
 def tiny_model(

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
-def write_suite(folder: Path, **changes) -> str:
+def write_suite(folder: Path, **changes: Any) -> str:
     """A suite of eight choices with a context of its own; returns its file."""
     items = [
         {"question": f"Is {number} even?", "choices": ["it is even", "no", "maybe so"], "answer": number % 2}

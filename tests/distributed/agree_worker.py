@@ -6,7 +6,9 @@ python -m tests.distributed.agree_worker < JSON list of {"model": folder, "outpu
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from codyra_llm import run
 from codyra_llm.command import main
@@ -15,7 +17,7 @@ from codyra_llm.planning import run_plan
 from tests.distributed.forked import fork_ranks
 from tests.e2e.test_run import tiny_config
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "seed": {"seed": 5},
     "rate": {"train.learning_rate": 0.02},
     "micro batch": {"train.per_device_train_batch_size": 2},
@@ -23,7 +25,7 @@ SETTINGS = {
 SHORT = {"order": ["FOMC"], "train.num_train_epochs": 1, "data.max_train_examples": 16, "data.max_test_examples": 2}
 
 
-def start(job: dict, rank: int) -> None:
+def start(job: dict[str, Any], rank: int) -> int:
     """One rank's run."""
     what = job["what"] if rank else "nothing"
     output = Path(job["output"])
@@ -31,10 +33,12 @@ def start(job: dict, rank: int) -> None:
     rows = [{"prompt": f"What is {n}?", "answer": "so" if what == "data" and n == 3 else "it"} for n in range(16)]
     if what == "weights":
         os.environ["LOCAL_RANK"] = "0"  # as on a second host
-        run_plan.model_hash = lambda name: "0" * 64
-    main(lambda: run(config, TaskStream.from_rows({"FOMC": {"train": rows, "test": rows[:2]}})) and None)
+        run_plan.model_hash = lambda name_or_path: "0" * 64
+    stream = TaskStream.from_rows({"FOMC": {"train": rows, "test": rows[:2]}})
+    main(lambda: None if run(config, stream) else 0)
+    return 0
 
 
 if __name__ == "__main__":
-    statuses = [fork_ranks(2, lambda rank, job=job: start(job, rank) or 0, job["log"]) for job in json.load(sys.stdin)]
+    statuses = [fork_ranks(2, partial(start, job), job["log"]) for job in json.load(sys.stdin)]
     print(json.dumps(statuses))

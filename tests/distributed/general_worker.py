@@ -24,7 +24,7 @@ from codyra_llm.workflows.session import open_session
 from tests.distributed.forked import fork_ranks
 
 
-def measure(settings: dict) -> None:
+def measure(settings: dict[str, Any]) -> None:
     """What one rank does."""
     config = load_config(None, settings)
     world = start()
@@ -48,7 +48,7 @@ def measure(settings: dict) -> None:
         session.on_rank_0(lambda: write_text(session.folder.path / "results.json", json.dumps(scores)))
 
 
-def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
+def run_way(config: dict[str, Any], ranks: int, broken: int | None = None) -> list[int]:
     """Forks the ranks of one way; on a broken one the model fails."""
 
     def fail(*_: Any) -> None:
@@ -56,7 +56,7 @@ def run_way(config: dict, ranks: int, broken: int | None = None) -> list[int]:
 
     def work(rank: int) -> int:
         if rank == broken:
-            asking.answer_questions = fail
+            asking.answer_questions = fail  # type: ignore[assignment]
         measure(config)
         return 0
 

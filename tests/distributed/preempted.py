@@ -30,7 +30,7 @@ from codyra_llm.report.reporter import Reporter
 from codyra_llm.workflows import train
 from tests.distributed.forked import fork_ranks
 
-POINTS: dict[str, Callable] = {
+POINTS: dict[str, Callable[..., Any]] = {
     "training step": Reporter.step,
     "stop check": StopRequest.agreed,
     "round of answers": OutputFolder.append_answers,
@@ -44,7 +44,9 @@ POINTS: dict[str, Callable] = {
 NAMES = {inspect.unwrap(function).__code__: name for name, function in POINTS.items()}
 
 
-def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str | None = None) -> list[int]:
+def session(
+    config: dict[str, Any], ranks: int = 1, strike: list[Any] | None = None, watch: str | None = None
+) -> list[int]:
     """Runs the ranks and returns their exit statuses."""
 
     def work(rank: int) -> int:
@@ -54,7 +56,7 @@ def session(config: dict, ranks: int = 1, strike: list | None = None, watch: str
         elif watch and rank == 0:
             sys.setprofile(_counter(passed))
         try:
-            main(lambda: train.run(load_config(None, config)) and None)
+            main(lambda: None if train.run(load_config(None, config)) else 0)
         finally:
             sys.setprofile(None)
             if watch and rank == 0:
@@ -70,7 +72,7 @@ def _act(how: str, output: str) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signal.Signals[how])
 
 
-def _counter(passed: list[str], moment: str = "", act: Callable[[], None] | None = None) -> Callable:
+def _counter(passed: list[str], moment: str = "", act: Callable[[], None] | None = None) -> Callable[..., Any]:
     point, _, number = moment.partition(":")
 
     def count(frame: Any, event: str, argument: Any) -> None:

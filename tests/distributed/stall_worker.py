@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from codyra_llm import run
 from codyra_llm.command import main
@@ -21,7 +23,7 @@ SHORT = {"order": ["FOMC"], "train.num_train_epochs": 1, "data.max_train_example
 COLLECTIVE_SECONDS, STANDS_SECONDS = 4, 25
 
 
-def start(job: dict, rank: int) -> int:
+def start(job: dict[str, Any], rank: int) -> int:
     """One rank's run."""
     if rank:
         parent, forward, calls = os.getpid(), AnswerLoss.forward, []
@@ -31,18 +33,18 @@ def start(job: dict, rank: int) -> int:
                 os.kill(parent, signal.SIGKILL)
             os._exit(0)
 
-        def act(*arguments: object) -> object:
+        def act(*arguments: Any) -> Any:
             calls.append(1)
             if len(calls) == 2:
                 os.kill(parent, signal.SIGSTOP) if job["how"] == "stops" else os._exit(3)
             return forward(*arguments)
 
-        AnswerLoss.forward = act
+        AnswerLoss.forward = act  # type: ignore[assignment]
     settings = {**SHORT, "evaluate.tasks": "last", "collective_seconds": COLLECTIVE_SECONDS}
-    main(lambda: run(tiny_config(Path(job["model"]), Path(job["output"]), **settings)) and None)
+    main(lambda: None if run(tiny_config(Path(job["model"]), Path(job["output"]), **settings)) else 0)
     return 0
 
 
 if __name__ == "__main__":
-    statuses = [fork_ranks(2, lambda rank, job=job: start(job, rank), job["log"]) for job in json.load(sys.stdin)]
+    statuses = [fork_ranks(2, partial(start, job), job["log"]) for job in json.load(sys.stdin)]
     print(json.dumps(statuses))

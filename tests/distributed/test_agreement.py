@@ -1,6 +1,7 @@
 """Ranks that differ in settings, data or weights end before anything is written, with a line that says in what."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def ended(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("what", EXPECTED)
-def test_a_rank_with_something_else_is_named(ended: dict, what: str) -> None:
+def test_a_rank_with_something_else_is_named(ended: dict[str, Any], what: str) -> None:
     statuses, printed, output = ended[what]
     assert EXPECTED[what] in printed
     assert "Traceback" not in printed

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,12 +37,12 @@ WAYS = [*FP32, *BF16, *MODES]
 ALL = [*WAYS, *QUANTIZED, *EIGHT_BITS]
 
 
-def reference_of(way: dict) -> dict:
+def reference_of(way: dict[str, Any]) -> dict[str, Any]:
     wide = {"adam_bits": 32} if "adam_bits" in way else {}
     return {**ONE, **{key: way[key] for key in ("dtype", "mode", "quantization", "rank") if key in way}, **wide}
 
 
-def name(way: dict) -> str:
+def name(way: dict[str, Any]) -> str:
     recomputed = "-checkpointing" if way["checkpointing"] else ""
     bits = f"-adam{way['adam_bits']}" if "adam_bits" in way else ""
     kind = f"{way.get('quantization', way['dtype'])}-{way['mode']}{bits}"
@@ -49,7 +50,7 @@ def name(way: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_folder: Path, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(tiny_folder: Path, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the worker saved, by way of running."""
     folder = tmp_path_factory.mktemp("equality")
     ways = {name(way): way for way in [*ALL, *map(reference_of, ALL)]}
@@ -70,7 +71,7 @@ def table() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=name)
-def test_every_way_of_running_gives_the_same(results: dict, table: list[str], way: dict) -> None:
+def test_every_way_of_running_gives_the_same(results: dict[str, Any], table: list[str], way: dict[str, Any]) -> None:
     one, other = results[name(reference_of(way))], results[name(way)]
     losses, gates, weights = (
         max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
@@ -99,7 +100,7 @@ def test_every_way_of_running_gives_the_same(results: dict, table: list[str], wa
 
 
 @pytest.mark.parametrize("way", QUANTIZED, ids=name)
-def test_a_quantized_base_too(results: dict, way: dict) -> None:
+def test_a_quantized_base_too(results: dict[str, Any], way: dict[str, Any]) -> None:
     """Up to the first merge. After it, what differs in the last bit may be rounded to another of 16 or 255 values."""
     one, other = results[name(reference_of(way))], results[name(way)]
     half = len(one["losses"]) // 2
@@ -114,7 +115,7 @@ def test_a_quantized_base_too(results: dict, way: dict) -> None:
 
 
 @pytest.mark.parametrize("way", EIGHT_BITS, ids=name)
-def test_moments_of_8_bits_learn_and_prune_the_same(results: dict, way: dict) -> None:
+def test_moments_of_8_bits_learn_and_prune_the_same(results: dict[str, Any], way: dict[str, Any]) -> None:
     one, other = results[name(reference_of(way))], results[name(way)]
     assert other["losses"] == pytest.approx(one["losses"], abs=0.1)
     assert other["losses"] != pytest.approx(one["losses"], abs=1e-4), "8 bits are not 32"
@@ -123,7 +124,7 @@ def test_moments_of_8_bits_learn_and_prune_the_same(results: dict, way: dict) ->
 
 
 @pytest.mark.parametrize("way", [reference_of(WAYS[0]), *map(reference_of, [BF16[0], MODES[0], MODES[2]])], ids=name)
-def test_the_comparison_is_of_something(results: dict, way: dict) -> None:
+def test_the_comparison_is_of_something(results: dict[str, Any], way: dict[str, Any]) -> None:
     run = results[name(way)]
     zeros = torch.cat(run["gates"]) == 0
     assert 0 < zeros.sum() < zeros.numel(), "some components are pruned, not all"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nats(folder: Path, row: str) -> list[float]:
     """Log-likelihoods of all choices and passages."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for suite in ("evens", "text"):
         rows += map(json.loads, (folder / "predictions" / f"{row}.general.{suite}.jsonl").read_text().splitlines())
     return [value[0] if isinstance(value, list) else value for row in rows for value in row["answers"]]
@@ -62,8 +63,12 @@ def test_a_rank_that_fails_alone_leaves_no_other_waiting(tiny_folder: Path, tmp_
 def test_two_ranks_are_stopped_in_a_suite_and_go_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {"general.suites": [write_suite(tmp_path)], "order": ["FOMC"], "deepspeed": "ds_configs/zero2.json"}
-    common |= {"evaluate.batch_size": 2}
+    common: dict[str, Any] = {
+        "general.suites": [write_suite(tmp_path)],
+        "order": ["FOMC"],
+        "deepspeed": "ds_configs/zero2.json",
+    }
+    common["evaluate.batch_size"] = 2
     whole, stopped = (config_of(tiny_folder, tmp_path / name, **common) for name in ("whole", "stopped"))
     assert run_sessions({"config": whole, "ranks": 2}) == [[0, 0]]
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "another"))

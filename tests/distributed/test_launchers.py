@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ LAUNCHERS = {
 }
 
 
-def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess:
+def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs train_trace under a launcher."""
     return subprocess.run(
         [
@@ -40,12 +41,12 @@ def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results under plain python."""
     return results(tiny_folder, tmp_path_factory.mktemp("python") / "run", "python")
 
 
-def results(model: Path, output: Path, launcher: str, *arguments: str) -> dict:
+def results(model: Path, output: Path, launcher: str, *arguments: str) -> dict[str, Any]:
     """results.json of the smoke run on the tiny model."""
     common = ["--model.name_or_path", str(model), "--output_dir", str(output), "--adapter.rank", "4"]
     done = launch(launcher, *common, *arguments)
@@ -58,14 +59,14 @@ def results(model: Path, output: Path, launcher: str, *arguments: str) -> dict:
     ("launcher", "arguments"), [("deepspeed", ["--deepspeed", "ds_configs/zero3.json"]), ("torchrun", [])]
 )
 def test_two_ranks_give_what_one_gives(
-    alone: dict, tiny_folder: Path, tmp_path: Path, launcher: str, arguments: list[str]
+    alone: dict[str, Any], tiny_folder: Path, tmp_path: Path, launcher: str, arguments: list[str]
 ) -> None:
     two = results(tiny_folder, tmp_path / "run", launcher, *arguments)
     assert (alone["world_size"], two["world_size"]) == (1, 2)
     assert_same_result(tmp_path / "run", Path(alone["config"]["output_dir"]))
 
 
-def test_plain_python_runs_zero_3_as_well(alone: dict, tiny_folder: Path, tmp_path: Path) -> None:
+def test_plain_python_runs_zero_3_as_well(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     partitioned = results(tiny_folder, tmp_path / "run", "python", "--deepspeed", "ds_configs/zero3.json")
     assert partitioned["matrix"] == alone["matrix"]
 

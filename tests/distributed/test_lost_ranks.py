@@ -1,6 +1,7 @@
 """A rank that ends or stands still: the other ends as well, in time, with one line that names it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def ended(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("how", ["exits", "stops"])
-def test_the_others_end_with_a_line_that_names_it(how: str, ended: dict) -> None:
+def test_the_others_end_with_a_line_that_names_it(how: str, ended: dict[str, Any]) -> None:
     statuses, printed = ended[how]
     assert statuses[0] == 1
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]

@@ -1,6 +1,7 @@
 """Every method gives the same at every ZeRO stage and on one rank or two, and is LoRA where its own part is nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tests.distributed.forked import run_forked
 
 ONE = {"zero": "zero0", "ranks": 1, "micro": 2, "checkpointing": False, "dtype": "float32", "mode": "importance"}
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "seqlora": {},
     "replay": {"replay.fraction": 0.2},
@@ -18,16 +19,17 @@ METHODS = {
     "agem": {},
 }
 OTHERS = [method for method in METHODS if method != "lora"]  # which tests/distributed/test_equality.py covers
-NOTHING = {
+NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("lora", {"replay.fraction": 0.0}),
     "ewc": ("seqlora", {"ewc.strength": 0.0}),
     "olora": ("lora", {"olora.orthogonality": 0.0}),
 }
 WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+Results = dict[tuple[Any, ...], dict[str, Any]]  # by (method, stage, ranks), or (method, "nothing")
 SHORT = {"data.max_train_examples": 24, "data.max_test_examples": 1, "train.num_train_epochs": 1}
 
 
-def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> dict:
+def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> dict[str, Any]:
     return {
         **ONE,
         "zero": zero,
@@ -38,10 +40,12 @@ def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> 
 
 
 @pytest.fixture(scope="module")
-def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the worker saved, by (method, stage, ranks), or (method, "nothing")."""
     folder = tmp_path_factory.mktemp("methods")
-    jobs = {(method,): job(method, **settings) for method, settings in METHODS.items()}
+    jobs: dict[tuple[Any, ...], dict[str, Any]] = {
+        (method,): job(method, **settings) for method, settings in METHODS.items()
+    }
     for zero, ranks in WAYS:
         jobs |= {(method, zero, ranks): job(method, zero, ranks, **METHODS[method]) for method in OTHERS}
     jobs |= {(method, "nothing"): job(method, **settings) for method, (_, settings) in NOTHING.items()}
@@ -54,7 +58,7 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.mark.parametrize("method", OTHERS)
 @pytest.mark.parametrize(("zero", "ranks"), WAYS)
-def test_a_method_is_the_same_however_it_runs(results: dict, method: str, zero: str, ranks: int) -> None:
+def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zero: str, ranks: int) -> None:
     one, other = results[method,], results[method, zero, ranks]
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=1e-5), key
@@ -65,14 +69,14 @@ def test_a_method_is_the_same_however_it_runs(results: dict, method: str, zero: 
 
 
 @pytest.mark.parametrize("method", NOTHING)
-def test_a_method_whose_own_part_is_nothing(results: dict, method: str) -> None:
+def test_a_method_whose_own_part_is_nothing(results: Results, method: str) -> None:
     plain, ours = results[NOTHING[method][0],], results[method, "nothing"]
     assert ours["losses"] == plain["losses"]
     assert all(torch.equal(ours["weights"][name], weight) for name, weight in plain["weights"].items())
 
 
 @pytest.mark.parametrize("method", OTHERS)
-def test_the_comparison_is_of_something(results: dict, method: str) -> None:
+def test_the_comparison_is_of_something(results: Results, method: str) -> None:
     """The first task, which has none before it, is learned as by LoRA; the second is not."""
     plain, ours = results["seqlora" if method == "ewc" else "lora",], results[method,]
     half = len(plain["losses"]) // 2

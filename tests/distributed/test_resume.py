@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ KILLS = [
 ]
 
 
-def run_sessions(*sessions: dict) -> list[list[int]]:
+def run_sessions(*sessions: dict[str, Any]) -> list[list[int]]:
     return run_forked("tests.distributed.preempted", list(sessions))
 
 
@@ -43,7 +44,7 @@ def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(model: Path, output: Path, **overrides: object) -> dict:
+def config_of(model: Path, output: Path, **overrides: object) -> dict[str, Any]:
     return {
         "model.name_or_path": str(model),
         "output_dir": str(output),
@@ -164,7 +165,7 @@ def test_one_rank_is_asked_and_all_stop(tiny_folder: Path, tmp_path: Path) -> No
     assert len({(Path(config["output_dir"]) / "stopped").read_text() for config in configs}) == 3
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "zero2-2ranks": {"ranks": 2, "deepspeed": "ds_configs/zero2.json"},
     "zero3-2ranks": {"ranks": 2, "deepspeed": "ds_configs/zero3.json"},
     "zero0-1rank": {"ranks": 1, "deepspeed": None},

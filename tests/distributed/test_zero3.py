@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ from tests.conftest import REPOSITORY
 from tests.distributed.zero3_worker import LARGEST_FILES, saved_folder
 from tests.models import COMMON, tiny_model
 
-BIG = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+BIG: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 DTYPES = ["float32", "bfloat16"]
 
@@ -59,7 +60,7 @@ def folder(tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path) -> dict:
+def seen(folder: Path) -> dict[str, Any]:
     """What the worker saw on two ranks."""
     done = subprocess.run(
         [*TORCHRUN, "-m", "tests.distributed.zero3_worker", str(folder)],
@@ -75,7 +76,7 @@ def seen(folder: Path) -> dict:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "llama-shards", "gemma", "gemma-shards", "gemma3-renamed"])
-def test_a_model_read_in_parts_is_what_transformers_loads(seen: dict, name: str, dtype: str) -> None:
+def test_a_model_read_in_parts_is_what_transformers_loads(seen: dict[str, Any], name: str, dtype: str) -> None:
     loaded = seen["loading"][name, dtype]
     assert loaded["notes"] == []
     assert loaded["equal"] and loaded["buffers"]
@@ -85,28 +86,28 @@ def test_a_model_read_in_parts_is_what_transformers_loads(seen: dict, name: str,
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
-def test_no_gathered_weight_is_kept_between_forward_and_backward(seen: dict, impl: str) -> None:
+def test_no_gathered_weight_is_kept_between_forward_and_backward(seen: dict[str, Any], impl: str) -> None:
     of, control = seen["between"][impl, False], seen["between"]["fused", True]
     assert of["gathered"] and of["gathered"] % of["projections"] == 0, "every projection's weight was gathered"
     assert of["alive"] == 0
     assert control["alive"] == control["gathered"] == of["gathered"], "a function that saved them would be seen"
 
 
-def test_no_rank_holds_the_whole_model_while_it_loads(seen: dict, folder: Path) -> None:
+def test_no_rank_holds_the_whole_model_while_it_loads(seen: dict[str, Any], folder: Path) -> None:
     size = (folder / "big" / "model.safetensors").stat().st_size
     assert all(growth < 0.7 * size for growth in seen["loading"]["growth in parts"])
     assert all(growth > 0.9 * size for growth in seen["loading"]["growth whole"]), "the measurement would show it"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_files_of_another_kind_are_loaded_whole_and_then_partitioned(seen: dict, dtype: str) -> None:
+def test_files_of_another_kind_are_loaded_whole_and_then_partitioned(seen: dict[str, Any], dtype: str) -> None:
     loaded = seen["loading"]["llama-decoder", dtype]
     assert loaded["equal"] and loaded["buffers"] and loaded["empty"]
     (note,) = loaded["notes"]
     assert note.startswith("weights cannot be read in parts, so each process loads all of them first: ")
 
 
-def test_a_missing_weight_is_named(seen: dict, folder: Path) -> None:
+def test_a_missing_weight_is_named(seen: dict[str, Any], folder: Path) -> None:
     assert seen["loading"]["incomplete"] == (
         f"model.name_or_path {folder / 'llama-incomplete'}: 1 weights are missing, model.norm.weight the first; "
         "give a complete model"
@@ -117,7 +118,7 @@ def test_a_missing_weight_is_named(seen: dict, folder: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "gemma", "gemma3-renamed"])
 def test_two_ranks_save_the_bytes_that_one_saves(
-    seen: dict, folder: Path, tmp_path: Path, name: str, dtype: str, largest_file: int
+    seen: dict[str, Any], folder: Path, tmp_path: Path, name: str, dtype: str, largest_file: int
 ) -> None:
     start()
     model, tokenizer = load_model(str(folder / name), dtype), AutoTokenizer.from_pretrained(folder / "llama")
@@ -139,18 +140,18 @@ def test_two_ranks_save_the_bytes_that_one_saves(
     assert all(torch.equal(again.state_dict()[key], weight) for key, weight in model.state_dict().items())
 
 
-def test_prune_and_merge_move_branches_only(seen: dict) -> None:
+def test_prune_and_merge_move_branches_only(seen: dict[str, Any]) -> None:
     learned = seen["learning"]
     assert learned["moved"] == learned["branch bytes"] > 0
     assert learned["control"] == learned["base bytes"] > 0, "a gathered base weight would be counted"
 
 
-def test_each_rank_sets_its_slice_to_the_original_and_all_updates(seen: dict) -> None:
+def test_each_rank_sets_its_slice_to_the_original_and_all_updates(seen: dict[str, Any]) -> None:
     assert len(seen["learning"]["merged alike"]) == 21
     assert all(seen["learning"]["merged alike"]), "to the bit, as one rank that holds the whole weight"
 
 
-def test_every_way_of_gathering_scores_the_same(seen: dict) -> None:
+def test_every_way_of_gathering_scores_the_same(seen: dict[str, Any]) -> None:
     assert seen["learning"]["in step"] == {"always": False, "never": True, "auto": False}
     assert all(seen["learning"]["trainable through", how] for how in ("always", "never", "auto"))
     assert len(seen["learning"]["scores"]) == 3
@@ -163,11 +164,11 @@ def test_every_way_of_gathering_scores_the_same(seen: dict) -> None:
     assert first["never"] != last["never"], "the model has learned between"
 
 
-def test_ranks_whose_batches_need_other_passes_stay_in_step(seen: dict) -> None:
+def test_ranks_whose_batches_need_other_passes_stay_in_step(seen: dict[str, Any]) -> None:
     for ours, theirs in zip(seen["learning"]["unequal", "never"], seen["learning"]["unequal", "always"], strict=True):
         assert ours == (pytest.approx(theirs[0], abs=1e-5), theirs[1])
 
 
-def test_a_full_disk_is_told_on_every_rank(seen: dict, folder: Path) -> None:
+def test_a_full_disk_is_told_on_every_rank(seen: dict[str, Any], folder: Path) -> None:
     expected = f"{folder / 'run' / 'model'}: the model cannot be saved: File too large"
     assert seen["full disk"] == [expected, expected]

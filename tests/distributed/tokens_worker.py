@@ -5,6 +5,7 @@ python -m tests.distributed.tokens_worker < JSON list of {"model": folder, "outp
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,5 @@ def plan(model: str, output: str, rank: int) -> int:
 if __name__ == "__main__":
     jobs = json.load(sys.stdin)
     print(
-        json.dumps(
-            [fork_ranks(2, lambda rank, job=job: plan(**job, rank=rank), job["output"] + "/log") for job in jobs]
-        )
+        json.dumps([fork_ranks(2, partial(plan, job["model"], job["output"]), job["output"] + "/log") for job in jobs])
     )

@@ -8,6 +8,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ MODES = {
 }
 
 
-def train(way: dict, model_folder: str, output: str) -> None:
+def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     """One run of two tasks."""
     config = load_config(
         None,
@@ -65,8 +66,8 @@ def train(way: dict, model_folder: str, output: str) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = parameter_count(model)
     method = METHODS[config.method](config)
-    merged: dict[str, list] = {}  # the updates so far
-    result: dict = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
+    merged: dict[str, list[Any]] = {}  # the updates so far
+    result: dict[str, Any] = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
         ready = method.prepare(model, task.name, batches.total_steps)
         ways = (batches, config.train, plan.deepspeed_json, world)
@@ -107,7 +108,7 @@ def deepspeed_json(zero: str, file: Path) -> str | None:
     return str(file)
 
 
-def run_way(way: dict, model: str, output: str) -> list[int]:
+def run_way(way: dict[str, Any], model: str, output: str) -> list[int]:
     """Forks the ranks of one way."""
 
     def work(rank: int) -> int:

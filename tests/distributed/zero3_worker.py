@@ -11,15 +11,17 @@ import resource
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import deepspeed
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, load_config
@@ -52,14 +54,14 @@ class MovedBytes(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             written = args[0] if isinstance(args[0], list | tuple) else [args[0]]
             self.total += sum(tensor.nbytes for tensor in written)
         return func(*args, **(kwargs or {}))
 
 
-def peak_growth(action) -> int:
+def peak_growth(action: Callable[[], object]) -> int:
     """Bytes by which the peak of resident memory rises above what is resident now."""
 
     def status(key: str) -> int:
@@ -72,7 +74,7 @@ def peak_growth(action) -> int:
     return status("VmHWM") - before
 
 
-def config_for(folder: Path, name: str, **fields) -> RunConfig:
+def config_for(folder: Path, name: str, **fields: Any) -> RunConfig:
     """A run of two short tasks."""
     ds_config = folder / "zero3.json"
     ds_config.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
@@ -94,13 +96,13 @@ def config_for(folder: Path, name: str, **fields) -> RunConfig:
     return load_config(None, values | fields)
 
 
-def loading(folder: Path, world: Ranks) -> dict:
+def loading(folder: Path, world: Ranks) -> dict[str, Any]:
     """Loads every model in parts; compares it with what transformers loads."""
     config = config_for(folder, "llama")
     place = placement(complete(json.loads(Path(config.deepspeed).read_text()), config.train, world.size), world)
     big, tokenizer = str(folder / "big"), plan_run(config, world).tokenizer
-    kept: list = []
-    seen: dict = {
+    kept: list[Any] = []
+    seen: dict[str, Any] = {
         "growth in parts": all_gather(peak_growth(lambda: kept.append(load_model(big, place=place)))),
         "growth whole": all_gather(peak_growth(lambda: kept.append([w.clone() for w in load_model(big).parameters()]))),
     }
@@ -110,7 +112,7 @@ def loading(folder: Path, world: Ranks) -> dict:
             notes: list[str] = []
             model = load_model(str(folder / name), dtype, place=place, warn=notes.append)
             expected = AutoModelForCausalLM.from_pretrained(folder / name, dtype=getattr(torch, dtype))
-            held = sum(weight.ds_tensor.numel() for weight in model.parameters())
+            held = sum(weight.ds_tensor.numel() for weight in model.parameters())  # type: ignore[attr-defined]
             whole = dict(whole_weights(model))
             of_expected = dict(whole_weights(expected))
             seen[name, dtype] = {
@@ -134,7 +136,9 @@ def loading(folder: Path, world: Ranks) -> dict:
     return seen
 
 
-def save(model, tokenizer, folder: Path, largest_file: int, world: Ranks) -> None:
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, largest_file: int, world: Ranks
+) -> None:
     """Saves the model as a run does."""
     weights = whole_weights(model)
     if world.is_main:
@@ -143,7 +147,7 @@ def save(model, tokenizer, folder: Path, largest_file: int, world: Ranks) -> Non
 
 
 @contextmanager
-def branches_left_partitioned():
+def branches_left_partitioned() -> Iterator[None]:
     """Within, train_task leaves A, B and gate as DeepSpeed holds them, and does not check them."""
     with (
         patch.object(train, "unpartition_branches", lambda model: None),
@@ -152,7 +156,7 @@ def branches_left_partitioned():
         yield
 
 
-def learning(folder: Path, world: Ranks) -> dict:
+def learning(folder: Path, world: Ranks) -> dict[str, Any]:
     """Evaluates in every way, trains, counts the bytes moved until the branches are merged, evaluates, trains again."""
     config = config_for(folder, "llama")
     plan = plan_run(config, world)
@@ -160,8 +164,9 @@ def learning(folder: Path, world: Ranks) -> dict:
         str(folder / "llama"), place=placement(complete(plan.deepspeed_json, config.train, world.size), world)
     )
     method = METHODS[config.method](config)
-    seen: dict = {"scores": [], "in step": {}}
-    original, learned = original_weights(str(folder / "llama")), {}
+    seen: dict[str, Any] = {"scores": [], "in step": {}}
+    original = original_weights(str(folder / "llama"))
+    learned: dict[str, Any] = {}
 
     def evaluate() -> None:
         scores = {}
@@ -186,21 +191,21 @@ def learning(folder: Path, world: Ranks) -> dict:
         with branches_left_partitioned():
             train.train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
         branches = [(layer.A, layer.B, layer.gate) for _, layer in gated_layers(model)]
-        seen["branch bytes"] = sum(4 * factor.ds_numel for branch in branches for factor in branch)
+        seen["branch bytes"] = sum(4 * factor.ds_numel for branch in branches for factor in branch)  # type: ignore[attr-defined]
         base = next(gated_layers(model))[1].base.weight
         with MovedBytes() as moved:
             unpartition_branches(model)
             for name, (B, A) in method.finish(model)[1].items():
                 earlier_B, earlier_A = learned.get(name, (B[:, :0], A[:0]))
                 learned[name] = torch.cat([earlier_B, B], dim=1), torch.cat([earlier_A, A])
-                add_delta(model.get_submodule(name), *learned[name], original(f"{name}.weight"))
+                add_delta(model.get_submodule(name), *[*learned[name], original(f"{name}.weight")])
         with MovedBytes() as control, deepspeed.zero.GatheredParameters([base]):
             pass
         seen |= {"moved": moved.total, "control": control.total, "base bytes": 4 * base.ds_numel}
         evaluate()
     of_one_rank = load_model(str(folder / "llama"))
     for name, factors in learned.items():
-        add_delta(of_one_rank.get_submodule(name), *factors, original(f"{name}.weight"))
+        add_delta(of_one_rank.get_submodule(name), *[*factors, original(f"{name}.weight")])
     expected = dict(whole_weights(of_one_rank))
     seen["merged alike"] = [
         torch.equal(weight, expected[name]) for name, weight in whole_weights(model) if world.is_main
@@ -212,16 +217,16 @@ class Keeping(torch.autograd.Function):
     """What a branch would be that saved the gathered weight."""
 
     @staticmethod
-    def forward(ctx, output, weight):
+    def forward(ctx: Any, output: torch.Tensor, weight: torch.Tensor) -> Any:
         ctx.save_for_backward(weight)
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx, d_output):
+    def backward(ctx: Any, d_output: torch.Tensor) -> Any:
         return d_output, None
 
 
-def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict:
+def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict[str, Any]:
     """Trains two steps; counts the base weights that were gathered, and those alive when each backward pass begins."""
     config = config_for(folder, "llama", **{"adapter.impl": impl, "data.max_train_examples": 16})
     released = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -231,9 +236,9 @@ def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict:
     model = load_model(str(folder / "llama"), place=place)
     ready = METHODS[config.method](config).prepare(model, "FOMC", plan.batches[0].total_steps)
     gathered: list[StorageWeakRef] = []
-    seen: dict = {"gathered": 0, "alive": 0, "projections": len(ready.wrapped)}
+    seen: dict[str, Any] = {"gathered": 0, "alive": 0, "projections": len(ready.wrapped)}
 
-    def on_base(base, inputs, output):
+    def on_base(base: torch.nn.Module, inputs: Any, output: torch.Tensor) -> Any:
         assert base.weight.numel() == base.weight.ds_numel
         gathered.append(StorageWeakRef(base.weight.untyped_storage()))
         return Keeping.apply(output, base.weight.data) if keeping else None
@@ -242,7 +247,7 @@ def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict:
         layer.base.register_forward_hook(on_base)
     backward = deepspeed.DeepSpeedEngine.backward
 
-    def look(engine, loss):
+    def look(engine: Any, loss: torch.Tensor) -> Any:
         seen["gathered"] += len(gathered)
         seen["alive"] += sum(not storage.expired() for storage in gathered)
         gathered.clear()
@@ -276,7 +281,7 @@ def full_disk(folder: Path, world: Ranks) -> list[str]:
 def main(folder: Path) -> None:
     """All of it, in one start of two processes."""
     world = start()
-    seen = {"loading": loading(folder, world), "learning": learning(folder, world)}
+    seen: dict[str, Any] = {"loading": loading(folder, world), "learning": learning(folder, world)}
     seen["between"] = {
         (impl, keeping): alive_between(folder, world, impl, keeping)
         for impl, keeping in (("fused", False), ("reference", False), ("fused", True))

@@ -13,7 +13,7 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a script in this process and returns what it printed."""
 
     def act(script: str, *arguments: object) -> str:
@@ -27,7 +27,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 
 
 @pytest.fixture
-def refused(command: Command, capsys: pytest.CaptureFixture) -> Command:
+def refused(command: Command, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a script that must end with one line and status 2; returns the line."""
 
     def act(script: str, *arguments: object) -> str:

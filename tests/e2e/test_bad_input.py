@@ -21,7 +21,9 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def fails(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Command:
+def fails(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
     """Runs train_trace with arguments that must fail; returns the one line."""
 
     def command(*arguments: str) -> str:

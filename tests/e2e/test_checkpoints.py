@@ -14,6 +14,7 @@ from codyra_llm.engine.checkpoint import Checkpoints, Progress
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.generation.generate import Answered
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.results.schema import RunResults
 from tests.e2e.test_run import tiny_config
 
 
@@ -35,7 +36,7 @@ def stop_in_task_2(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     return run(config_of(tiny_folder, tmp_path_factory.mktemp("finished") / "run"))
 
 
@@ -83,10 +84,10 @@ def foreign(checkpoint: Path) -> None:
     ],
 )
 def test_a_bad_checkpoint_is_named_and_skipped(
-    stopped: tuple[RunConfig, list[Path]], finished: dict, damage: object, problem: str
+    stopped: tuple[RunConfig, list[Path]], finished: RunResults, damage: object, problem: str
 ) -> None:
     config, (_, newer) = stopped
-    damage(newer)  # type: ignore[operator]
+    damage(newer)
     results = run(config)
     log = (Path(config.output_dir) / "train.log").read_text()
     assert f"skipped a checkpoint: {newer}" in log
@@ -108,7 +109,7 @@ def test_8_bit_moments_are_taken_up(tiny_folder: Path, tmp_path: Path, monkeypat
         assert one.loss == pytest.approx(other.loss, rel=0.02)
 
 
-def test_no_checkpoint_left(stopped: tuple[RunConfig, list[Path]], finished: dict) -> None:
+def test_no_checkpoint_left(stopped: tuple[RunConfig, list[Path]], finished: RunResults) -> None:
     config, (older, newer) = stopped
     truncate(newer)
     empty_sums(older)
@@ -139,7 +140,7 @@ def test_other_data_is_another_run(stopped: tuple[RunConfig, list[Path]], tmp_pa
         run(changed)
 
 
-def test_a_finished_run_is_left_as_it_is(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_is_left_as_it_is(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tiny_folder, tmp_path / "run", order=["FOMC"])
     first = run(config)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
@@ -149,7 +150,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_folder: Path, tmp_path: Path, caps
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
-    tiny_folder: Path, small_disk: Path, finished: dict, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, small_disk: Path, finished: RunResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_folder, small_disk / "run")
     stop_in_task_2(config, monkeypatch)

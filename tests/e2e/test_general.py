@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm import run
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
+from codyra_llm.generation.generate import Question
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from codyra_llm.ledger.peft_io import append_adapter
 from codyra_llm.results.schema import General, read_results, to_text
@@ -34,17 +37,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many answers were given in each round of a measurement."""
-    counts = []
+    counts: list[int] = []
 
-    def count(model, tokenizer, questions, *rest):
+    def count(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *rest: Any
+    ) -> Any:
         *most, on_round, synced = rest
 
-        def counted(fresh) -> None:
+        def counted(fresh: dict[int, Any]) -> None:
             if not questions[0].max_new_tokens:  # a suite's choices
                 counts.append(len(fresh))
             on_round(fresh)
 
-        return answer_questions(model, tokenizer, questions, *most, counted, synced)
+        return answer_questions(model, tokenizer, questions, *[*most, counted, synced])
 
     answer_questions = asking.answer_questions
     monkeypatch.setattr(asking, "answer_questions", count)
@@ -76,7 +81,7 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     output = tmp_path / "stopped"
     likelihoods = lm.BatchedLM._loglikelihood_tokens
 
-    def stop_first(self, requests, **rest):
+    def stop_first(self: Any, requests: Any, **rest: Any) -> Any:
         if not (output / "stopped").exists() and not list(output.glob("ledger/0*")):
             (output / "stop").touch()
         return likelihoods(self, requests, **rest)
@@ -118,7 +123,12 @@ def test_the_same_weights_are_another_model_by_their_configuration(
 ) -> None:
     overrides = {"general.suites": [write_suite(tmp_path)], "general.limit": 6}
     rounds = []
-    changes = [{}, {}, {"config": {"rms_norm_eps": 0.1}}, {"generation_config": {"eos_token_id": [2, 3]}}]
+    changes: list[dict[str, dict[str, Any]]] = [
+        {},
+        {},
+        {"config": {"rms_norm_eps": 0.1}},
+        {"generation_config": {"eos_token_id": [2, 3]}},
+    ]
     for number, change in enumerate(changes):
         folder = tmp_path / f"model{number}"
         shutil.copytree(tiny_folder, folder)
@@ -154,7 +164,7 @@ def test_a_suite_that_failed_is_measured_later(
     overrides = {"general.suites": ["text", suite], "general.limit": 4}
     whole = run(tiny_config(tiny_folder, tmp_path / "whole", **overrides))
 
-    def fail(self, requests, **rest) -> NoReturn:
+    def fail(self: Any, requests: Any, **rest: Any) -> NoReturn:
         raise MemoryError("no room\nfor this")
 
     with monkeypatch.context() as broken:

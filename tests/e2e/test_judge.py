@@ -6,14 +6,17 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig
 from codyra_llm.generation import generate
+from codyra_llm.generation.generate import Question
 from codyra_llm.results.schema import to_text
 from codyra_llm.workflows.judge import judge_models
 from tests.conftest import REPOSITORY
@@ -24,7 +27,9 @@ PROMPTS = 6
 
 
 @pytest.fixture(scope="module")
-def other_folder(tokenizers_by_family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_folder(
+    tokenizers_by_family: dict[str, PreTrainedTokenizerBase], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Another tiny model, whose answers are others."""
     folder = tmp_path_factory.mktemp("other-llama")
     tiny_model("llama", seed=1).save_pretrained(folder)
@@ -39,7 +44,7 @@ def config(tiny_folder: Path, other_folder: Path, tmp_path: Path) -> Callable[..
     (tmp_path / "helpful.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "harmless.json").write_text(json.dumps([{"prompt": "How is a lock picked?", "id": "lock"}]))
 
-    def make(**changes) -> JudgeConfig:
+    def make(**changes: Any) -> JudgeConfig:
         settings = {
             "model": str(tiny_folder),
             "against": str(other_folder),
@@ -58,11 +63,13 @@ def config(tiny_folder: Path, other_folder: Path, tmp_path: Path) -> Callable[..
     return make
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_endpoint_that_prefers_longer_answers(config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_endpoint_that_prefers_longer_answers(
+    config: Callable[..., JudgeConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serve(prefers_longer) as endpoint:
         results = judge_models(config(judge=endpoint.url))
         assert len(endpoint.asked) == 2 * PROMPTS
@@ -91,7 +98,9 @@ def test_an_endpoint_that_prefers_longer_answers(config, tmp_path: Path, capsys:
         judge_models(config(judge=endpoint.url, max_new_tokens=4))
 
 
-def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(config, monkeypatch) -> None:
+def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(
+    config: Callable[..., JudgeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert judge_models(config()).files["helpful"].judged is None
     monkeypatch.setattr(generate, "_answer_batch", None)  # every answer is kept
     with serve(lambda text: "[[A]]") as endpoint:
@@ -101,7 +110,7 @@ def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(config, m
     assert judged["order_decides_percent"] == 100
 
 
-def test_a_model_against_itself_needs_no_judge(config, tiny_folder: Path) -> None:
+def test_a_model_against_itself_needs_no_judge(config: Callable[..., JudgeConfig], tiny_folder: Path) -> None:
     with serve(prefers_longer) as endpoint:
         results = judge_models(config(judge=endpoint.url, against=str(tiny_folder)))
         assert endpoint.asked == []
@@ -110,7 +119,7 @@ def test_a_model_against_itself_needs_no_judge(config, tiny_folder: Path) -> Non
     assert judged["order_decides_percent"] is None
 
 
-def test_some_nonsense_is_counted_and_nothing_else_asked_again(config) -> None:
+def test_some_nonsense_is_counted_and_nothing_else_asked_again(config: Callable[..., JudgeConfig]) -> None:
     def mostly(text: str) -> str:
         return "bananas" if "Tell me of 2 things" in text else prefers_longer(text)
 
@@ -121,7 +130,9 @@ def test_some_nonsense_is_counted_and_nothing_else_asked_again(config) -> None:
     assert judge_models(config(judge=endpoint.url)).files == results.files
 
 
-def test_an_endpoint_that_goes_away_is_gone_on_with(config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_goes_away_is_gone_on_with(
+    config: Callable[..., JudgeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
 
     def dies(text: str) -> str | tuple[int, str]:
@@ -151,7 +162,9 @@ def test_an_endpoint_that_goes_away_is_gone_on_with(config, monkeypatch: pytest.
         ((400, "no stub here"), "status 400: no stub here"),
     ],
 )
-def test_an_endpoint_that_is_of_no_use(config, tmp_path: Path, said, message: str) -> None:
+def test_an_endpoint_that_is_of_no_use(
+    config: Callable[..., JudgeConfig], tmp_path: Path, said: Any, message: str
+) -> None:
     with serve(lambda text: said) as endpoint, pytest.raises(UserError, match=message) as error:
         judge_models(config(judge=endpoint.url, api_key_variable="NO_SUCH_KEY"))
     assert "\n" not in str(error.value)
@@ -159,14 +172,16 @@ def test_an_endpoint_that_is_of_no_use(config, tmp_path: Path, said, message: st
     assert not (tmp_path / "judged" / "results.json").exists()
 
 
-def test_slow_or_down(config) -> None:
+def test_slow_or_down(config: Callable[..., JudgeConfig]) -> None:
     with serve(prefers_longer, delay=0.3) as endpoint, pytest.raises(UserError, match=r"no answer within 0\.05 s"):
         judge_models(config(judge=endpoint.url, timeout=0.05))
     with pytest.raises(UserError, match="Connection refused"):
         judge_models(config(judge=endpoint.url, timeout=0.05))
 
 
-def test_a_model_judges(config, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_judges(
+    config: Callable[..., JudgeConfig], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = judge_models(config(judge=str(tiny_folder)))
     assert sum(each.judged["unjudged"] for each in results.files.values()) == 0
     verdicts = lines(tmp_path / "judged" / "verdicts.jsonl")
@@ -178,11 +193,15 @@ def test_a_model_judges(config, tiny_folder: Path, tmp_path: Path, monkeypatch: 
     assert judge_models(config(judge=str(tiny_folder))).files == results.files
 
 
-def test_stopped_while_answering_and_gone_on_with(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_while_answering_and_gone_on_with(
+    config: Callable[..., JudgeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batches: list[int] = []
     answer_batch = generate._answer_batch
 
-    def counted(model, tokenizer, questions, *rest):
+    def counted(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *rest: Any
+    ) -> Any:
         batches.append(len(questions))
         if len(batches) == 3:
             (tmp_path / "judged" / "stop").touch()
@@ -198,7 +217,9 @@ def test_stopped_while_answering_and_gone_on_with(config, tmp_path: Path, monkey
     assert judge_models(config(output_dir=str(tmp_path / "whole"))).files == results.files
 
 
-def test_the_base_of_a_run(config, tiny_folder: Path, other_folder: Path, tmp_path: Path) -> None:
+def test_the_base_of_a_run(
+    config: Callable[..., JudgeConfig], tiny_folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(other_folder)
     (tmp_path / "run" / "config.yaml").write_text(f"model: {{name_or_path: {tiny_folder}}}")
@@ -208,7 +229,7 @@ def test_the_base_of_a_run(config, tiny_folder: Path, other_folder: Path, tmp_pa
         judge_models(config(against="base"))
 
 
-def test_two_ranks_give_what_one_gives(config, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives(config: Callable[..., JudgeConfig], tmp_path: Path) -> None:
     with serve(prefers_longer) as endpoint:
         alone = judge_models(config(judge=endpoint.url, output_dir=str(tmp_path / "alone")))
         two = config(judge=endpoint.url, deepspeed="ds_configs/zero3.json")
@@ -250,7 +271,14 @@ def arguments(settings: JudgeConfig) -> list[str]:
         ({"judges": "x"}, "unrecognized arguments: --judges"),
     ],
 )
-def test_bad_input(config, tmp_path: Path, monkeypatch, capfd, changes: dict, message: str) -> None:
+def test_bad_input(
+    config: Callable[..., JudgeConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
     texts = arguments(config())
     for name, value in changes.items():
         texts += [f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value)]

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def damaged(folder: Path, change: Callable[[torch.nn.Module], None], base: Path)
 
 def fails(config: object, folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        run(config)  # type: ignore[arg-type]
+        run(config)
     assert not list((folder / "ledger").glob("01-*"))
     assert not (folder / "model").exists()
     return str(error.value)
@@ -67,7 +68,9 @@ def put(model: torch.nn.Module, weight: str, value: float) -> None:
         ("model.layers.0.self_attn.q_proj.weight", float("inf"), {"model.quantization": "int8"}),
     ],
 )
-def test_a_damaged_base(weight: str, value: float, overrides: dict, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_base(
+    weight: str, value: float, overrides: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
     model = damaged(tmp_path / "model", lambda model: put(model, weight, value), tiny_folder)
     line = fails(tiny_config(model, tmp_path / "run", **SHORT, **overrides), tmp_path / "run")
     assert f"{weight} holds values that are not finite" in line and str(model) in line
@@ -163,21 +166,23 @@ def test_an_update_that_the_dtype_of_the_weights_cannot_hold(dtype: str, reach: 
     "overrides",
     [{}, {"deepspeed": "ds_configs/zero3.json"}, {"model.quantization": "nf4"}, {"model.quantization": "int8"}],
 )
-def test_a_weight_that_only_the_sum_takes_out_of_range(overrides: dict, wide_folder: Path, tmp_path: Path) -> None:
+def test_a_weight_that_only_the_sum_takes_out_of_range(
+    overrides: dict[str, Any], wide_folder: Path, tmp_path: Path
+) -> None:
     world = start()
     config = tiny_config(wide_folder, tmp_path / "run", **SHORT, **overrides, **{"model.dtype": "float16"})
     model = load_base(config, read_deepspeed_json(config.deepspeed), world, print)
     name = "model.layers.0.self_attn.q_proj"
     limit = torch.finfo(torch.float16).max
 
-    def update(size: float) -> dict:
+    def update(size: float) -> dict[str, Any]:
         B, A = torch.zeros(64, 1), torch.zeros(1, 64)
         B[3], A[0, 5] = size, 1
         return {name: (B, A)}
 
     original = original_weights(str(wide_folder))(f"{name}.weight")
     check_updates(model, update(0.9 * limit), "FOMC")
-    add_delta(model.get_submodule(name), *update(0.9 * limit)[name], original)
+    add_delta(model.get_submodule(name), *[*update(0.9 * limit)[name], original])
     with pytest.raises(UserError, match=f"task FOMC: {name}: a weight may reach .* lower train.learning_rate"):
         check_updates(model, update(0.2 * limit), "FOMC")
 
@@ -230,7 +235,7 @@ def test_a_loss_that_is_not_finite_later_leaves_a_gap(
 ) -> None:
     real = evaluate.evaluate_tasks
 
-    def evaluate_tasks(tasks: object, rows: object, config: object, ask: Callable) -> list:
+    def evaluate_tasks(tasks: object, rows: object, config: object, ask: Callable[..., Any]) -> list[Any]:
         if not list((tmp_path / "run" / "ledger").glob("01-*")):
             return real(tasks, rows, config, ask)
         answered = lambda questions: [dataclasses.replace(each, loss=float("nan")) for each in ask(questions)]  # noqa: E731

@@ -40,7 +40,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     return command
 
 
-def planned(plan: Command, capsys: pytest.CaptureFixture, *arguments: str) -> dict[str, Any]:
+def planned(plan: Command, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     plan(*arguments, "--json")
     return json.loads(capsys.readouterr().out)
@@ -48,7 +48,7 @@ def planned(plan: Command, capsys: pytest.CaptureFixture, *arguments: str) -> di
 
 @pytest.mark.parametrize("name", json.loads(FILE.read_text()))
 def test_every_known_model_is_planned_without_a_network(
-    plan: Command, capsys: pytest.CaptureFixture, name: str
+    plan: Command, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     result = planned(plan, capsys, "--model", name, *LLAMA_2, "--gpus", "8", "--order", "FOMC")
     shape = known_models()[name]
@@ -62,7 +62,7 @@ def test_every_known_model_is_planned_without_a_network(
     assert by_way["zero3-offload", True]["peak"] < by_way["zero3", True]["peak"]
 
 
-def test_the_report_says_all_and_ends_with_a_command(plan: Command, capsys: pytest.CaptureFixture) -> None:
+def test_the_report_says_all_and_ends_with_a_command(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
     name = "meta-llama/Llama-2-7b-chat-hf"
     plan("--model", name, *LLAMA_2, "--gpus", "8", "--rows", "500")
     text = capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_the_report_says_all_and_ends_with_a_command(plan: Command, capsys: pyte
 
 
 def test_steps_and_lengths_are_a_runs_own_where_its_data_is(
-    plan: Command, capsys: pytest.CaptureFixture, tiny_folder: Path
+    plan: Command, capsys: pytest.CaptureFixture[str], tiny_folder: Path
 ) -> None:
     smoke = str(REPOSITORY / "configs/smoke.yaml")
     result = planned(plan, capsys, "--model", str(tiny_folder), "--config", smoke, "--gpus", "2", "--gpu-memory", "1GB")
@@ -86,14 +86,14 @@ def test_steps_and_lengths_are_a_runs_own_where_its_data_is(
     assert result["workload"]["length"] == longest
 
 
-def test_a_model_of_another_kind_is_refused(plan: Command, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_refused(plan: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path / "bert")
     with pytest.raises(SystemExit):
         plan("--model", str(tmp_path / "bert"), *LLAMA_2, "--gpus", "8")
     assert "BertForMaskedLM is not a causal language model" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture) -> None:
+def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
     plan("--model", "google/gemma-2b", "--config", LLAMA_2[1], "--gpus", "1", "--gpu-memory", "2GB", "--order", "FOMC")
     assert "Nothing fits on 1 x 2.00 GB" in capsys.readouterr().out
 
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture)
     ],
 )
 def test_bad_input_is_one_line(
-    plan: Command, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+    plan: Command, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from codyra_llm.engine.zero import add_delta
 from codyra_llm.ledger.entry import summed
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.quantize import quantization_config
+from codyra_llm.results.schema import RunResults
 from codyra_llm.workflows.evaluate import score_model
 from tests.comparison import assert_same_files
 from tests.e2e.conftest import Command
@@ -29,7 +31,7 @@ def quantized_config(model: Path, output: Path, quantization: str, dtype: str, *
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def finished(
     request: pytest.FixtureRequest, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[tuple[str, str], Path, dict]:
+) -> tuple[tuple[str, str], Path, RunResults]:
     folder = tmp_path_factory.mktemp("run") / "out"
     return request.param, folder, run(quantized_config(wide_folder, folder, *request.param))
 
@@ -42,7 +44,7 @@ def merged(base: Path, ledger: Path) -> torch.nn.Module:
     return model
 
 
-def test_something_is_learned(finished: tuple, wide_folder: Path) -> None:
+def test_something_is_learned(finished: tuple[Any, ...], wide_folder: Path) -> None:
     _, _, results = finished
     nll = results.answer_nll
     for i in range(2):
@@ -50,7 +52,9 @@ def test_something_is_learned(finished: tuple, wide_folder: Path) -> None:
     assert results.model.parameters == sum(p.numel() for p in load_model(str(wide_folder)).parameters())
 
 
-def test_the_saved_model_is_the_sum_quantized_once(finished: tuple, wide_folder: Path, tmp_path: Path) -> None:
+def test_the_saved_model_is_the_sum_quantized_once(
+    finished: tuple[Any, ...], wide_folder: Path, tmp_path: Path
+) -> None:
     (quantization, dtype), folder, _ = finished
     merged(wide_folder, folder / "ledger").save_pretrained(tmp_path / "sum")
     config = quantization_config(quantization, getattr(torch, dtype))
@@ -61,7 +65,7 @@ def test_the_saved_model_is_the_sum_quantized_once(finished: tuple, wide_folder:
             assert torch.equal(saved[name], tensor), name
 
 
-def test_the_saved_model_is_the_one_that_was_measured(finished: tuple) -> None:
+def test_the_saved_model_is_the_one_that_was_measured(finished: tuple[Any, ...]) -> None:
     _, folder, _ = finished
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -74,7 +78,7 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: tuple) -> None:
         assert loss == pytest.approx(row["nll"], abs=1e-4 if saved.dtype == torch.float32 else 0.05)
 
 
-def test_it_can_be_scored_as_it_is(finished: tuple, tmp_path: Path) -> None:
+def test_it_can_be_scored_as_it_is(finished: tuple[Any, ...], tmp_path: Path) -> None:
     (_, dtype), folder, results = finished
     config = config_of(folder / "model", tmp_path / "scores", **{"model.dtype": dtype})
     scored = score_model(config)
@@ -83,7 +87,7 @@ def test_it_can_be_scored_as_it_is(finished: tuple, tmp_path: Path) -> None:
 
 
 def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
-    finished: tuple, wide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Any, ...], wide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way, folder, results = finished
     config = quantized_config(wide_folder, tmp_path / "run", *way)
@@ -95,7 +99,9 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_base_and_ledger_give_the_files_that_were_saved(finished: tuple, tmp_path: Path, command: Command) -> None:
+def test_base_and_ledger_give_the_files_that_were_saved(
+    finished: tuple[Any, ...], tmp_path: Path, command: Command
+) -> None:
     (quantization, _), folder, _ = finished
     made = ("materialize.py", "--ledger", folder / "ledger", "--output_dir", tmp_path / "again")
     command(*made, "--quantize", quantization)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from tests.conftest import REPOSITORY
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_plain_training_loop(tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_plain_training_loop(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     torch.manual_seed(0)
     rows = torch.randint(3, 700, (4, 12))
-    names: dict = {"MODEL": tiny_folder, "batches": [rows] * 30}
+    names: dict[str, Any] = {"MODEL": tiny_folder, "batches": [rows] * 30}
     exec(program, names)
     kept = int(capsys.readouterr().out.split()[0])
     assert 0 < kept <= 14 * 8

@@ -192,7 +192,13 @@ def test_a_stream_from_memory_and_a_bf16_base(tiny_folder: Path, tmp_path: Path)
 def test_leaving_out_what_is_zero_for_good_changes_nothing(stage: int, tiny_folder: Path, tmp_path: Path) -> None:
     deepspeed_json = tmp_path / "zero.json"
     deepspeed_json.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    results, compacted, compact = [], [], CoDyRALinear.compact
+    results, compact = [], CoDyRALinear.compact
+    compacted: list[torch.Tensor | None] = []
+
+    def counted(layer: CoDyRALinear) -> None:
+        compact(layer)
+        compacted.append(layer.alive)
+
     for every in (0, 1):
         config = tiny_config(
             tiny_folder,
@@ -201,7 +207,7 @@ def test_leaving_out_what_is_zero_for_good_changes_nothing(stage: int, tiny_fold
             **{"adapter.threshold_strength": 3.0, "evaluate.tasks": "last"},
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CoDyRALinear, "compact", lambda layer: (compact(layer), compacted.append(layer.alive)))
+            patch.setattr(CoDyRALinear, "compact", counted)
             results.append(run(config))
     assert any(alive is not None for alive in compacted)
     ranks = [[entry.mean for entry in result.ranks] for result in results]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_what_a_finished_run_lacks_is_made_again(
 @pytest.mark.parametrize(
     "change", [{"schema_version": 2}, {"phase": "distil"}, {"task": "1"}, {"step": -1}, {"results": 3}]
 )
-def test_a_checkpoint_of_another_version(change: dict, tiny_folder: Path, copy: Path) -> None:
+def test_a_checkpoint_of_another_version(change: dict[str, Any], tiny_folder: Path, copy: Path) -> None:
     for folder in (copy / "checkpoints").iterdir():
         progress = json.loads((folder / "progress.json").read_text())
         (folder / "progress.json").write_text(json.dumps({**progress, **change}))

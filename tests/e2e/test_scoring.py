@@ -1,21 +1,25 @@
 """Scoring a saved model: what its run measured last."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm import run
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.generation import generate
+from codyra_llm.generation.generate import Question
 from codyra_llm.results.schema import to_text
 from codyra_llm.workflows.evaluate import score_model
 from codyra_llm.workflows.general_ability import score_suites
 from tests.suites import write_suite
 
 
-def overrides(model: Path, output: Path) -> dict:
+def overrides(model: Path, output: Path) -> dict[str, Any]:
     return {
         "model.name_or_path": str(model),
         "output_dir": str(output),
@@ -72,7 +76,9 @@ def test_scoring_that_was_stopped_goes_on(tiny_folder: Path, tmp_path: Path, mon
     batches: list[int] = []
     answer_batch = generate._answer_batch
 
-    def counted(model, tokenizer, questions, *rest):
+    def counted(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *rest: Any
+    ) -> Any:
         batches.append(len(questions))
         if len(batches) == 1:
             (tmp_path / "scores" / "stop").touch()

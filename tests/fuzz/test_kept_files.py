@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,7 @@ def test_a_ledger_that_is_sealed_again(finished: Path) -> None:
 
     @thorough
     @given(content=damaged(document))
-    def check(content: dict) -> None:
+    def check(content: dict[str, Any]) -> None:
         def act(folder: Path) -> None:
             with contextlib.suppress(UserError, TypeError):
                 content["state"] = parse_ledger(content, "").state

@@ -236,7 +236,7 @@ def test_an_index_of_the_array_is_a_method_and_a_seed(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "scripts" / "slurm" / "compare_array.sbatch", scripts)
     (scripts / "train_trace.sbatch").write_text('echo "$@"')
 
-    def task(index: int) -> subprocess.CompletedProcess:
+    def task(index: int) -> subprocess.CompletedProcess[str]:
         array = {"METHODS": "codyra lora", "SEEDS": "1 2 3", "RUNS": "runs/x", "SLURM_ARRAY_TASK_ID": str(index)}
         command = ["bash", "scripts/slurm/compare_array.sbatch", "--config", "a b.yaml"]
         return subprocess.run(command, cwd=tmp_path, env={**os.environ, **array}, capture_output=True, text=True)

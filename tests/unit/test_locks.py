@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.locks import claim, exclusive
 
 
-def try_to_claim(folder: Path, answer: multiprocessing.Queue) -> None:
+def try_to_claim(folder: Path, answer: multiprocessing.Queue[Any]) -> None:
     try:
         claim(folder)
         answer.put("claimed")
@@ -72,7 +73,7 @@ def test_a_claim_of_another_host_counts_as_long_as_it_beats(
     (tmp_path / ".lock").write_text(json.dumps(owner))
     real = locks._read_claim
 
-    def read(path: Path) -> dict | None:
+    def read(path: Path) -> dict[str, Any] | None:
         found = real(path)
         if beats and found and found["host"] == "elsewhere":
             owner["beat"] += 1

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from codyra_llm.results.schema import (
     to_text,
 )
 
-SOURCE = {
+SOURCE: dict[str, Any] = {
     "schema_version": 1,
     "command": ["train_trace.py"],
     "versions": {"torch": "2"},
@@ -81,7 +82,7 @@ def test_a_file_from_before_a_field_was_there_is_read() -> None:
         ({"general": {"scores": {"0-base": {"mmlu": {"score": 1}}}}}, r"general\.scores\.0-base\.mmlu"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(change: dict, message: str) -> None:
+def test_what_is_wrong_with_a_file_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_results(json.loads(to_text(results())) | change, "results.json")
 

@@ -1,6 +1,7 @@
 """Injection, prune and merge on real architectures."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +171,6 @@ def test_mistakes_are_named() -> None:
         ({"dense_fraction": 1.5}, "dense_fraction is 1.5"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict, message: str) -> None:
+def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CoDyRAConfig(**settings)

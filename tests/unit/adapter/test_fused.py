@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -67,7 +68,7 @@ def with_branches(block: nn.Module, impl: str, **settings: object) -> nn.Module:
     return block
 
 
-def output_and_gradients(block: nn.Module, input: torch.Tensor, run: Callable) -> dict[str, torch.Tensor]:
+def output_and_gradients(block: nn.Module, input: torch.Tensor, run: Callable[..., Any]) -> dict[str, torch.Tensor]:
     input = input.detach().requires_grad_(input.requires_grad)
     output = run(block, input)
     (output.double() * torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)).sum().backward()
@@ -130,7 +131,15 @@ def test_gradients_are_those_of_finite_differences() -> None:
     arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     W1, W2 = torch.randn(5, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
 
-    def outputs(x: torch.Tensor, A1, A2, gate1, gate2, B1, B2) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(
+        x: torch.Tensor,
+        A1: torch.Tensor,
+        A2: torch.Tensor,
+        gate1: torch.Tensor,
+        gate2: torch.Tensor,
+        B1: torch.Tensor,
+        B2: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shared, (down1, down2) = share_input(x, [A1, A2])
         return add_branch(shared @ W1.T, down1, gate1, B1), add_branch(shared @ W2.T, down2, gate2, B2)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ NAMES = [
 class Network(nn.Module):
     """Linear layers named layer0, layer1, ... with tanh between them."""
 
-    def __init__(self, arrays, layers: int, dtype: torch.dtype) -> None:
+    def __init__(self, arrays: Any, layers: int, dtype: torch.dtype) -> None:
         super().__init__()
         for k in range(layers):
             weight = torch.tensor(arrays[f"layer{k}/weight_base"], dtype=dtype)
@@ -37,7 +38,7 @@ class Network(nn.Module):
             layer.bias.data = torch.tensor(arrays[f"layer{k}/bias"], dtype=dtype)
             self.add_module(f"layer{k}", layer)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         *first, last = self.children()
         for layer in first:
             x = torch.tanh(layer(x))

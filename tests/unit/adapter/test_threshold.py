@@ -1,6 +1,7 @@
 """The proximal step and its schedule: exact zeros, the right components, the same on any slice."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_one_flat_padded_slice_gives_the_same_gates_as_whole_parameters(mode: st
     gradients = [[torch.randn(4) * 0.1, torch.randn(6)] for _ in range(40)]
     config = CoDyRAConfig(threshold_mode=mode, threshold_strength=1.0, gate_init="normal", ramp_levels=10)
 
-    def trajectory(parameters: list[nn.Parameter], split) -> torch.Tensor:
+    def trajectory(parameters: list[nn.Parameter], split: Any) -> torch.Tensor:
         group = {"params": parameters, "threshold": 0.0, "threshold_mode": mode, "importance_decay": 0.9}
         optimizer = ProximalAdamW([group], lr=0.01)
         schedule = ThresholdSchedule(config, 40)

@@ -20,7 +20,7 @@ LIMITS: dict[str, Any] = {"max_prompt_length": 30, "body": Body("Text:\n", "\nSt
 
 
 @pytest.fixture
-def tokenizer(tokenizers_by_family: dict) -> PreTrainedTokenizerFast:
+def tokenizer(tokenizers_by_family: dict[str, Any]) -> PreTrainedTokenizerFast:
     return tokenizers_by_family["llama-sentencepiece"]
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that were tokenized."""
     texts: list[str] = []
-    tokenize: Callable = PreTrainedTokenizerBase.__call__
+    tokenize: Callable[..., Any] = PreTrainedTokenizerBase.__call__
 
     def counted(self: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
         texts.append(text)
@@ -74,14 +74,16 @@ def test_a_second_start_tokenizes_nothing(tokenizer: Any, folder: Path, calls: l
     ],
     ids=["answer", "prompt", "fewer", "order", "prompt length", "body", "answer length", "long answers"],
 )
-def test_other_rows_or_limits_are_another_file(tokenizer: Any, folder: Path, rows: list, limits: dict) -> None:
+def test_other_rows_or_limits_are_another_file(
+    tokenizer: Any, folder: Path, rows: list[Any], limits: dict[str, Any]
+) -> None:
     cache = TokenCache(tokenizer)
     cache.encode_rows(ROWS[:4], "train.json", **LIMITS)
     assert list(cache.encode_rows(rows, "train.json", **limits)) == list(encode_rows(tokenizer, rows, **limits))
     assert len(files(folder)) == 2
 
 
-def test_another_tokenizer_is_another_file(tokenizers_by_family: dict, folder: Path) -> None:
+def test_another_tokenizer_is_another_file(tokenizers_by_family: dict[str, Any], folder: Path) -> None:
     for number, tokenizer in enumerate(tokenizers_by_family.values(), start=1):
         found = TokenCache(tokenizer).encode_rows(ROWS[:4], "train.json", **{**LIMITS, "max_prompt_length": 300})
         assert list(found) == list(encode_rows(tokenizer, ROWS[:4], 300))

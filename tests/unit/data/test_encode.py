@@ -1,9 +1,10 @@
 """Token sequences: what is masked, what is kept, what may be cut. On each family of tokenizer."""
 
 import copy
+from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from codyra_llm.data.batches import IGNORED, collate
 from codyra_llm.data.encode import check_tokenizer, encode_answer, encode_prompt, encode_request, encode_rows
@@ -23,17 +24,17 @@ ROWS = [
 
 
 @pytest.fixture(params=FAMILIES)
-def tokenizer(request: pytest.FixtureRequest, tokenizers_by_family: dict):
+def tokenizer(request: pytest.FixtureRequest, tokenizers_by_family: dict[str, Any]) -> PreTrainedTokenizerBase:
     if request.param == "smollm2":
         return AutoTokenizer.from_pretrained(resolve_model(BUILTIN))
     return tokenizers_by_family[request.param]
 
 
-def text_of(tokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def test_the_loss_counts_exactly_the_answer_and_its_end_mark(tokenizer) -> None:
+def test_the_loss_counts_exactly_the_answer_and_its_end_mark(tokenizer: PreTrainedTokenizerBase) -> None:
     examples = list(encode_rows(tokenizer, ROWS, 512))
     batch = collate(examples, pad_token_id=0)
     for row, ids, labels in zip(ROWS, batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
@@ -45,14 +46,14 @@ def test_the_loss_counts_exactly_the_answer_and_its_end_mark(tokenizer) -> None:
         assert text_of(tokenizer, ids[:first]).strip() == row["prompt"].strip()
 
 
-def test_training_continues_exactly_what_generation_is_given(tokenizer) -> None:
+def test_training_continues_exactly_what_generation_is_given(tokenizer: PreTrainedTokenizerBase) -> None:
     for row in ROWS:
         (example,) = encode_rows(tokenizer, [row], 512)
         assert example.prompt == encode_prompt(tokenizer, row["prompt"], 512)
         assert example.answer == encode_answer(tokenizer, row["answer"])
 
 
-def test_the_begin_mark_is_there_where_the_tokenizer_has_one(tokenizer) -> None:
+def test_the_begin_mark_is_there_where_the_tokenizer_has_one(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = encode_prompt(tokenizer, "Hello there", 512)
     own = tokenizer("Hello there")["input_ids"]
     assert ids == own
@@ -60,7 +61,7 @@ def test_the_begin_mark_is_there_where_the_tokenizer_has_one(tokenizer) -> None:
 
 
 @pytest.mark.parametrize("keep", ["head", "tail"])
-def test_only_the_body_is_cut(tokenizer, keep: str) -> None:
+def test_only_the_body_is_cut(tokenizer: PreTrainedTokenizerBase, keep: str) -> None:
     body = Body(start="Text:\n", end="\nStance:", keep=keep)
     words = " ".join(f"w{i}" for i in range(400))
     prompt = f"Name the policy stance.\nText:\n{words}\nStance:"
@@ -73,12 +74,12 @@ def test_only_the_body_is_cut(tokenizer, keep: str) -> None:
     assert ("w399" in text) == (keep == "tail")
 
 
-def test_a_prompt_that_fits_is_left_alone(tokenizer) -> None:
+def test_a_prompt_that_fits_is_left_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = encode_prompt(tokenizer, ROWS[0]["prompt"], 512)
     assert encode_prompt(tokenizer, ROWS[0]["prompt"], len(ids)) == ids
 
 
-def test_an_instruction_that_does_not_fit_is_an_error(tokenizer) -> None:
+def test_an_instruction_that_does_not_fit_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
     body = Body(start="Text:\n", end="\nStance:")
     with pytest.raises(
         UserError, match=r"row 1: the prompt without its body has \d+ tokens, more than 5; raise data.max_prompt_length"
@@ -86,7 +87,7 @@ def test_an_instruction_that_does_not_fit_is_an_error(tokenizer) -> None:
         list(encode_rows(tokenizer, ROWS[:1], 5, body=body, where="FOMC/train.json"))
 
 
-def test_a_long_answer_is_an_error_or_dropped_but_never_cut(tokenizer) -> None:
+def test_a_long_answer_is_an_error_or_dropped_but_never_cut(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match=r"FOMC/train.json row 5: the answer has \d+ tokens.*max_answer_length is 6"):
         list(encode_rows(tokenizer, ROWS, 512, max_answer_length=6, where="FOMC/train.json"))
     kept = list(encode_rows(tokenizer, ROWS, 512, max_answer_length=6, drop_long_answers=True))
@@ -94,7 +95,7 @@ def test_a_long_answer_is_an_error_or_dropped_but_never_cut(tokenizer) -> None:
     assert 0 < len(kept) < len(ROWS)
 
 
-def test_a_tokenizer_without_end_mark_is_refused(tokenizers_by_family: dict) -> None:
+def test_a_tokenizer_without_end_mark_is_refused(tokenizers_by_family: dict[str, Any]) -> None:
     tokenizer = tokenizers_by_family["byte-bpe"].__class__(
         tokenizer_object=tokenizers_by_family["byte-bpe"].backend_tokenizer
     )
@@ -102,7 +103,9 @@ def test_a_tokenizer_without_end_mark_is_refused(tokenizers_by_family: dict) -> 
         check_tokenizer(tokenizer)
 
 
-def test_a_request_is_a_turn_where_there_is_a_template(tokenizers_by_family) -> None:
+def test_a_request_is_a_turn_where_there_is_a_template(
+    tokenizers_by_family: dict[str, PreTrainedTokenizerBase],
+) -> None:
     tokenizer = copy.deepcopy(tokenizers_by_family["llama-sentencepiece"])
     plain = encode_prompt(tokenizer, "Add 2 and 2.", 100)
     assert encode_request(tokenizer, "Add 2 and 2.") == plain

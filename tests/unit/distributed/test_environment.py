@@ -1,7 +1,7 @@
 """Which process this is, as the environment says."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -26,7 +26,7 @@ Setter = Callable[..., None]
 def environment(monkeypatch: pytest.MonkeyPatch) -> Setter:
     """Sets these of all variables that matter, and no others; None takes one out."""
 
-    def set_all(*groups: dict[str, str], **single: str | None) -> None:
+    def set_all(*groups: Mapping[str, str | None], **single: str | None) -> None:
         for name in (*LAUNCHER, *SRUN, "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
             monkeypatch.delenv(name, raising=False)
         for group in (*groups, single):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_none_at_all(tmp_path: Path) -> None:
         ({"results": None}, "is damaged, or was written by another version"),
     ],
 )
-def test_progress_that_is_sealed_and_makes_no_sense(written: Checkpoints, change: dict, problem: str) -> None:
+def test_progress_that_is_sealed_and_makes_no_sense(written: Checkpoints, change: dict[str, Any], problem: str) -> None:
     for folder in written.folder.iterdir():
         path = folder / "progress.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

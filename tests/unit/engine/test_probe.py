@@ -1,5 +1,7 @@
 """Whether our way of running a model is its own: what differs is refused by name."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -10,18 +12,18 @@ from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
 from tests.models import COMMON, CONFIGS, tiny_model
 
-SCALED = {
+SCALED: dict[str, Any] = {
     "Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.5},
     "Cohere": {"logit_scale": 0.0625},
     "Cohere2": {"logit_scale": 0.25, "sliding_window": 16},
 }
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "Qwen2": {},
     "Phi3": {"pad_token_id": 0, "sliding_window": 16},
     "Olmo2": {},
     "Mixtral": {"num_local_experts": 2},
 }
-OTHER = {
+OTHER: dict[str, Any] = {
     "RecurrentGemma": {"lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 5.0},
     "Llama4Text": {"num_local_experts": 2, "intermediate_size_mlp": 64},
     "Lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -30,7 +32,7 @@ OTHER = {
 }
 
 
-def model_of(kind: str, settings: dict) -> PreTrainedModel:
+def model_of(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**{**COMMON, **settings})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

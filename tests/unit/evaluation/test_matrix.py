@@ -1,6 +1,8 @@
 """Accuracy-matrix metrics against hand-computed and published values, their identities, and the CSV file."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ OVER_T_MINUS_1 = {
 }
 
 
-def test_made_up_matrices(golden) -> None:
+def test_made_up_matrices(golden: Path) -> None:
     matrices = json.loads((golden / "matrices.json").read_text())["made_up"]
     assert matrices
     for recorded in matrices:
@@ -31,7 +33,7 @@ def test_made_up_matrices(golden) -> None:
         assert metrics == {key: pytest.approx(value, abs=1e-9) for key, value in recorded["expected"].items()}
 
 
-def test_published_lower_triangles(golden) -> None:
+def test_published_lower_triangles(golden: Path) -> None:
     matrices = json.loads((golden / "matrices.json").read_text())["published"]
     assert matrices
     for recorded in matrices:
@@ -64,7 +66,7 @@ def test_an_unmeasured_cell_takes_only_the_metrics_that_need_it() -> None:
 
 
 @given(MATRICES)
-def test_clipped_is_bwt_where_nothing_improves(matrix) -> None:
+def test_clipped_is_bwt_where_nothing_improves(matrix: Any) -> None:
     matrix[-1] = np.minimum(matrix[-1], np.diag(matrix[1:]))
     metrics = matrix_metrics(matrix)
     tasks = matrix.shape[1]
@@ -73,7 +75,7 @@ def test_clipped_is_bwt_where_nothing_improves(matrix) -> None:
 
 
 @given(MATRICES)
-def test_perfect_retention_forgets_nothing(matrix) -> None:
+def test_perfect_retention_forgets_nothing(matrix: Any) -> None:
     tasks = matrix.shape[1]
     for task in range(tasks):
         matrix[task + 1 :, task] = matrix[task + 1, task]
@@ -84,7 +86,7 @@ def test_perfect_retention_forgets_nothing(matrix) -> None:
 
 
 @given(MATRICES)
-def test_a_wider_maximum_never_forgets_less(matrix) -> None:
+def test_a_wider_maximum_never_forgets_less(matrix: Any) -> None:
     metrics = matrix_metrics(matrix)
     own = metrics["forgetting_chaudhry_max_from_own_task"]
     earlier = metrics["forgetting_chaudhry_max_over_all_earlier_rows"]
@@ -94,12 +96,12 @@ def test_a_wider_maximum_never_forgets_less(matrix) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 3), (1, 0), (4,), (0, 0)])
-def test_wrong_shape(shape) -> None:
+def test_wrong_shape(shape: Any) -> None:
     with pytest.raises(UserError, match="one row more than it has columns"):
         matrix_metrics(np.zeros(shape))
 
 
-def test_csv_round_trip(tmp_path) -> None:
+def test_csv_round_trip(tmp_path: Path) -> None:
     matrix = np.array([[1 / 3, np.nan], [50.0, 20.0], [40.0, 0.0]])
     write_matrix_csv(tmp_path / "m.csv", ["FOMC", "a, b"], matrix)
     names, read = read_matrix_csv(tmp_path / "m.csv")
@@ -118,7 +120,7 @@ def test_csv_round_trip(tmp_path) -> None:
         "\ufeffA, B\r\n1, 2\r\n\r\n3,\r\n5, 6\r\n",
     ],
 )
-def test_label_column_and_blank_cells(tmp_path, text) -> None:
+def test_label_column_and_blank_cells(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(text, encoding="utf-8", newline="")
     names, matrix = read_matrix_csv(path)
@@ -141,7 +143,7 @@ def test_label_column_and_blank_cells(tmp_path, text) -> None:
         ("A,A\n1,2\n3,4\n5,6\n", "line 1: task names must be given and differ"),
     ],
 )
-def test_bad_csv_says_where_and_what(tmp_path, text, message) -> None:
+def test_bad_csv_says_where_and_what(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
@@ -150,7 +152,7 @@ def test_bad_csv_says_where_and_what(tmp_path, text, message) -> None:
     assert message in str(error.value)
 
 
-def test_unreadable_csv(tmp_path) -> None:
+def test_unreadable_csv(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     for path in (tmp_path / "absent.csv", tmp_path, tmp_path / "binary.csv"):
         with pytest.raises(UserError, match="cannot be read as CSV"):

@@ -5,7 +5,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "score.py"
 ROW = {"prompt": "Stance:", "prediction": "B.", "reference": "B"}
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -25,7 +27,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_scores_in_every_variant(tmp_path) -> None:
+def test_scores_in_every_variant(tmp_path: Path) -> None:
     wrong = {**ROW, "prediction": "C", "id": 7}
     done = run("--task", "FOMC", write(tmp_path / "p.jsonl", json.dumps(ROW), "", json.dumps(wrong), ""))
     assert done.returncode == 0
@@ -41,7 +43,7 @@ def test_scores_in_every_variant(tmp_path) -> None:
     }
 
 
-def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path) -> None:
+def test_recorded_file_gives_the_recorded_total(scored_rows: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     data = scored_rows("Py150")
     rows = [json.dumps({key: row[key] for key in ROW}, ensure_ascii=False) for row in data["rows"]]
     result = json.loads(run("--task", "Py150", write(tmp_path / "p.jsonl", *rows)).stdout)
@@ -49,7 +51,7 @@ def test_recorded_file_gives_the_recorded_total(scored_rows, tmp_path) -> None:
     assert result["totals"]["trace_strict"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_warnings_stay_off_standard_output(tmp_path) -> None:
+def test_warnings_stay_off_standard_output(tmp_path: Path) -> None:
     done = run("--task", "MeetingBank", write(tmp_path / "p.jsonl", json.dumps({**ROW, "prediction": "."})))
     assert done.returncode == 0
     assert json.loads(done.stdout)["n"] == 1
@@ -57,14 +59,14 @@ def test_warnings_stay_off_standard_output(tmp_path) -> None:
     assert "scored 0: row 0" in done.stderr
 
 
-def test_own_task_file(tmp_path) -> None:
+def test_own_task_file(tmp_path: Path) -> None:
     tasks = write(tmp_path / "tasks.yaml", "tasks: {capitals: {scorer: accuracy}}")
     rows = write(tmp_path / "p.jsonl", json.dumps({"prompt": "", "prediction": " paris", "reference": "Paris"}))
     done = run("--task", "capitals", "--task_file", tasks, rows)
     assert json.loads(done.stdout)["totals"]["lenient"] == 100
 
 
-def test_matrix_metrics_are_valid_json_without_nan(tmp_path) -> None:
+def test_matrix_metrics_are_valid_json_without_nan(tmp_path: Path) -> None:
     def no_constant(name: str) -> None:
         raise AssertionError(name)
 
@@ -103,7 +105,14 @@ WRONG_ENTRY = "tasks: {X: {scorers: choice}}"
         (["--matrix", "{file}"], ["A,B", "1,2"], "1 rows for 2 tasks"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, arguments, lines, message) -> None:
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    lines: str,
+    message: str,
+) -> None:
     file = tmp_path / "input"
     if lines is not None:
         write(file, *lines)
@@ -123,7 +132,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, argum
     assert len(printed.err.splitlines()) == 1
 
 
-def test_exit_status_of_bad_input(tmp_path) -> None:
+def test_exit_status_of_bad_input(tmp_path: Path) -> None:
     done = run("--task", "FOMC", tmp_path / "absent.jsonl")
     assert done.returncode == 2
     assert done.stdout == ""

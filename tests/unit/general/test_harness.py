@@ -4,14 +4,15 @@ import dataclasses
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import Stopped, UserError
@@ -19,7 +20,7 @@ from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
 from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
-from codyra_llm.generation.generate import Answered, answer_questions
+from codyra_llm.generation.generate import Answered, Question, answer_questions
 from codyra_llm.models.load import load_model, resolve_model
 from tests.suites import write_suite
 
@@ -27,30 +28,30 @@ NAME = "smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> PreTrainedModel:
     return load_model(NAME).eval()
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(resolve_model(NAME))
 
 
 @pytest.fixture(scope="module")
-def ours(model, tokenizer):
+def ours(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BatchedLM:
     return BatchedLM(tokenizer, lambda questions: answer_questions(model, tokenizer, questions, 8), 2048)
 
 
 @pytest.fixture(scope="module")
-def theirs(model, tokenizer):
+def theirs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=2048)
 
 
-def requests(kind: str, *arguments: tuple) -> list[Instance]:
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, each, 0) for each in arguments]
 
 
-def test_choices_are_as_likely_as_the_harness_finds_them(ours, theirs) -> None:
+def test_choices_are_as_likely_as_the_harness_finds_them(ours: BatchedLM, theirs: HFLM) -> None:
     shots = "".join(f"Question: what is {n} plus {n}?\nAnswer: {2 * n}\n\n" for n in range(12))
     asked = requests(
         "loglikelihood",
@@ -65,14 +66,16 @@ def test_choices_are_as_likely_as_the_harness_finds_them(ours, theirs) -> None:
         assert greedy == is_greedy
 
 
-def test_whole_texts_are_as_likely_as_the_harness_finds_them(ours, theirs, monkeypatch) -> None:
+def test_whole_texts_are_as_likely_as_the_harness_finds_them(
+    ours: BatchedLM, theirs: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = requests("loglikelihood_rolling", ("One two three four five. " * 12,), ("Short.",))
     monkeypatch.setattr(ours, "max_length", 32)
     monkeypatch.setattr(theirs, "_max_length", 32)
     assert ours.loglikelihood_rolling(asked) == pytest.approx(theirs.loglikelihood_rolling(asked), abs=1e-2)
 
 
-def test_answers_are_those_the_harness_gets(ours, theirs) -> None:
+def test_answers_are_those_the_harness_gets(ours: BatchedLM, theirs: HFLM) -> None:
     until = {"until": ["\n", "."], "max_gen_toks": 12, "do_sample": False}
     asked = requests(
         "generate_until", *((text, until) for text in ("The sky is", "One, two, three,", "Question: who?\nAnswer:"))
@@ -80,7 +83,7 @@ def test_answers_are_those_the_harness_gets(ours, theirs) -> None:
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
 
-def test_a_suite_of_ones_own(ours, theirs, tmp_path: Path) -> None:
+def test_a_suite_of_ones_own(ours: BatchedLM, theirs: HFLM, tmp_path: Path) -> None:
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))
     mine, answers = score_suite(suite, ours)
     their_score, their_answers = score_suite(suite, theirs)
@@ -96,7 +99,7 @@ def test_a_suite_of_ones_own(ours, theirs, tmp_path: Path) -> None:
     assert sum(answer["score"] for answer in answers) / 8 == pytest.approx(mine.score / 100)
 
 
-def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours, theirs) -> None:
+def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours: BatchedLM, theirs: HFLM) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
     mine, answers = score_suite(suite, ours)
     assert mine.score == pytest.approx(score_suite(suite, theirs)[0].score, abs=1e-4)
@@ -106,20 +109,20 @@ def test_perplexity_of_a_text_is_the_harness_s_and_no_score(ours, theirs) -> Non
     assert general_delta({"text": mine}, {"text": mine}) is None
 
 
-def test_a_score_that_is_no_number_is_a_failure(ours) -> None:
+def test_a_score_that_is_no_number_is_a_failure(ours: BatchedLM) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("text",), limit=2))
     broken = BatchedLM(ours.tokenizer, lambda asked: [Answered("", 0, math.nan, False) for _ in asked], 2048)
     assert score_suite(suite, broken) == (SuiteFailure("ValueError: its score is nan"), [])
 
 
-def test_tasks_that_a_limit_leaves_out_are_not_asked(ours) -> None:
+def test_tasks_that_a_limit_leaves_out_are_not_asked(ours: BatchedLM) -> None:
     (suite,) = load_suites(GeneralConfig(suites=("sample",), limit=1))
     score, answers = score_suite(suite, ours)
     assert score.items == len(answers) == 1
     assert score.stderr is None
 
 
-def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> None:
+def test_generated_answers_are_kept_as_they_were_given(ours: BatchedLM, tmp_path: Path) -> None:
     generates = {
         "output_type": "generate_until",
         "doc_to_choice": None,
@@ -140,7 +143,7 @@ def test_generated_answers_are_kept_as_they_were_given(ours, tmp_path: Path) -> 
         assert answer["target"] == "it is even"
 
 
-def test_a_suite_that_mixes_units_fails_and_says_so(ours) -> None:
+def test_a_suite_that_mixes_units_fails_and_says_so(ours: BatchedLM) -> None:
     (choice,), (text,) = (load_suites(GeneralConfig(suites=(name,), limit=1)) for name in ("sample_choice", "text"))
     both = dataclasses.replace(choice, tasks=choice.tasks | text.tasks, items=choice.items | text.items)
     assert "measured in bits_per_byte and percent" in score_suite(both, ours)[0].failed
@@ -236,14 +239,14 @@ def test_the_six_suites_are_asked_as_trace_does(general_data: Path) -> None:
             assert prompt.endswith(mark)
 
 
-def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours, tmp_path: Path) -> None:
-    def fail(questions) -> NoReturn:
+def test_a_suite_that_fails_is_reported_and_a_stop_goes_through(ours: BatchedLM, tmp_path: Path) -> None:
+    def fail(questions: Sequence[Question]) -> NoReturn:
         raise ZeroDivisionError("of one")
 
-    def cannot_keep(questions) -> NoReturn:
+    def cannot_keep(questions: Sequence[Question]) -> NoReturn:
         raise UserError("the disk is full")
 
-    def stop(questions) -> NoReturn:
+    def stop(questions: Sequence[Question]) -> NoReturn:
         raise Stopped("now")
 
     (suite,) = load_suites(GeneralConfig(suites=(write_suite(tmp_path),)))

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class Listener(BatchedLM):
         super().__init__(None, lambda questions: [], 512)
         self.prompts: list[str] = []
 
-    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         self.prompts += [request.args[0] for request in requests]
         return [(-1.0, False) for _ in requests]
 
@@ -144,7 +145,7 @@ def test_a_suite_that_exits_has_failed(status: str, tmp_path: Path) -> None:
     "changes",
     [{"unsafe_code": True}, {"generation_kwargs": {"do_sample": True}}, {"generation_kwargs": {"temperature": 0.7}}],
 )
-def test_what_runs_or_draws_answers_is_refused_when_it_is_loaded(changes: dict, tmp_path: Path) -> None:
+def test_what_runs_or_draws_answers_is_refused_when_it_is_loaded(changes: dict[str, Any], tmp_path: Path) -> None:
     if "generation_kwargs" in changes:
         changes = {**changes, "output_type": "generate_until", "doc_to_choice": None}
     with pytest.raises(UserError, match=r"evens (runs code that the model writes|draws its answers at random)"):

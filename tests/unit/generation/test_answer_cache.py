@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_what_was_answered_is_known_to_the_bit() -> None:
         {"stop": ("stop",)},
     ],
 )
-def test_another_question_or_model_is_another_matter(change: dict) -> None:
+def test_another_question_or_model_is_another_matter(change: dict[str, Any]) -> None:
     remember("a model", QUESTIONS, ANSWERS)
     assert recall("a model", [dataclasses.replace(QUESTIONS[0], **change), QUESTIONS[1]]) is None
     assert recall("a model", QUESTIONS[:1]) is None

@@ -1,9 +1,12 @@
 """Batched answers and losses equal those of one row at a time, on every architecture."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.batches import collate
@@ -40,19 +43,21 @@ def some_examples(n: int = 9) -> list[Example]:
     ]
 
 
-def answer(model, examples: list[Example], limit: int, stop: list[str] = (), batch_size: int = 16) -> list[Answered]:
+def answer(
+    model: PreTrainedModel, examples: list[Example], limit: int, stop: Sequence[str] = (), batch_size: int = 16
+) -> list[Answered]:
     """All examples with the same limit and stops."""
     questions = [Question(example, limit, stop) for example in examples]
     return answer_questions(model, NumberTokenizer(), questions, batch_size)
 
 
-def read_columns(model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def read_columns(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many positions each forward pass from here on goes through."""
     columns: list[int] = []
     decoder = model.get_decoder()
     forward = decoder.forward
 
-    def counted(**inputs):
+    def counted(**inputs: Any) -> Any:
         columns.append(inputs["input_ids"].numel())
         return forward(**inputs)
 
@@ -101,10 +106,10 @@ def test_a_models_sampling_defaults_are_not_used() -> None:
     ("settings", "longest"),
     [({}, 6), ({"max_new_tokens": 3}, 3), ({"max_new_tokens": 30}, 6), ({"parity": True}, 512)],
 )
-def test_how_long_an_answer_may_be(settings: dict, longest: int) -> None:
+def test_how_long_an_answer_may_be(settings: dict[str, Any], longest: int) -> None:
     asked: list[Question] = []
 
-    def record(questions):
+    def record(questions: Sequence[Question]) -> Any:
         asked.extend(questions)
         return [Answered("x", 1, 1.0, False) for _ in questions]
 

@@ -1,7 +1,11 @@
 """Judges: over HTTP, up, slow, confused or gone; and a model's likelihoods, against transformers."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig
@@ -12,7 +16,7 @@ from tests.endpoint import serve
 from tests.models import tiny_model
 
 
-def judge_of(url: str, **changes) -> EndpointJudge:
+def judge_of(url: str, **changes: Any) -> EndpointJudge:
     settings = {"judge": url, "judge_model": "some-model", "timeout": 5.0, "retries": 1, "concurrency": 2, **changes}
     return EndpointJudge(JudgeConfig("", "", (), api_key_variable="SOME_KEY", **settings))
 
@@ -29,7 +33,7 @@ def test_asks_as_an_openai_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("said", ["bananas", (200, "<html>"), (200, "[]"), (200, '{"choices": [{"message": {}}]}')])
-def test_nonsense_is_asked_about_again_and_kept_as_it_came(said) -> None:
+def test_nonsense_is_asked_about_again_and_kept_as_it_came(said: Any) -> None:
     with serve(lambda text: said) as endpoint:
         (reply,) = judge_of(endpoint.url, retries=2)(["?"])
         assert (reply.verdict, reply.problem) == (None, None)
@@ -38,7 +42,7 @@ def test_nonsense_is_asked_about_again_and_kept_as_it_came(said) -> None:
 
 
 def test_a_server_that_is_busy_is_tried_again() -> None:
-    said = iter([(503, "busy"), "[[A]]"])
+    said: Iterator[Any] = iter([(503, "busy"), "[[A]]"])
     with serve(lambda text: next(said)) as endpoint:
         assert judge_of(endpoint.url)(["?"])[0].verdict == "A"
     with serve(lambda text: (503, "busy")) as endpoint:
@@ -65,7 +69,7 @@ def test_what_no_further_try_can_help(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(endpoint.asked) == 3
 
 
-def test_a_models_verdict_is_the_likeliest(tokenizers_by_family) -> None:
+def test_a_models_verdict_is_the_likeliest(tokenizers_by_family: dict[str, PreTrainedTokenizerBase]) -> None:
     tokenizer, model = tokenizers_by_family["llama-sentencepiece"], tiny_model("llama")
     judge = LikelihoodJudge(tokenizer, lambda questions: answer_questions(model, tokenizer, questions), True, 40)
     texts = ["Which one?", "Is A better than B?", "word " * 60]

@@ -1,6 +1,7 @@
 """Exact merging: the original weight plus the sum of all updates, rounded once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 TASKS = 8
 
 
-def small_updates(model: torch.nn.Module, seed: int, names: tuple[str, ...] = (Q, UP)) -> dict:
+def small_updates(model: torch.nn.Module, seed: int, names: tuple[str, ...] = (Q, UP)) -> dict[str, Any]:
     """Updates of a size that bf16 rounds much of away: a hundredth of the weight's."""
     torch.manual_seed(seed)
     updates = {}
@@ -61,7 +62,8 @@ def test_in_half_precision_eight_tasks_cost_one_rounding(tiny_folder: Path, entr
     base = tiny_model()
     for name in (Q, UP):
         true = base.get_submodule(name).weight.double()
-        true = true + sum(B.double() @ A.double() for B, A in (read_entry(entry)[name] for entry in entries))
+        for B, A in (read_entry(entry)[name] for entry in entries):
+            true = true + B.double() @ A.double()
         once = (true.to(getattr(torch, dtype)).double() - true).norm()
         errors = [(model.get_submodule(name).weight.double() - true).norm() for model in (exact, in_place)]
         assert errors[0] <= once * 1.001

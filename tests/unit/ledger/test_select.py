@@ -1,5 +1,7 @@
 """Which entries of a ledger are wanted, and how much of each."""
 
+from typing import Any
+
 import pytest
 
 from codyra_llm.errors import UserError
@@ -25,7 +27,7 @@ LEDGER = Ledger(
         ({"scales": {"b": 0.5}, "without": ["b"]}, {"01-a": 1, "03-c": 1, "04-a": 1}),
     ],
 )
-def test_what_is_wanted(wanted: dict, shares: dict) -> None:
+def test_what_is_wanted(wanted: dict[str, Any], shares: dict[str, Any]) -> None:
     assert select(LEDGER, **wanted) == shares
 
 
@@ -40,6 +42,6 @@ def test_what_is_wanted(wanted: dict, shares: dict) -> None:
         ({"upto": "1", "without": ["b"]}, "02-b comes after the entries that are wanted"),
     ],
 )
-def test_what_cannot_be_had(wanted: dict, problem: str) -> None:
+def test_what_cannot_be_had(wanted: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         select(LEDGER, **wanted)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def ledger(tiny_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def rewrite(ledger: Path, change: Callable[[dict], None], seal: bool = True) -> None:
+def rewrite(ledger: Path, change: Callable[[dict[str, Any]], None], seal: bool = True) -> None:
     """Changes ledger.json; sealed again as whoever knows the recipe can."""
     content = json.loads((ledger / "ledger.json").read_text())
     change(content)
@@ -67,13 +69,17 @@ def sealed_again(ledger: Path, tensors: dict[str, torch.Tensor] | None, content:
     rewrite(ledger, lambda json: json["entries"][0]["sha256"].update({WEIGHTS: sha256(file)}))
 
 
+def rename(key: str, name: object, content: dict[str, Any]) -> None:
+    content["entries"][0][key] = name
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_names_that_lead_elsewhere(name: object, ledger: Path) -> None:
     victim = ledger.parent / "victim"
     victim.mkdir()
     (victim / "thesis.tex").write_text("years of work")
     for key in ("name", "task"):
-        rewrite(ledger, lambda content, key=key: content["entries"][0].update({key: name}), seal=False)
+        rewrite(ledger, partial(rename, key, name), seal=False)
         with pytest.raises(UserError):
             read_ledger(ledger)
     if isinstance(name, str):
@@ -83,7 +89,7 @@ def test_names_that_lead_elsewhere(name: object, ledger: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{}, {WEIGHTS: "0" * 64}, {"../x": "0" * 64}, {WEIGHTS: "no hash", CONFIG: "0" * 64}])
-def test_files_that_an_entry_does_not_have(files: dict, ledger: Path) -> None:
+def test_files_that_an_entry_does_not_have(files: dict[str, Any], ledger: Path) -> None:
     rewrite(ledger, lambda content: content["entries"][0].update(sha256=files), seal=False)
     with pytest.raises(UserError, match=r"ledger\.json: entr"):
         read_ledger(ledger)
@@ -128,7 +134,7 @@ def test_the_seal_covers_the_base(key: str, ledger: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"norm": 2.0}, {"components": 3}, {"settings": "x"}, {"scores": {"one": 1.0}}])
-def test_the_seal_covers_what_is_said_of_an_entry(change: dict, ledger: Path) -> None:
+def test_the_seal_covers_what_is_said_of_an_entry(change: dict[str, Any], ledger: Path) -> None:
     rewrite(ledger, lambda content: content["entries"][0].update(change), seal=False)
     with pytest.raises(UserError, match="not those that were written"):
         read_ledger(ledger)
@@ -138,7 +144,7 @@ def test_the_seal_covers_what_is_said_of_an_entry(change: dict, ledger: Path) ->
     "change",
     [{"norm": float("nan")}, {"norm": -1}, {"components": -1}, {"components": 1e300}, {"scores": {"a": float("inf")}}],
 )
-def test_numbers_that_cannot_be(change: dict, ledger: Path) -> None:
+def test_numbers_that_cannot_be(change: dict[str, Any], ledger: Path) -> None:
     rewrite(ledger, lambda content: content["entries"][0].update(change), seal=False)
     with pytest.raises(UserError, match=r"ledger\.json: entries\.0"):
         read_ledger(ledger)
@@ -152,7 +158,7 @@ def test_a_dtype_is_one_of_three(dtype: object, ledger: Path) -> None:
 
 
 def test_a_ledger_of_the_first_version_is_read_and_written_as_the_second(ledger: Path) -> None:
-    def change(content: dict) -> None:
+    def change(content: dict[str, Any]) -> None:
         content["schema_version"], content["state"] = 1, parse_ledger(content, "")._state_of_version_1
 
     rewrite(ledger, change, seal=False)
@@ -272,6 +278,6 @@ def test_an_adapter_that_is_pickled_or_one_folder_down(ledger: Path, tmp_path: P
         {"peft_type": 3},
     ],
 )
-def test_an_adapter_whose_settings_cannot_be(changes: dict, ledger: Path, tmp_path: Path) -> None:
+def test_an_adapter_whose_settings_cannot_be(changes: dict[str, Any], ledger: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{CONFIG}|{WEIGHTS}"):
         read_adapter(adapter_of(ledger, tmp_path, **changes))

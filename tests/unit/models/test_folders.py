@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,9 @@ def use(folder: Path) -> None:
         {"transformer.h.0.attn.masked_bias": torch.zeros(1)},
     ],
 )
-def test_keys_that_the_model_does_not_have_are_no_reason(extra: dict, tiny_folder: Path, folder: Path) -> None:
+def test_keys_that_the_model_does_not_have_are_no_reason(
+    extra: dict[str, Any], tiny_folder: Path, folder: Path
+) -> None:
     add_tensors(folder, extra)
     read, expected = original_weights(str(folder)), load_model(str(tiny_folder)).state_dict()
     for name, weight in expected.items():
@@ -132,7 +135,10 @@ def test_an_adapter_beside_the_model(folder: Path) -> None:
 
 
 def write(file: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes(content) and None
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes(content)
+
+    return change
 
 
 def index(content: object) -> Callable[[Path], None]:
@@ -200,7 +206,9 @@ def test_a_saved_model_stops_where_it_was_taught_to(folder: Path, tmp_path: Path
     ids = torch.tensor([[1, 7, 8, 9]])
     with torch.no_grad():
         first = model(ids).logits[0, -1].argmax()
-    given = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    given = model.generate(  # type: ignore[misc]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
     assert given.shape[1] == (5 if first == end else 12)
 
 

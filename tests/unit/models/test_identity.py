@@ -55,8 +55,8 @@ def test_weights_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "pickled" / "pytorch_model.bin").symlink_to(weights)
     assert model_hash(str(tmp_path / "pickled")) == found
     model.save_pretrained(tmp_path / "eight")
-    weights = load_file(tmp_path / "eight" / "model.safetensors")
-    eight = {name: weight.to(torch.float8_e4m3fn) for name, weight in weights.items()}
+    stored = load_file(tmp_path / "eight" / "model.safetensors")
+    eight = {name: weight.to(torch.float8_e4m3fn) for name, weight in stored.items()}
     save_file(eight, tmp_path / "eight" / "model.safetensors")
     assert len(model_hash(str(tmp_path / "eight"))) == 64
     model.config.save_pretrained(tmp_path / "none")

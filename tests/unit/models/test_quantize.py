@@ -1,6 +1,7 @@
 """A quantized base: the bits that transformers gives, loaded in parts and saved as an ordinary folder."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_what_is_saved_is_what_transformers_loads(
     ids = torch.arange(3, 40)[None]
     logits = model(ids).logits
     save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card", 20_000)
-    again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    again, report = cast(
+        tuple[Any, Any], AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    )
     assert not any(report.values())
     keep_trainable(again)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())

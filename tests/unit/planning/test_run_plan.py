@@ -5,6 +5,7 @@ import json
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import normalizers
@@ -24,7 +25,7 @@ def plan_of(model: Path, stream: TaskStream, **overrides: object) -> RunPlan:
     return plan_run(tiny_config(model, Path("/nowhere"), **{"train.num_train_epochs": 1, **overrides}), start(), stream)
 
 
-def stream_of(name: str = "one", **splits: list) -> TaskStream:
+def stream_of(name: str = "one", **splits: list[Any]) -> TaskStream:
     return TaskStream.from_rows({name: {"train": ROWS, "test": ROWS[:4], **splits}})
 
 
