@@ -33,6 +33,9 @@ class CoDyRALinear(nn.Module):
     shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
     enabled = True  # else the layer is its projection alone
     alive: torch.Tensor | None = None  # the components that take part in the products; None: all
+    # directions, as orthonormal columns, that the branch does not read and does not write
+    blocked_inputs: torch.Tensor | None = None  # [in_features, directions]
+    blocked_outputs: torch.Tensor | None = None  # [out_features, directions]
 
     def __init__(
         self,
@@ -84,9 +87,20 @@ class CoDyRALinear(nn.Module):
         """(A, B, gate) of the components that take part in the products."""
         # a gate that may not grow again gets no gradient, which would count in the gradient's norm
         gate = self.gate if self.regrow else torch.where(self.gate != 0, self.gate, torch.zeros_like(self.gate))
+        A, B = self._projected()
         if self.alive is None:
-            return self.A, self.B, gate
-        return self.A[self.alive], self.B[:, self.alive], gate[self.alive]
+            return A, B, gate
+        return A[self.alive], B[:, self.alive], gate[self.alive]
+
+    def _projected(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(A, B) without what lies in blocked directions, which no optimizer step can leave."""
+        A: torch.Tensor = self.A
+        B: torch.Tensor = self.B
+        if self.blocked_inputs is not None:
+            A = A - (A @ self.blocked_inputs) @ self.blocked_inputs.T
+        if self.blocked_outputs is not None:
+            B = B - self.blocked_outputs @ (self.blocked_outputs.T @ B)
+        return A, B
 
     def compact(self) -> None:
         """Leaves components at zero out of the products from here on; they must be ones that may not grow again."""
@@ -97,7 +111,8 @@ class CoDyRALinear(nn.Module):
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(B * gate [out_features, rank], A [rank, in_features]): the update is their product."""
-        return self.B.detach() * self.gate.detach(), self.A.detach()
+        A, B = self._projected()
+        return B.detach() * self.gate.detach(), A.detach()
 
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""

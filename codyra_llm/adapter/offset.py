@@ -1,6 +1,7 @@
-"""A frozen low-rank update taken away from a projection while a branch continues from it."""
+"""Frozen low-rank updates beside a projection: taken away while a branch continues from it, added at inference."""
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
@@ -15,9 +16,22 @@ def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> Removable
         B: [out_features, rank]; A: [rank, in_features]; frozen, in the dtype in which the product is computed.
     """
 
-    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if not layer.enabled:  # without the branch, the projection is what it was before
             return output
-        return output - ((inputs[0].to(A.dtype) @ A.T) @ B.T).to(output.dtype)
+        return output - _product(inputs[0], B, A).to(output.dtype)
 
     return layer.base.register_forward_hook(hook)
+
+
+def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:
+    """Lets a plain projection compute W x + B A x until the returned handle is removed; shapes as in `subtract`."""
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + _product(inputs[0], B, A).to(output.dtype)
+
+    return projection.register_forward_hook(hook)
+
+
+def _product(input: torch.Tensor, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    return (input.to(A.dtype) @ A.T) @ B.T

@@ -76,10 +76,11 @@ class Proximal(torch.optim.Optimizer):
     def for_model(
         cls, model: nn.Module, config: CoDyRAConfig | None = None, lr: float = 5e-4, **kwargs: Any
     ) -> "Proximal":
-        """An optimizer over a model's branches: one group of A and B, one of the gates (where they train)."""
+        """An optimizer over a model's branches: one group of A and B, one of the gates, of each what trains."""
         config = config or CoDyRAConfig()
         layers = [layer for _, layer in gated_layers(model)]
-        groups: list[dict[str, Any]] = [{"params": [p for layer in layers for p in (layer.A, layer.B)], "lr": lr}]
+        factors = [factor for layer in layers for factor in (layer.A, layer.B) if factor.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": factors, "lr": lr}]
         if config.train_gates:
             groups.append(
                 {

@@ -1,5 +1,6 @@
 """Batches of a fixed global size: which rows an optimizer step sees never depends on how many devices run it."""
 
+import dataclasses
 import functools
 import random
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,14 @@ MOST_STEPS = 2**31
 class MicroBatch:
     """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens].
 
-    `position_ids` is there where examples are packed into one row: it starts again with each of them.
+    `position_ids` is there where examples are packed into one row: it starts again with each of them. `numbers` are
+    those of the examples in the task's rows, in order.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor | None = None
+    numbers: tuple[int, ...] = ()
 
 
 class GlobalBatches:
@@ -106,8 +109,10 @@ class GlobalBatches:
         """The forward passes of one rank in a step."""
         rows = self.rows_of(step)
         for first in range(rank * self.micro_batch_size, len(rows), self.world_size * self.micro_batch_size):
-            examples = [self.examples[row] for row in rows[first : first + self.micro_batch_size]]
-            yield pack(examples) if self.packing == "pack" else collate(examples, self.pad_token_id)
+            numbers = tuple(rows[first : first + self.micro_batch_size])
+            examples = [self.examples[row] for row in numbers]
+            batch = pack(examples) if self.packing == "pack" else collate(examples, self.pad_token_id)
+            yield dataclasses.replace(batch, numbers=numbers)
 
     def draw_seed(self, step: int, rank: int = 0) -> int:
         """Seed of what a model draws at random in a step."""

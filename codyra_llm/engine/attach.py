@@ -1,20 +1,18 @@
-"""A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, gradients of rows."""
+"""A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, passes over rows."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import Proximal
-from codyra_llm.data.batches import collate
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import Piece, own_piece, trainable
 from codyra_llm.engine.zero import whole_copies
 from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
@@ -32,7 +30,7 @@ class Attached:
         self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, pad_token_id: int, ranks: Ranks
     ) -> None:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
-        self.rows = EngineRowGradients(engine, model, pad_token_id, ranks)
+        self.passes = ModelPasses(engine.module, dict(gated_layers(model)), pad_token_id, ranks, self._after_pass)
         self._gradients: dict[str, torch.Tensor] = {}
         if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):
@@ -51,8 +49,8 @@ class Attached:
     def begin_step(self, step: int) -> float:
         """Lets the method prepare an optimizer step; returns the value of its penalty."""
         if overrides(self.hooks, "begin_step"):
-            with self.rows.apart():
-                self.hooks.begin_step(step, self.rows)
+            with self.passes.apart():
+                self.hooks.begin_step(step, self.passes)
         if not overrides(self.hooks, "penalty"):
             return 0.0
         value, gradients = self.hooks.penalty(whole_branches(self.model))
@@ -62,16 +60,21 @@ class Attached:
     def end_training(self, rows: Sequence[Example]) -> None:
         """Lets the method measure what it needs while the engine is alive, then detaches the optimizer's hooks."""
         if overrides(self.hooks, "after_training"):
-            with self.rows.apart():
-                self.hooks.after_training(rows, self.rows)
+            with self.passes.apart():
+                self.hooks.after_training(rows, self.passes)
         self.optimizer.before_step = self.optimizer.after_step = None
+
+    def _after_pass(self) -> None:
+        if self.engine.zero_optimization_stage() == 3:
+            # modules whose input has no gradient would keep their weights whole
+            self.engine.optimizer.parameter_offload.partition_all_parameters()
 
     def _change(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         # DeepSpeed averages gradients over ranks and sums them over the micro batches of a step
         micro_batches = self.engine.gradient_accumulation_steps()
 
         def change(gradient: torch.Tensor) -> torch.Tensor:
-            if self.rows.busy:
+            if self.passes.busy:
                 return gradient
             gradient = self.hooks.on_gradient(name, gradient)
             added = self._gradients.get(name)
@@ -97,53 +100,3 @@ def whole_branches(model: nn.Module) -> Deltas:
         B, A = whole_copies([layer.B, layer.A])
         branches[name] = B, A
     return branches
-
-
-class EngineRowGradients:
-    """Gradients of single rows: each rank computes those of its share of the rows, with whole parameters."""
-
-    def __init__(self, engine: Any, model: nn.Module, pad_token_id: int, ranks: Ranks) -> None:
-        self.engine, self.model, self.pad_token_id, self.ranks = engine, model, pad_token_id, ranks
-        self.busy = False
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """A context in which passes are none of a step: what a method adds to those is left out."""
-        self.busy, term = True, self.engine.module.term
-        self.engine.module.term = None
-        try:
-            yield
-        finally:
-            self.busy, self.engine.module.term = False, term
-
-    def mean(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As `RowGradients.mean`."""
-        return {name: total / len(rows) for name, total in self._sum(rows, of).items()}
-
-    def of(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """As `RowGradients.of`."""
-        tokens = sum(len(row.answer) for row in rows)
-        return {name: total / tokens for name, total in self._sum(rows, lambda gradient: gradient).items()}
-
-    def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
-        named = [(name, parameter) for name, parameter, _ in trainable(self.model)]
-        shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
-        device = self.ranks.device
-        sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
-        for first in range(0, len(rows), self.ranks.size):  # at stage 3 every rank must take part in every pass
-            number = first + self.ranks.rank
-            counts = number < len(rows)
-            batch = collate([rows[number if counts else first]], self.pad_token_id)
-            loss = self.engine.module(batch.input_ids.to(device), batch.labels.to(device))
-            # not `backward`: the engine must not see these gradients
-            gradients = torch.autograd.grad(loss, [parameter for _, parameter in named])
-            if self.engine.zero_optimization_stage() == 3:
-                # modules whose input has no gradient would keep their weights whole
-                self.engine.optimizer.parameter_offload.partition_all_parameters()
-            if counts:
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total += of(gradient.double())
-        for total in sums:
-            dist.all_reduce(total)
-        return {name: total.float().cpu() for (name, _), total in zip(named, sums, strict=True)}

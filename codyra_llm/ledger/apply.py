@@ -14,7 +14,7 @@ from codyra_llm.config import RunConfig
 from codyra_llm.distributed.ranks import Ranks, broadcast, on_rank_0
 from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights
 from codyra_llm.errors import UserError
-from codyra_llm.ledger.entry import summed
+from codyra_llm.ledger.entry import Combine, summed
 from codyra_llm.ledger.weights import merged_weights
 from codyra_llm.models.load import load_config_and_tokenizer, meta_model, original_weights, reason
 from codyra_llm.models.shards import checkpoint_tensors
@@ -47,6 +47,7 @@ def merge_entries(
     names: Sequence[str],
     ranks: Ranks,
     last_only: bool = False,
+    combine: Combine | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> None:
     """Sets each weight that entries touch to round(original + the sum of their updates). Every rank must call it.
@@ -58,15 +59,17 @@ def merge_entries(
         ledger: the folder that the entries lie in, on rank 0.
         names: the entries, in order.
         last_only: all but the last one are in the weights already.
+        combine: as of `summed`; needs an original.
         before: called before each weight is set; may raise to stop.
 
     Raises:
         UserError: a weight is not finite with its updates.
     """
     folders = [ledger / name for name in names] if ledger else []
-    last = folders[-1] if folders and last_only else None
+    last = folders[-1] if folders and last_only and not combine else None
     groups = [folders] if original else [[folder] for folder in (folders[-1:] if last_only else folders)]
-    updates = itertools.chain.from_iterable(summed(group, of=last) for group in groups)  # read on rank 0 alone
+    # read on rank 0 alone
+    updates = itertools.chain.from_iterable(summed(group, of=last, combine=combine) for group in groups)
     merged: list[tuple[str, Any]] = []
     while found := broadcast(on_rank_0(ranks, lambda: next(updates, None))):
         before()
@@ -81,12 +84,16 @@ def merge_entries(
 
 
 def weights_to_save(
-    config: RunConfig, model: PreTrainedModel, original: Original | None, folders: Sequence[Path] | None
+    config: RunConfig,
+    model: PreTrainedModel,
+    original: Original | None,
+    folders: Sequence[Path] | None,
+    combine: Combine | None = None,
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
     """(the model for its configuration and names, layout, weights): as it was measured, or in full precision.
 
     Args:
-        folders: the entries of the ledger, on rank 0.
+        folders: the entries of the ledger, on rank 0. combine: as of `summed`.
     """
     if not original or not config.model.quantization or config.merge.save_quantized:
         return model, weight_layout(model), whole_weights(model)
@@ -95,5 +102,5 @@ def weights_to_save(
     )
     in_full.generation_config = model.generation_config
     layout = checkpoint_tensors(in_full)
-    weights = iter(()) if folders is None else merged_weights(layout, original, summed(folders))
+    weights = iter(()) if folders is None else merged_weights(layout, original, summed(folders, combine=combine))
     return in_full, layout, weights

@@ -3,8 +3,11 @@
 import math
 from pathlib import Path
 
-from codyra_llm.adapter.merge import norm_of_product
+import torch
+
+from codyra_llm.adapter.merge import Factors, norm_of_product
 from codyra_llm.errors import UserError
+from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import drift, summed
 from codyra_llm.ledger.ledger import Ledger
 from codyra_llm.text import align
@@ -41,10 +44,20 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
         else:
             remark = f"only in the {'first' if one else 'second'}"
         rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in (one, other)), remark])
-    folders = [first / name for name in mine if name not in same]
-    signs = [1.0] * len(folders)
-    folders += [second / name for name in yours if name not in same]
-    signs += [-1.0] * (len(folders) - len(signs))
-    apart = math.hypot(*(norm_of_product(*factors) for _, factors in summed(folders, shares=signs)))
-    size = math.hypot(*drift([first / name for name in mine]).values())
+    ours_by, theirs_by = combination(ours.combined, str(first)), combination(theirs.combined, str(second))
+    common = () if ours_by or theirs_by else same  # what both sum cancels
+    ours_of = dict(summed([first / name for name in mine if name not in common], combine=ours_by))
+    theirs_of = dict(summed([second / name for name in yours if name not in common], combine=theirs_by))
+    apart = math.hypot(
+        *(norm_of_product(*_difference(ours_of.get(name), theirs_of.get(name))) for name in ours_of | theirs_of)
+    )
+    size = math.hypot(*drift([first / name for name in mine], ours_by).values())
     return f"{align(rows)}\nthe models are {apart:.3g} apart; the first is {size:.3g} from the base model"
+
+
+def _difference(one: Factors | None, other: Factors | None) -> Factors:
+    if one and other:
+        return torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]])
+    found = one or other
+    assert found
+    return found

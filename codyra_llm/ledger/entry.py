@@ -5,7 +5,7 @@ kept no component are absent. An entry is a delta against the model as the task 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ OF_ONE_TASK = (
     "The update of one task. It belongs to the model as the task found it: the base model of the ledger plus the\n"
     "entries before this one, not the base model alone."
 )
+Combine = Callable[[Sequence[Factors | None]], Factors]  # one update of a projection, of those of all entries
 PREFIX, TAIL = "base_model.model.", ".lora_B.weight"
 
 
@@ -82,14 +83,19 @@ def read_entry(folder: Path) -> Deltas:
 
 
 def summed(
-    folders: Sequence[Path], of: Path | None = None, shares: Sequence[float] | None = None
+    folders: Sequence[Path],
+    of: Path | None = None,
+    shares: Sequence[float] | None = None,
+    combine: Combine | None = None,
 ) -> Iterator[tuple[str, Factors]]:
-    """(projection, factors whose product is the sum of its updates in all entries), by name: B and A are stacked.
+    """(projection, factors whose product is its update by all entries), by name; of a sum, B and A are stacked.
 
     Args:
         folders: the entries, in the order in which they are added.
         of: leaves out the projections that this entry does not touch.
         shares: what each is multiplied by; 1 by default.
+        combine: makes one update of those of all entries, None for one that does not touch the projection; by default
+            they are summed.
 
     Raises:
         UserError: as `read_entry`; or a sum may be larger than what fp32 can hold.
@@ -99,13 +105,11 @@ def summed(
         names = [set(_names(file, folder)) for file, folder in zip(files, folders, strict=True)]
         wanted = set().union(*names) if of is None else names[list(folders).index(of)]
         for name in sorted(wanted):
-            Bs, As = [], []
+            updates: list[Factors | None] = []
             for file, folder, known, share in zip(files, folders, names, shares or [1.0] * len(files), strict=True):
-                if name in known:
-                    B, A = _read_factors(file, name, folder)
-                    Bs.append(B * share)
-                    As.append(A)
-            yield name, _stacked(name, Bs, As, folders)
+                B, A = _read_factors(file, name, folder) if name in known else (None, None)
+                updates.append(None if B is None or A is None else (B * share, A))
+            yield name, _combined(name, updates, folders, combine)
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, int]]:
@@ -114,9 +118,9 @@ def shapes(folder: Path) -> dict[str, tuple[int, int]]:
         return {name: _checked_shape(file, name, folder) for name in _names(file, folder)}
 
 
-def drift(folders: Sequence[Path]) -> dict[str, float]:
-    """Frobenius norm of the sum of all entries' updates, for each projection that has any."""
-    return {name: norm_of_product(*factors) for name, factors in summed(folders)}
+def drift(folders: Sequence[Path], combine: Combine | None = None) -> dict[str, float]:
+    """Frobenius norm of the update by all entries, for each projection that has any; `combine` as of `summed`."""
+    return {name: norm_of_product(*factors) for name, factors in summed(folders, combine=combine)}
 
 
 @contextmanager
@@ -160,10 +164,13 @@ def _read_factors(file: Any, name: str, folder: Path) -> Factors:
     return B, A
 
 
-def _stacked(name: str, Bs: list[torch.Tensor], As: list[torch.Tensor], folders: Sequence[Path]) -> Factors:
+def _combined(
+    name: str, updates: Sequence[Factors | None], folders: Sequence[Path], combine: Combine | None
+) -> Factors:
+    Bs, As = zip(*filter(None, updates), strict=True)
     if len({(len(B), A.shape[1]) for B, A in zip(Bs, As, strict=True)}) > 1:
         raise UserError(f"{folders[0].parent}: the entries' updates of {name} differ in shape; they have no sum")
-    B, A = torch.cat(Bs, dim=1), torch.cat(As)
+    B, A = combine(updates) if combine else (torch.cat(Bs, dim=1), torch.cat(As))
     largest = largest_change(B, A)
     if not largest <= torch.finfo(torch.float32).max / 2:
         raise UserError(f"{folders[0].parent}: the sum of the updates of {name} may reach {largest:.3g}; lower a share")

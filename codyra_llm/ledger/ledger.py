@@ -23,6 +23,7 @@ from pydantic import Field
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, validated, write_text
+from codyra_llm.ledger.combination import describe_combination
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, write_readme
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.text import shown
@@ -68,6 +69,7 @@ class Ledger:
 
     base_model: BaseModel
     entries: tuple[Entry, ...] = ()
+    combined: dict[str, Any] = dataclasses.field(default_factory=dict)  # `describe_combination`; empty: summed
 
     def name_of_next(self, task: str) -> str:
         """The folder of the entry that a task will have."""
@@ -91,7 +93,13 @@ class Ledger:
     @property
     def state(self) -> str:
         """SHA-256 of all that is said of the base model and of the entries, in order."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What ledger.json says of it."""
+        content = dataclasses.asdict(self)
+        return content if self.combined else {key: value for key, value in content.items() if key != "combined"}
 
     @property
     def _state_of_version_1(self) -> str:
@@ -131,7 +139,7 @@ def parse_ledger(content: Any, where: str) -> Ledger:
 def write_ledger(folder: Path, ledger: Ledger) -> None:
     """Writes ledger.json beside and renames it; the entries' folders stand already."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema_version": SCHEMA_VERSION, "state": ledger.state, **dataclasses.asdict(ledger)}
+    content = {"schema_version": SCHEMA_VERSION, "state": ledger.state, **ledger.content}
     write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
@@ -172,11 +180,21 @@ def open_ledger(config: RunConfig, begun: dict[str, Any] | None) -> Ledger:
         UserError: the run's model is not the one that the ledger begins with, or the ledger to extend is not whole.
     """
     name = config.model.name_or_path
+    combined = describe_combination(config)
     if begun is None and config.extend is None:
-        return Ledger(BaseModel(name, model_hash(name), config.model.dtype))
+        return Ledger(BaseModel(name, model_hash(name), config.model.dtype), combined=combined)
     ledger = parse_ledger(begun, "checkpoint") if begun else read_ledger(expand(config.extend or ""))
     check_base(ledger, name)
+    if ledger.combined != combined:
+        raise UserError(
+            f"the ledger's entries are combined by {_combiner(ledger.combined)}, those of this run by "
+            f"{_combiner(combined)}; give the method and settings that it was made with"
+        )
     return dataclasses.replace(ledger, base_model=dataclasses.replace(ledger.base_model, dtype=config.model.dtype))
+
+
+def _combiner(combined: dict[str, Any]) -> str:
+    return shown(combined) if combined else "their sum"
 
 
 def check_base(ledger: Ledger, name_or_path: str) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.errors import UserError
+from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import read_entry, shapes, summed
-from codyra_llm.ledger.ledger import Ledger, check_base
+from codyra_llm.ledger.ledger import FILE, Ledger, check_base
 from codyra_llm.ledger.weights import merged_weights
 from codyra_llm.models.load import (
     load_config_and_tokenizer,
@@ -68,7 +69,8 @@ def materialize(
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
 
-    updates = summed(folders, shares=list(shares.values()))
+    combine = combination(ledger.combined, str(folder / FILE))
+    updates = summed(folders, shares=list(shares.values()), combine=combine)
     if quantization:  # what is quantized is not rounded before
         layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
         quantize_structure(model, quantization)

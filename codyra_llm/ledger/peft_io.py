@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from codyra_llm.adapter.merge import Deltas, norm_of_product
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json
+from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import CONFIG, PREFIX, WEIGHTS, summed, write_entry
-from codyra_llm.ledger.ledger import Entry, Ledger, check_base, write_ledger
+from codyra_llm.ledger.ledger import FILE, Entry, Ledger, check_base, write_ledger
 from codyra_llm.ledger.materialize import check_shapes
 from codyra_llm.models.load import load_config_and_tokenizer, meta_model, reason
 from codyra_llm.models.shards import checkpoint_tensors
@@ -58,7 +59,8 @@ def export_sum(
     """
     if output.exists():
         raise UserError(f"{output}: already exists; name a new folder")
-    updates = dict(summed([folder / entry for entry in shares], shares=list(shares.values())))
+    combine = combination(ledger.combined, str(folder / FILE))
+    updates = dict(summed([folder / entry for entry in shares], shares=list(shares.values()), combine=combine))
     with _writing(output):
         write_entry(output, updates, ledger.base_model.name, belongs or OF_A_SUM + ", ".join(shares), rank)
     return rank or max((len(A) for _, A in updates.values()), default=0)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
-from codyra_llm.adapter.merge import Deltas, ModuleRank, deltas, unwrap
+from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, unwrap
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.errors import UserError
 from codyra_llm.methods.hooks import Hooks
@@ -32,12 +33,14 @@ class Needs:
         zero_stages: ZeRO stages that it supports.
         quantized_base: whether the base model may be quantized.
         whole_updates: whether all of an update must be merged (merge.scale 1).
+        exact_merge: whether what is merged must not be rounded in between (merge.mode exact).
         first_task: whether it must see every task from the first one on: no `extend`.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     quantized_base: bool = True
     whole_updates: bool = False
+    exact_merge: bool = False
     first_task: bool = False
 
 
@@ -94,6 +97,9 @@ class Method(Hooks):
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
+        with torch.no_grad():
+            for name, layer in gated_layers(model):
+                self.start_branch(name, layer)
         train = self.config.train
         optimizer = _optimizer(train.adam_bits).for_model(
             model,
@@ -105,6 +111,14 @@ class Method(Hooks):
         )
         return Prepared(wrapped, optimizer)
 
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """What one projection's branch starts as, changed in place; by default it is as drawn.
+
+        A and B may be written to, frozen (`requires_grad_`), or replaced by others of any rank (the gate goes with
+        them: [rank]); directions may be blocked (`blocked_inputs`, `blocked_outputs`); an update may be taken away
+        from the projection (`adapter.offset.subtract`). A dense update is a branch whose A is the identity, frozen.
+        """
+
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Takes the branches out of the model: what each projection kept, and the updates for the ledger."""
         scale = self.config.merge.scale
@@ -113,6 +127,25 @@ class Method(Hooks):
         unwrap(model)
         scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
         return scaled, updates
+
+    @staticmethod
+    def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
+        """One update of a projection, of those of all entries; a ledger of the method is read with it.
+
+        Args:
+            settings: the method's.
+            updates: (B, A) of each entry, in order; None for one that does not touch the projection.
+
+        Returns:
+            Factors of what is added to the weight; of a dense update, A is the identity.
+        """
+        Bs, As = zip(*filter(None, updates), strict=True)
+        return torch.cat(Bs, dim=1), torch.cat(As)
+
+    @classmethod
+    def sums(cls) -> bool:
+        """Whether entries are summed, so that each can be merged by itself."""
+        return cls.combine is Method.combine
 
     def check_run(self, zero_stage: int) -> None:
         """Raises UserError, with the reason, where the run is configured as the method cannot run."""
@@ -124,6 +157,8 @@ class Method(Hooks):
             problem = "it cannot train a quantized base model; leave model.quantization empty"
         elif config.merge.scale != 1 and needs.whole_updates:
             problem = f"its updates build on each other, so merge.scale must be 1, not {config.merge.scale:g}"
+        elif config.merge.mode == "in_place" and (needs.exact_merge or not self.sums()):
+            problem = "its entries are combined anew after each task; set merge.mode exact"
         elif config.extend and needs.first_task:
             problem = "it needs what it keeps from every task, which a ledger does not hold; leave extend empty"
         if problem:

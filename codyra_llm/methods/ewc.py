@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.merge import Deltas, ModuleRank
-from codyra_llm.methods.hooks import RowGradients, Slices
+from codyra_llm.methods.hooks import RowPasses, Slices
 from codyra_llm.methods.seqlora import SeqLoRA
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
 
@@ -50,11 +50,11 @@ class OnlineEWC(SeqLoRA):
                 distance = each.value - each.cut(self.kept[each.name])
                 each.gradient.add_(each.cut(fisher) * distance, alpha=self.settings.strength)
 
-    def after_training(self, rows: "Sequence[Example]", gradients: RowGradients) -> None:
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Measures the task's Fisher information on rows drawn by the seed."""
         count = min(len(rows), self.settings.rows)
         drawn = random.Random(f"{self.config.seed}/fisher/{len(rows)}").sample(range(len(rows)), count)
-        self._measured = gradients.mean([rows[row] for row in sorted(drawn)], torch.square)
+        self._measured = passes.mean_of_gradients([rows[row] for row in sorted(drawn)], torch.square)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """As SeqLoRA, and the Fisher information of all tasks so far."""

@@ -1,10 +1,12 @@
 """What a method may do inside the training of a task. Nothing here knows how ZeRO partitions a parameter."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
+from torch import nn
 
 from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import sum_over_ranks
@@ -52,17 +54,49 @@ class Slices(list[Slice]):
         return float(sum_over_ranks(total) if self.partitioned else total)
 
 
-class RowGradients(Protocol):
-    """Gradients of any rows at the weights as they are, apart from those of the step; not clipped."""
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The answer tokens that logits are given for.
 
-    def mean(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The mean over rows of a function of each row's gradient, by parameter name, whole on every rank.
+    Attributes:
+        targets: [tokens], ids.
+        rows: [tokens]; the row of each, a number in the task's own rows followed by the replayed ones.
+        places: [tokens]; which of its row's answer tokens each is, from 0.
+    """
+
+    targets: torch.Tensor
+    rows: torch.Tensor
+    places: torch.Tensor
+
+
+class RowPasses(Protocol):
+    """Passes over any rows at the weights as they are, apart from those of a step; the same on every rank.
+
+    Gradients are those of the branches, by parameter name, whole, not clipped; before training there are no branches.
+    """
+
+    def gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
+        """The gradient of the mean loss per answer token of some rows."""
+
+    def mean_of_gradients(
+        self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The mean over rows of a function of each row's gradient.
 
         The gradient is that of the negative log-likelihood of the row's answer in nats, summed over its tokens.
         """
 
-    def of(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
-        """The gradient of the mean loss per answer token of some rows, by parameter name, whole on every rank."""
+    def outputs(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> "list[torch.Tensor]":
+        """A function of each row's logits [answer tokens, vocabulary], fp32; what it gives comes back on the CPU.
+
+        It must give one value, or one row of values, for each token.
+        """
+
+    def input_moments(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
+        """The mean over all tokens of x x^T [in_features, in_features], fp32, of the input x of each projection.
+
+        Projections that read the same input share a tensor. It is as large as they are: ask for it where it is needed.
+        """
 
 
 Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name
@@ -73,16 +107,19 @@ class Hooks:
 
     has_teacher: ClassVar[bool] = False  # whether `output_loss` is given the logits of the model without its branches
 
-    def begin_step(self, step: int, gradients: RowGradients) -> None:
+    def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """What is to be measured on the model as the task finds it, before it has branches, on the task's own rows."""
+
+    def begin_step(self, step: int, passes: RowPasses) -> None:
         """What a step needs to know of other rows, before its own passes; they cost extra passes."""
 
     def output_loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
+        self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
     ) -> torch.Tensor | None:
         """A term that is added to the loss, summed over answer tokens as the loss is; None: no term.
 
         Args:
-            logits: [tokens, vocabulary], fp32, of some of the answer tokens. targets: [tokens], ids.
+            logits: [tokens, vocabulary], fp32, of some of the answer tokens.
             teacher: [tokens, vocabulary], without gradient: the model's as the task found it (`has_teacher`).
         """
         return None
@@ -108,13 +145,22 @@ class Hooks:
     def after_step(self, slices: Slices) -> None:
         """May change the values (in place) that Adam has updated; the gradients are those of the step."""
 
-    def after_training(self, rows: "Sequence[Example]", gradients: RowGradients) -> None:
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """What is to be measured at the end of a task's training, on the task's own rows."""
+
+    def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[object]:
+        """A context in which what is live at inference, beside the merged weights, takes part; by default nothing is.
+
+        Args:
+            model: plain, whose weights may be partitioned: add what is live by forward hooks (`adapter.offset.add`).
+            task: whose test rows are answered; None: those of a suite of general ability.
+        """
+        return nullcontext()
 
 
 NO_HOOKS = Hooks()
 
 
-def overrides(hooks: Hooks, name: str) -> bool:
+def overrides(hooks: Hooks | type[Hooks], name: str) -> bool:
     """Whether a method has a hook of its own."""
-    return getattr(type(hooks), name) is not getattr(Hooks, name)
+    return getattr(hooks if isinstance(hooks, type) else type(hooks), name) is not getattr(Hooks, name)

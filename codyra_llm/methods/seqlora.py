@@ -1,14 +1,19 @@
 """SeqLoRA: one fixed-rank adapter that all tasks continue, as TRACE's LoRA rows are trained."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas, ModuleRank, module_rank
 from codyra_llm.adapter.offset import subtract
-from codyra_llm.methods.base import Method, Needs, Prepared
+from codyra_llm.methods.base import Method, Needs
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
 
 
 class SeqLoRA(Method):
@@ -22,23 +27,22 @@ class SeqLoRA(Method):
     summary = "one fixed-rank adapter continued over all tasks"
     needs = Needs(whole_updates=True, first_task=True)
 
-    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """Branches that continue the last task's."""
-        prepared = super().prepare(model, task, total_steps)
-        self._offsets = []
-        for name, layer in gated_layers(model):
-            if f"{name}.A" in self.kept:
-                A, B = (self.kept[f"{name}.{part}"].to(layer.A.device) for part in "AB")
-                with torch.no_grad():
-                    layer.A.copy_(A)
-                    layer.B.copy_(B)
-                self._offsets.append(subtract(layer, B, A))
-        return prepared
+    def __init__(self, config: "RunConfig") -> None:
+        super().__init__(config)
+        self._offsets: list[RemovableHandle] = []
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """Continues the last task's branch."""
+        if f"{name}.A" in self.kept:
+            A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
+            layer.A.copy_(A)
+            layer.B.copy_(B)
+            self._offsets.append(subtract(layer, B, A))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to the last task's: [B, -B_0] [A; A_0]."""
-        for offset in self._offsets:
-            offset.remove()
+        while self._offsets:
+            self._offsets.pop().remove()
         report, updates = super().finish(model)
         changes = {name: self._change(name, *factors) for name, factors in updates.items()}
         self.kept = {

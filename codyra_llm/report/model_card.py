@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from codyra_llm.methods import METHODS
+from codyra_llm.methods.hooks import overrides
 from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table
 from codyra_llm.results.schema import RunResults
 
@@ -16,6 +17,9 @@ def model_card(results: RunResults) -> str:
     threshold = f"threshold mode {adapter['threshold_mode']}" if method.trains_gates else "fixed"
     quantization = config["model"].get("quantization")
     held = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
+    live = "Nothing but transformers is needed to use it. "
+    if overrides(method, "serving"):
+        live = "What the method has live at inference is not part of it: these are the merged weights alone. "
     tasks = "\n".join(
         f"{number}. {task.task}: {task.train_rows} rows, {task.steps} steps"
         for number, task in enumerate(results.data.tasks, 1)
@@ -31,7 +35,7 @@ tags: [continual-learning, codyra]
 An ordinary {results.model.architecture} of {results.model.parameters:,} parameters, as many as the base
 model has. It learned the tasks below one after another by low-rank updates that were merged into its weights
 (codyra_llm {results.versions["codyra_llm"]}, method `{method.name}`: {method.summary}).
-Nothing but transformers is needed to use it. The terms of the base model and of the data apply.
+{live}The terms of the base model and of the data apply.
 
 Data: {results.data.stream}, version {results.data.version}.
 

@@ -21,6 +21,8 @@ from codyra_llm.engine.state import TaskState
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.files import expand
 from codyra_llm.ledger.apply import Original, find_original, merge_entries
+from codyra_llm.ledger.combination import combination
+from codyra_llm.ledger.entry import Combine
 from codyra_llm.ledger.kept import read_kept
 from codyra_llm.ledger.ledger import Ledger, copy_entries, open_ledger, write_ledger
 from codyra_llm.methods import METHODS
@@ -80,11 +82,16 @@ class RunState:
         """The ledger's entries, in order; on rank 0."""
         return [self.session.folder.ledger / entry.name for entry in self.ledger.entries]
 
+    @property
+    def combine(self) -> Combine | None:
+        """How the entries become one update; None: they are summed."""
+        return combination(self.ledger.combined, "the ledger")
+
     def merge(self, count: int, last_only: bool = False, before: Callable[[], None] = lambda: None) -> None:
         """Adds the first entries of the ledger to the model, or the last of these; `before` is called as often."""
         names = [entry.name for entry in self.ledger.entries[:count]]
         folder = self.session.folder.ledger if self.session.folder else None
-        merge_entries(self.model, self.original, folder, names, self.session.ranks, last_only, before)
+        merge_entries(self.model, self.original, folder, names, self.session.ranks, last_only, self.combine, before)
 
     def begin(self, stage: Stage, phase: str) -> Phase:
         """Starts, or resumes, the record of a phase's seconds and tokens."""
@@ -119,7 +126,7 @@ class RunState:
 
     def _write(self, stage: Stage, phase: str, step: int, tensors: dict[str, torch.Tensor]) -> None:
         assert self.checkpoints
-        folder, ledger = self.session.folder, dataclasses.asdict(self.ledger)
+        folder, ledger = self.session.folder, self.ledger.content
         if not step:
             folder.write_results(self.results)
             folder.write_matrix(self.results.tasks, self.results.matrix)

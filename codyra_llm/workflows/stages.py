@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.engine.passes import measure_before
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.zero import check_updates
 from codyra_llm.errors import Stopped
@@ -21,6 +22,7 @@ from codyra_llm.ledger.apply import weights_to_save
 from codyra_llm.ledger.entry import drift, write_entry
 from codyra_llm.ledger.kept import write_kept
 from codyra_llm.ledger.ledger import Entry
+from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.save import save_model
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
@@ -35,8 +37,9 @@ LOG = logging.getLogger(__name__)
 def train(run: RunState, stage: Stage) -> None:
     """Trains branches on the stage's task, prunes them, and writes the update into the ledger."""
     batches = run.plan.batches[stage.number - 1]
-    prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
     phase = run.begin(stage, "train")
+    measure_before(run.method, run.model, run.method.adapter, batches, run.config.evaluate.gather, run.session.ranks)
+    prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
     resumed, run.resumed = run.resumed, None
     if not resumed:
         run.results.losses.append(TaskLosses(stage.task))
@@ -99,7 +102,7 @@ def _finish(run: RunState, stage: Stage) -> None:
 
 
 def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
-    norms: dict[str, float] = broadcast(run.session.on_rank_0(lambda: drift(run.entry_folders)))
+    norms: dict[str, float] = broadcast(run.session.on_rank_0(lambda: drift(run.entry_folders, run.combine)))
     by_kind: dict[str, list[int]] = {}
     for module in kept:
         by_kind.setdefault(kind_of(module.name), []).append(module.rank)
@@ -136,7 +139,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     config, results, session = run.config, run.results, run.session
     tasks = range(stage.number if config.evaluate.tasks == "seen" else len(results.tasks))
     phase = run.begin(stage, "evaluate")
-    scored = score_tasks(session, run.model, run.plan, tasks, config.evaluate, stage.name, trained=stage.number > 0)
+    scored = _score(run, stage, tasks)
     phase.tokens = sum(scores.tokens for scores in scored)
     for task, scores in zip(tasks, scored, strict=True):
         _record_scores(run, stage, task, scores)
@@ -155,6 +158,19 @@ def evaluate(run: RunState, stage: Stage) -> None:
     session.on_rank_0(write)
 
 
+def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores]:
+    """Scores tasks, each with what the method has live for it."""
+    session, config, trained = run.session, run.config.evaluate, stage.number > 0
+    if not overrides(run.method, "serving"):
+        return score_tasks(session, run.model, run.plan, tasks, config, stage.name, trained)
+    scored = []
+    for task in tasks:
+        name = run.results.tasks[task]
+        with run.method.serving(run.model, name):
+            scored += score_tasks(session, run.model, run.plan, [task], config, f"{stage.name}.{name}", trained)
+    return scored
+
+
 def _record_scores(run: RunState, stage: Stage, task: int, scores: TaskScores) -> None:
     results = run.results
     for variant in VARIANTS:
@@ -167,7 +183,8 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
     """Adds general ability, and its change against the base model where that is known."""
     model, tokenizer, config = run.model, run.plan.tokenizer, run.config
     identity = None if stage.number else base_identity(run.session, config, model, tokenizer, run.ledger)
-    found = score_general(run.session, model, tokenizer, run.plan.suites, config.evaluate, stage.name, identity)
+    with run.method.serving(model, None):
+        found = score_general(run.session, model, tokenizer, run.plan.suites, config.evaluate, stage.name, identity)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
 
@@ -176,7 +193,7 @@ def save(run: RunState, stage: Stage) -> None:
     run.begin(stage, "save")
     session, folder = run.session, run.session.folder
     folders = run.entry_folders if folder else None
-    model, layout, weights = weights_to_save(run.config, run.model, run.original, folders)
+    model, layout, weights = weights_to_save(run.config, run.model, run.original, folders, run.combine)
 
     def write() -> None:
         try:

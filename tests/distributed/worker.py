@@ -16,6 +16,7 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas
 from codyra_llm.config import REPOSITORY, load_config
 from codyra_llm.distributed.ranks import start
+from codyra_llm.engine.passes import measure_before
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, load_base, parameter_count, readable, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
@@ -69,6 +70,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     merged: dict[str, list[Any]] = {}  # the updates so far
     result: dict[str, Any] = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
+        measure_before(method, model, method.adapter, batches, "auto", world)
         ready = method.prepare(model, task.name, batches.total_steps)
         ways = (batches, config.train, plan.deepspeed_json, world)
         steps = train_task(model, ready.optimizer, ready.schedule, *ways, hooks=method)

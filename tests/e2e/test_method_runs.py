@@ -8,8 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from codyra_llm import run
+from codyra_llm.config import RunConfig
 from codyra_llm.errors import Stopped
+from codyra_llm.ledger.entry import read_entry
+from codyra_llm.models.load import load_model
 from codyra_llm.report.reporter import Reporter
+from tests.distributed.extra_methods import register
+from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 
 SETTINGS = {
@@ -17,10 +22,14 @@ SETTINGS = {
     "replay": {"replay.fraction": 0.2},
     "ewc": {"ewc.strength": 100.0, "ewc.rows": 8},
     "olora": {"olora.norms": 0.01},
+    "dark": {},  # of tests/distributed/extra_methods.py, as the next ones
+    "averaged": {},
+    "routed": {},
 }
+register()
 
 
-def config_of(method: str, model: Path, output: Path) -> object:
+def config_of(method: str, model: Path, output: Path) -> RunConfig:
     return tiny_config(
         model, output, method=method, **{"order": ["FOMC", "NumGLUE-cm"], "evaluate.tasks": "last", **SETTINGS[method]}
     )
@@ -74,3 +83,54 @@ def test_replayed_rows_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
         },
     )
     assert run(longer).data.tasks[1].steps > second.steps
+
+
+def updates_of(folder: Path, name: str) -> list[torch.Tensor]:
+    return [B @ A for B, A in (read_entry(entry)[name] for entry in sorted((folder / "ledger").glob("0*")))]
+
+
+def test_entries_that_are_not_summed(tiny_folder: Path, tmp_path: Path, command: Command, refused: Command) -> None:
+    run(config_of("averaged", tiny_folder, tmp_path / "run"))
+    command("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "model")
+    ours, saved = (
+        load_file(tmp_path / "model" / "model.safetensors"),
+        load_file(tmp_path / "run/model/model.safetensors"),
+    )
+    assert all(torch.equal(ours[name], value) for name, value in saved.items())
+    name = "model.layers.1.self_attn.v_proj"
+    one, other = updates_of(tmp_path / "run", name)
+    base = load_model(str(tiny_folder)).get_submodule(name).weight
+    torch.testing.assert_close(saved[f"{name}.weight"], base + (one + other) / 2)
+
+    summing = ("--config", "configs/quickstart.yaml", "--model.name_or_path", tiny_folder, "--adapter.rank", 4)
+    more = ("--order", "FOMC", "--output_dir", tmp_path / "more", "--extend", tmp_path / "run" / "ledger")
+    assert "entries are combined by" in refused("train_trace.py", *summing, *more)
+    in_place = (
+        "--method",
+        "averaged",
+        "--merge.mode",
+        "in_place",
+        "--order",
+        "FOMC",
+        "--output_dir",
+        tmp_path / "more",
+    )
+    assert "set merge.mode exact" in refused("train_trace.py", *summing, *in_place)
+
+
+def test_what_is_live_at_inference_and_not_merged(tiny_folder: Path, tmp_path: Path) -> None:
+    several = {"order": ["FOMC", "NumGLUE-cm"], "evaluate.tasks": "all"}
+    routed = run(tiny_config(tiny_folder, tmp_path / "routed", method="routed", **several))
+    lora = run(tiny_config(tiny_folder, tmp_path / "lora", method="lora", **several))
+    base, first, second = routed.answer_nll
+    assert first[0] == pytest.approx(lora.answer_nll[1][0], abs=1e-5) and first[0] < base[0] - 0.2
+    assert first[1] == base[1], "what is not learned yet has nothing live"
+    assert second[0] == first[0], "nothing is forgotten"
+    assert second[1] < base[1] - 0.2
+    saved = load_file(tmp_path / "routed" / "model" / "model.safetensors")
+    assert all(
+        torch.equal(saved[name], value)
+        for name, value in load_model(str(tiny_folder)).state_dict().items()
+        if name in saved
+    )
+    assert "these are the merged weights alone" in (tmp_path / "routed" / "model" / "README.md").read_text()

@@ -93,7 +93,7 @@ class OneRowAtATime:
     def __init__(self, of_task: dict[str, Any]) -> None:
         self.of_task = of_task
 
-    def mean(self, rows: list[Any], of: object) -> dict[str, torch.Tensor]:
+    def mean_of_gradients(self, rows: list[Any], of: object) -> dict[str, torch.Tensor]:
         flat = self.of_task["params"].clone().requires_grad_()
         x, y = self.of_task["x"].reshape(-1, 5), self.of_task["y"].flatten()
         total = torch.zeros_like(flat)

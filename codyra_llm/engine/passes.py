@@ -1,0 +1,161 @@
+"""Passes over single rows, apart from those of a step: gradients, outputs, inputs of projections."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from codyra_llm.adapter.config import CoDyRAConfig
+from codyra_llm.adapter.injection import find_targets
+from codyra_llm.data.batches import GlobalBatches, collate
+from codyra_llm.data.encode import Example
+from codyra_llm.distributed.ranks import Ranks, all_gather
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.state import trainable
+from codyra_llm.engine.zero import readable
+from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
+
+
+def measure_before(
+    hooks: Hooks, model: PreTrainedModel, adapter: CoDyRAConfig, batches: GlobalBatches, gather: str, ranks: Ranks
+) -> None:
+    """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
+
+    Args:
+        model: without branches. adapter: says which projections will have one. gather: as of `readable`.
+    """
+    if overrides(hooks, "before_training"):
+        projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
+        with readable(model.eval(), gather, ranks):
+            passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
+            hooks.before_training(batches.own, passes)
+
+
+class ModelPasses:
+    """`methods.hooks.RowPasses` on a model: each rank makes those of its share of the rows, with whole parameters.
+
+    Args:
+        loss: around the model; an engine's module while there is one, else one that is `readable`.
+        projections: by name, those whose inputs can be asked for.
+        after_pass: called after each pass, as an engine at stage 3 needs it.
+    """
+
+    def __init__(
+        self,
+        loss: AnswerLoss,
+        projections: Mapping[str, nn.Module],
+        pad_token_id: int,
+        ranks: Ranks,
+        after_pass: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.loss, self.projections, self.pad_token_id, self.ranks = loss, projections, pad_token_id, ranks
+        self.after_pass, self.busy = after_pass, False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A context in which passes are none of a step: what a method adds to those is left out."""
+        self.busy, term = True, self.loss.term
+        self.loss.term = None
+        try:
+            yield
+        finally:
+            self.busy, self.loss.term = False, term
+
+    def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As `RowPasses.gradient`."""
+        tokens = sum(len(row.answer) for row in rows)
+        return {name: total / tokens for name, total in self._sum(rows, lambda gradient: gradient).items()}
+
+    def mean_of_gradients(
+        self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """As `RowPasses.mean_of_gradients`."""
+        return {name: total / len(rows) for name, total in self._sum(rows, of).items()}
+
+    def outputs(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        """As `RowPasses.outputs`."""
+        own: dict[int, torch.Tensor] = {}
+        for number, counts in self._numbers(rows):
+            parts: list[torch.Tensor] = []
+            self.loss.term = partial(_append_to, parts, of)
+            with torch.no_grad():
+                self._pass(rows[number])
+            if counts:
+                own[number] = torch.cat(parts)
+        self.loss.term = None
+        every = {number: value for of_rank in all_gather(own) for number, value in of_rank.items()}
+        return [every[number] for number in range(len(rows))]
+
+    def input_moments(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As `RowPasses.input_moments`."""
+        sums: dict[str, torch.Tensor] = {}
+        same: dict[str, str] = {}  # the projection that has read the same input before
+        last: list[Any] = [None, ""]
+        counting = [False]
+
+        def add(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if inputs[0] is last[0]:
+                same[name] = last[1]
+            last[:] = inputs[0], same.get(name, name)
+            if name not in same:
+                x = inputs[0].detach().flatten(0, -2).float()
+                sums.setdefault(name, x.new_zeros(x.shape[1], x.shape[1]))
+                if counting[0]:
+                    sums[name].addmm_(x.T, x)
+
+        handles = [module.register_forward_pre_hook(partial(add, name)) for name, module in self.projections.items()]
+        try:
+            for number, counts in self._numbers(rows):
+                counting[0] = counts
+                with torch.no_grad():
+                    self._pass(rows[number])
+        finally:
+            for handle in handles:
+                handle.remove()
+        for total in sums.values():
+            dist.all_reduce(total)
+            total /= sum(map(len, rows))
+        return {name: sums[same.get(name, name)] for name in self.projections}
+
+    def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
+        named = [(name, parameter) for name, parameter, _ in trainable(self.loss.model)]
+        shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
+        sums = [torch.zeros(shape, dtype=torch.float64, device=self.ranks.device) for shape in shapes]
+        for number, counts in self._numbers(rows):
+            # not `backward`: the engine must not see these gradients
+            gradients = torch.autograd.grad(self._pass(rows[number]), [parameter for _, parameter in named])
+            self.after_pass()
+            if counts:
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total += of(gradient.double())
+        for total in sums:
+            dist.all_reduce(total)
+        return {name: total.float().cpu() for (name, _), total in zip(named, sums, strict=True)}
+
+    def _numbers(self, rows: Sequence[Example]) -> Iterator[tuple[int, bool]]:
+        """(number, whether it counts) of the rows of this rank: at stage 3 every rank must take part in every pass."""
+        for first in range(0, len(rows), self.ranks.size):
+            number = first + self.ranks.rank
+            yield (number, True) if number < len(rows) else (first, False)
+
+    def _pass(self, row: Example) -> torch.Tensor:
+        batch, device = collate([row], self.pad_token_id), self.ranks.device
+        loss: torch.Tensor = self.loss(batch.input_ids.to(device), batch.labels.to(device))
+        return loss
+
+
+def _append_to(
+    parts: list[torch.Tensor],
+    of: Callable[[torch.Tensor], torch.Tensor],
+    logits: torch.Tensor,
+    tokens: AnswerTokens,
+    teacher: torch.Tensor | None,
+) -> None:
+    """A term of the loss that adds nothing to it, and keeps a function of the logits."""
+    parts.append(of(logits).cpu())

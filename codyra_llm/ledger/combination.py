@@ -1,0 +1,37 @@
+"""How the entries of a ledger become one update: their sum, or what the method that wrote them makes of them."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+from codyra_llm.config import RunConfig
+from codyra_llm.errors import UserError
+from codyra_llm.files import validated
+from codyra_llm.ledger.entry import Combine
+from codyra_llm.methods import METHODS
+from codyra_llm.methods.base import NoSettings
+from codyra_llm.text import shown
+
+
+def describe_combination(config: RunConfig) -> dict[str, Any]:
+    """What ledger.json says of a run's: the method and its settings; nothing where the entries are summed."""
+    if METHODS[config.method].sums():
+        return {}
+    settings = getattr(config, config.method, NoSettings())
+    return {"method": config.method, "settings": dataclasses.asdict(settings)}
+
+
+def combination(described: dict[str, Any], where: str) -> Combine | None:
+    """The function that `describe_combination` has described; None: entries are summed.
+
+    Raises:
+        UserError: there is no such method here, or it has other settings.
+    """
+    if not described:
+        return None
+    name = described.get("method")
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if not method or method.sums():
+        raise UserError(f"{where}: its entries are combined by method {shown(name)}, which is not installed")
+    settings: Any = validated(method.Settings, described.get("settings", {}), where, f"not settings of {name}")
+    return partial(method.combine, settings)
