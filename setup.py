@@ -1,5 +1,7 @@
 """Packaging. Ranges are stated here; the versions that were tested stand in constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
@@ -9,6 +11,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["codyra_llm", "codyra_llm.*"]),
+    # what is needed beside the package: found by `files.shipped`
+    data_files=[
+        (f"share/codyra_llm/{folder}", [str(path) for path in sorted(Path(folder).iterdir()) if path.is_file()])
+        for top in ("tasks", "configs", "ds_configs")
+        for folder in (Path(top), *sorted(Path(top).rglob("*")))
+        if folder.is_dir() and folder.name != "__pycache__"
+    ],
+    entry_points={"console_scripts": ["codyra = codyra_llm.cli.__main__:run"]},
     package_data={"codyra_llm.models": ["architectures.json"], "codyra_llm.results": ["results.schema.json"]},
     install_requires=[
         "torch>=2.6",

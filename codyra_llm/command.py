@@ -42,7 +42,6 @@ def main(command: Callable[[], int | None]) -> None:
     leaves by sys.exit ends it with status 1, whatever status it gave: the command's work is not done.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     status = None
     try:

@@ -20,7 +20,7 @@ import yaml
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.command import Parser
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_yaml
+from codyra_llm.files import expand, read_yaml, shipped
 from codyra_llm.methods import METHODS
 from codyra_llm.options import (
     ABOVE_ZERO,
@@ -34,7 +34,6 @@ from codyra_llm.options import (
 )
 from codyra_llm.text import shown
 
-REPOSITORY = Path(__file__).parents[1]
 ALWAYS_SHOWN = (
     "data.max_train_examples",
     "data.max_test_examples",
@@ -232,7 +231,7 @@ else:
         namespace={"__doc__": _RunConfig.__doc__, "__module__": __name__},
     )
 
-DEFAULT_TASK_FILE = REPOSITORY / RunConfig.task_file
+DEFAULT_TASK_FILE = shipped(RunConfig.task_file)
 
 
 def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -243,7 +242,7 @@ def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = dict(_flatten(_read_yaml(expand(path)), str(path)))
+        values = dict(_flatten(_read_yaml(resolve_path(str(path))), str(path)))
     known = {name: config_field.type for name, config_field in config_fields()}
     parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
     for origin, names in ((str(path), values), ("command line", overrides or {})):
@@ -300,14 +299,13 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def resolve_path(path: str) -> Path:
-    """A path as given or, where that does not exist, relative to the repository (for the files it ships).
+    """A path as given or, where that does not exist, that of the files which the project ships.
 
     Raises:
         UserError: it begins with a `~name` that has no home folder.
     """
-    given = expand(path)
-    shipped = REPOSITORY / path
-    return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
+    given, known = expand(path), shipped(path)
+    return known if not os.path.exists(given) and os.path.exists(known) else given
 
 
 def config_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:

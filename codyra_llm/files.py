@@ -3,7 +3,9 @@
 Whatever is wrong with a text that is read is a UserError that names it.
 """
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -35,6 +37,21 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{path}: no such home folder; write the path without ~") from None
+
+
+def shipped(path: str) -> Path:
+    """What comes with the project under this path, as "tasks/trace": in a clone, or where a wheel was installed."""
+    return _shipped_root() / path
+
+
+@functools.cache
+def _shipped_root() -> Path:
+    clone = Path(__file__).parents[1]
+    if (clone / "tasks" / "trace").is_dir():
+        return clone
+    files = importlib.metadata.files("codyra_llm") or ()
+    known = next((file for file in files if file.as_posix().endswith("share/codyra_llm/tasks/trace/trace.yaml")), None)
+    return Path(known.locate()).parents[2].resolve() if known else clone
 
 
 def read_text(path: Path, hint: str = "") -> str:

@@ -1,76 +1,10 @@
 """Scores a saved model without training: on the tasks of a configuration, on suites of general ability, or a whole run.
 
-    deepspeed scripts/evaluate.py --config configs/trace500_llama2_7b.yaml --data_dir DATA \\
-        --model runs/x/model --output_dir runs/x-scores
-    torchrun --nproc_per_node 2 scripts/evaluate.py --config configs/smoke.yaml --output_dir runs/smoke-scores
-    python scripts/evaluate.py --model runs/x/model --suites general --general.data_dir DATA
-    python scripts/evaluate.py --run runs/x --suites mmlu,bbh --after FOMC,Py150
-
---model is a folder that a run saved, or whatever a run can start from. With --suites, general ability alone is measured
-(`general`: mmlu, gsm8k, bbh, tydiqa, boolq, piqa), for which no task data is needed.
-
---run measures what a finished run lacks of its general ability, because a suite failed or was not asked for: the base
-model and the model after each task (or those of --after), rebuilt from the run's ledger. Its results, table and plot
-are brought up to date.
-
-Takes what train_trace.py takes; what only training needs is checked and not used.
+python scripts/evaluate.py --help
 """
 
-import argparse
-import dataclasses
-import re
-import sys
-
-from codyra_llm.command import Parser, main
-from codyra_llm.config import RunConfig, parse_command_line
-from codyra_llm.errors import UserError
-from codyra_llm.files import expand
-
-
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig]:
-    """What stands above, and the configuration that everything else on the command line means."""
-    parser = Parser(description=__doc__, add_help=False)
-    parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
-    parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
-    parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
-    parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
-    parser.add_argument("--config", help="YAML file (default: that of --run; else every setting has its default)")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.run and options.model:
-        raise UserError("--run and --model: give one of them; a run names its model itself")
-    if options.run and any(each.split("=")[0] == "--output_dir" for each in overrides):
-        raise UserError("--run and --output_dir: give one of them; what is measured of a run goes into its own folder")
-    if options.after and not options.run:
-        raise UserError("--after: goes with --run, which names the run whose tasks are meant")
-    options.run = expand(options.run) if options.run else None
-    if options.run and not (options.run / "config.yaml").is_file():
-        raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
-    if options.model:
-        overrides += ["--model.name_or_path", options.model]
-    if options.suites:
-        overrides += ["--general.suites", options.suites]
-    file = options.config or (str(options.run / "config.yaml") if options.run else None)
-    config = parse_command_line([*(["--config", file] if file else []), *overrides], __doc__)
-    if options.suites and not options.run and not any(each.startswith("--output_dir") for each in overrides):
-        name = re.sub(r"[^\w.-]+", "-", config.model.name_or_path).strip("-")
-        config = dataclasses.replace(config, output_dir=f"runs/general-{name}")
-    return options, config
-
-
-def evaluate() -> None:
-    """Reads the command line and scores."""
-    options, config = parse_arguments(sys.argv[1:])
-    # after the command line, so that --help and mistakes answer at once
-    from codyra_llm.workflows.evaluate import score_model
-    from codyra_llm.workflows.general_ability import measure_later, score_suites
-
-    if options.run:
-        measure_later(options.run, config, options.after.split(",") if options.after else ())
-    elif options.suites:
-        score_suites(config)
-    else:
-        score_model(config)
-
+from codyra_llm.cli.evaluate import command
+from codyra_llm.command import main
 
 if __name__ == "__main__":
-    main(evaluate)
+    main(command)

@@ -1,50 +1,10 @@
 """What a run needs, before any GPU is rented: memory, traffic, steps, sizes, and which way of running fits.
 
-    python scripts/plan.py --model meta-llama/Llama-2-7b-chat-hf --config configs/trace500_llama2_7b.yaml \\
-        --gpus 8 --gpu-memory 80GB
-    python scripts/plan.py --config configs/smoke.yaml --gpus 2 --gpu-memory 24GiB --json
-
-The model is built without memory from its configuration; nothing is downloaded but smollm2-135m-instruct. Every field
-of the run's configuration can be overridden as in train_trace.py: --train.per_device_train_batch_size 4.
+python scripts/plan.py --help
 """
 
-import json
-import os
-import sys
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
-
-from codyra_llm.command import Parser, main
-from codyra_llm.config import describe, parse_command_line
-
-
-def plan() -> None:
-    """Reads the command line and prints the plan."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
-    parser.add_argument("--config", help="YAML file; what it leaves out has its default")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of all nodes together")
-    parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="memory of one GPU: 80GB, 24GiB")
-    parser.add_argument("--rows", type=int, metavar="N", help="training rows of a task, where the data is not here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options, overrides = parser.parse_known_args(sys.argv[1:])
-    if options.model:
-        overrides += ["--model.name_or_path", options.model]
-    run = [*(["--config", options.config] if options.config else []), *overrides]
-    config = parse_command_line(run, __doc__)
-
-    from codyra_llm.planning.footprint import (  # after the command line: mistakes answer at once
-        parse_size,
-        plan_footprint,
-    )
-    from codyra_llm.planning.report import report
-
-    planned = plan_footprint(config, options.gpus, parse_size(options.gpu_memory), options.rows)
-    if options.json:
-        print(json.dumps(planned.as_dict(), indent=2))
-    else:
-        print(f"settings: {describe(config)}; all others by default\n\n{report(planned, run)}")
-
+from codyra_llm.cli.plan import command
+from codyra_llm.command import main
 
 if __name__ == "__main__":
-    main(plan)
+    main(command)

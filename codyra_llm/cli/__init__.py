@@ -1,1 +1,1 @@
-"""Programs that are started by module name."""
+"""The commands, a module each; `codyra NAME` and scripts/ start them."""

@@ -14,7 +14,7 @@ import torch
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas
-from codyra_llm.config import REPOSITORY, load_config
+from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.passes import measure_before
 from codyra_llm.engine.train import train_task
@@ -24,6 +24,7 @@ from codyra_llm.generation.generate import answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import original_weights
 from codyra_llm.planning.run_plan import plan_run
+from tests.conftest import REPOSITORY
 from tests.distributed.extra_methods import register
 from tests.distributed.forked import fork_ranks
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from codyra_llm import run
-from codyra_llm.config import REPOSITORY, RunConfig, load_config
+from codyra_llm.config import RunConfig, load_config
 from codyra_llm.engine.checkpoint import Checkpoints, Progress
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.generation.generate import Answered
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.results.schema import RunResults
+from tests.conftest import REPOSITORY
 from tests.e2e.test_run import tiny_config
 
 

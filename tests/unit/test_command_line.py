@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from codyra_llm.command import main
-from codyra_llm.config import REPOSITORY, RunConfig, config_fields, describe, load_config, parse_command_line
+from codyra_llm.config import RunConfig, config_fields, describe, load_config, parse_command_line
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import on_rank_0, start
@@ -21,6 +21,7 @@ from codyra_llm.evaluation.judge.config import parse_command_line as parse_judge
 from codyra_llm.files import cache_folder, read_json, read_yaml
 from codyra_llm.planning.footprint import parse_size
 from codyra_llm.text import LINE, SHOWN, shown
+from tests.conftest import REPOSITORY
 
 NUMERIC = [name for name, field in config_fields() if {int, float} & {field.type, *get_args(field.type)}]
 

@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 
 from codyra_llm.config import (
-    REPOSITORY,
     RunConfig,
     config_fields,
     load_config,
@@ -15,6 +14,7 @@ from codyra_llm.config import (
     to_yaml,
 )
 from codyra_llm.errors import UserError
+from tests.conftest import REPOSITORY
 
 NAMED_BY_THE_ADAPTER = ("adapter.dense_fraction", "adapter.importance_decay")  # its own ranges come first
 FLOATS = [

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from codyra_llm.config import REPOSITORY
+from tests.conftest import REPOSITORY
 
 ORDER = [
     "text",

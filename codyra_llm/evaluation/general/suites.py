@@ -14,14 +14,14 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from codyra_llm.config import REPOSITORY, GeneralConfig
+from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.trust import SEED, refuse_code, refuse_sampling, sandbox_templates, seeded
-from codyra_llm.files import expand
+from codyra_llm.files import expand, shipped
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say of every task file
 
-SHIPPED = REPOSITORY / "tasks" / "general"
+SHIPPED = shipped("tasks/general")
 TRACE = ("mmlu", "gsm8k", "bbh", "tydiqa", "boolq", "piqa")  # what TRACE measures, together `general`
 SUBSET_SEED = 1234  # of the items that a limit leaves: the same in every run
 

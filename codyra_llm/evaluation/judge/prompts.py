@@ -8,14 +8,13 @@ from typing import Any
 
 import pydantic
 
-from codyra_llm.config import REPOSITORY
 from codyra_llm.data.rows import row_problem
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.checks import Checks
-from codyra_llm.files import expand, read_json, read_jsonl, read_text
+from codyra_llm.files import expand, read_json, read_jsonl, read_text, shipped
 from codyra_llm.text import shown
 
-CRITERIA = REPOSITORY / "tasks" / "judge"
+CRITERIA = shipped("tasks/judge")
 EXPECTED = 'every row needs {"prompt"} and may have "id", "category", "checks"'
 SLOTS = re.compile(r"\{(prompt|answer_a|answer_b)\}")
 

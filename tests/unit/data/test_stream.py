@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from codyra_llm import TaskStream
-from codyra_llm.config import REPOSITORY
 from codyra_llm.data.stream import TaskSpec, read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS
+from tests.conftest import REPOSITORY
 
 TRACE = REPOSITORY / "tasks" / "trace" / "trace.yaml"
 SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"

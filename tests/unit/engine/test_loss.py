@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from codyra_llm.config import REPOSITORY, TrainConfig
+from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import collate, pack
 from codyra_llm.data.encode import Example
 from codyra_llm.engine.ds_config import complete, read_deepspeed_json
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
+from tests.conftest import REPOSITORY
 from tests.models import CONFIGS, tiny_model
 
 EXAMPLES = [

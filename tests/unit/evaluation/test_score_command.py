@@ -1,6 +1,5 @@
 """`scripts/score.py`: what it prints, and what bad input gets."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from codyra_llm.cli import score
 from codyra_llm.command import main
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "score.py"
@@ -118,12 +118,9 @@ def test_bad_input_is_one_line_and_status_2(
         write(file, *lines)
     tasks = write(tmp_path / "tasks.yaml", BAD_TASKS)
     # In this process: starting one for each case would take most of a minute.
-    spec = importlib.util.spec_from_file_location("score_command", SCRIPT)
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
     monkeypatch.setattr(sys, "argv", ["score.py", *(each.format(file=file, tasks=tasks) for each in arguments)])
     with pytest.raises(SystemExit) as stop:
-        main(command.score)
+        main(score.command)
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""

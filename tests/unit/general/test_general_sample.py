@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from codyra_llm.config import REPOSITORY, GeneralConfig, load_config
+from codyra_llm.config import GeneralConfig, load_config
 from codyra_llm.evaluation.general.suites import SHIPPED, load_suites
+from tests.conftest import REPOSITORY
 
 
 def rows(name: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from codyra_llm.config import REPOSITORY
+from tests.conftest import REPOSITORY
 
 
 def test_a_file_in_the_folder_is_a_method(tmp_path: Path) -> None:

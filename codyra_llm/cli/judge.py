@@ -1,0 +1,24 @@
+"""Compares two models' answers to prompts of yours: win, tie and lose by a judge, and proxies that need none.
+
+    python scripts/judge.py --model runs/x/model --against base --prompts helpful.jsonl,harmless.jsonl \\
+        --criteria helpfulness,harmlessness --judge https://host/v1 --judge_model NAME --output_dir runs/x-judge
+    deepspeed scripts/judge.py --model runs/x/model --against runs/y/model --prompts helpful.jsonl --judge JUDGE_FOLDER
+    python scripts/judge.py --model runs/x/model --against base --prompts helpful.jsonl --judge none
+
+A row of a file of prompts is {"prompt": ..., "id": ..., "category": ..., "checks": {"max_words": 50, ...}}; all but the
+prompt may be left out. docs/judge.md says what is judged, and how.
+"""
+
+import sys
+
+from codyra_llm.evaluation.judge.config import parse_command_line
+
+
+def command() -> None:
+    """Reads the command line and compares."""
+    config = parse_command_line(sys.argv[1:], __doc__)
+    from codyra_llm.workflows.judge import (
+        judge_models,  # after the command line, so that --help and mistakes answer at once
+    )
+
+    judge_models(config)
