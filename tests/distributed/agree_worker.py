@@ -1,11 +1,6 @@
-"""Starts a run on two ranks, of which the second has something else than the first.
+"""Starts a run on two ranks, of which the second has something else than the first."""
 
-python -m tests.distributed.agree_worker < JSON list of {"model": folder, "output": folder, "what": what differs}
-"""
-
-import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +34,6 @@ def start(job: dict[str, Any], rank: int) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    statuses = [fork_ranks(2, partial(start, job), job["log"]) for job in json.load(sys.stdin)]
-    print(json.dumps(statuses))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Each job: {"model": folder, "output": folder, "what": what differs, "log": file}."""
+    return [fork_ranks(2, partial(start, job), job["log"]) for job in jobs]

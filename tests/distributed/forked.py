@@ -1,33 +1,119 @@
 """Ranks as forks of a process that has imported everything, which takes far longer than a tiny model's run."""
 
+import atexit
 import contextlib
+import functools
+import gc
+import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tests.conftest import REPOSITORY
 
+# what workers import, all of it before the first fork
+IMPORTED = (
+    "codyra_llm.workflows.train",
+    "codyra_llm.workflows.evaluate",
+    "bitsandbytes",
+    "deepspeed.module_inject",
+    "deepspeed.moe.layer",
+    "deepspeed.ops.adam",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "mpl_toolkits.mplot3d",
+    "pandas",
+    "pyarrow.compute",
+    "torch.utils.tensorboard",
+)
+
 
 def run_forked(module: str, jobs: list[Any], timeout: float = 1500) -> list[list[int]]:
-    """Runs `python -m module`, which takes jobs as JSON and prints, last, the exit statuses of each one's ranks."""
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        input=json.dumps(jobs),
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    """What `run_jobs(jobs)` of a module gives: for each job the exit statuses of its ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = {"module": module, "jobs": jobs, "environment": dict(os.environ), "folder": folder}
+        if not _server().ask(request, timeout):
+            raise AssertionError((Path(folder) / "output").read_text()[-4000:])
+        found: list[list[int]] = json.loads((Path(folder) / "answer.json").read_text())
+        return found
+
+
+class Server:
+    """A process that has imported everything and answers each request in a fork of itself."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.forked"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        atexit.register(self.end)
+
+    def ask(self, request: dict[str, Any], timeout: float) -> bool:
+        """Whether a request was answered; the server is ended where that takes too long."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        answer = self.process.stdout.readline() if ready else b""
+        if not answer:
+            self.end()
+        return answer == b"0\n"
+
+    def end(self) -> None:
+        """Kills the server and whatever it has started."""
+        _server.cache_clear()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@functools.cache
+def _server() -> Server:
+    return Server()
+
+
+def serve() -> None:
+    """Answers requests, a line of standard input each, until that ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            _answer(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+
+
+def _answer(request: dict[str, Any]) -> NoReturn:
+    folder, status = Path(request["folder"]), 1
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update({**request["environment"], "OMP_NUM_THREADS": "1"})
+    try:
+        found = importlib.import_module(request["module"]).run_jobs(request["jobs"])
+        (folder / "answer.json").write_text(json.dumps(found))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
 
 
 def free_port() -> str:
@@ -45,6 +131,8 @@ def fork_ranks(ranks: int, work: Callable[[int], int], log: str) -> list[int]:
     """
     port = free_port()
     children = {}
+    gc.collect()
+    gc.freeze()  # what is imported is nothing that a child's collections need to look at
     for rank in range(ranks):
         child = os.fork()
         if not child:
@@ -62,7 +150,7 @@ def fork_ranks(ranks: int, work: Callable[[int], int], log: str) -> list[int]:
     return statuses
 
 
-def _rank(rank: int, ranks: int, port: str, work: Callable[[int], int], log: str) -> None:
+def _rank(rank: int, ranks: int, port: str, work: Callable[[int], int], log: str) -> NoReturn:
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
@@ -78,3 +166,7 @@ def _rank(rank: int, ranks: int, port: str, work: Callable[[int], int], log: str
         traceback.print_exc()
     sys.setprofile(None)
     os._exit(status)
+
+
+if __name__ == "__main__":
+    serve()

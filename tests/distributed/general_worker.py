@@ -1,12 +1,7 @@
-"""Trains a task and measures general ability, with the branches on the live model and after the merge.
-
-python -m tests.distributed.general_worker < JSON list of {"config": {...}, "ranks": 1, "broken": rank}; answers are in
-the run folders.
-"""
+"""Trains a task and measures general ability, with the branches on the live model and after the merge."""
 
 import dataclasses
 import json
-import sys
 from typing import Any
 
 from codyra_llm.adapter.merge import apply_deltas
@@ -63,5 +58,6 @@ def run_way(config: dict[str, Any], ranks: int, broken: int | None = None) -> li
     return fork_ranks(ranks, work, config["output_dir"] + ".log")
 
 
-if __name__ == "__main__":
-    print(json.dumps([run_way(**job) for job in json.load(sys.stdin)]))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Each job: {"config": {...}, "ranks": 1, "broken": rank}; answers are in the run folders."""
+    return [run_way(**job) for job in jobs]

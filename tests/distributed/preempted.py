@@ -1,7 +1,5 @@
 """The continual run in ranks that are struck at named points.
 
-python -m tests.distributed.preempted < JSON list of sessions > JSON list of what became of them
-
 A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
 [rank, "point:n", how]: just before that rank calls the function of a point (POINTS) for the n-th time; how is the name
 of a signal, or "stop file". With "watch", rank 0 writes the points that it passed, in order, to that file. The answer
@@ -9,7 +7,6 @@ for each session is the list of its ranks' exit statuses.
 """
 
 import inspect
-import json
 import os
 import signal
 import sys
@@ -85,6 +82,6 @@ def _counter(passed: list[str], moment: str = "", act: Callable[[], None] | None
     return count
 
 
-if __name__ == "__main__":
-    outcomes = [session(**wanted) for wanted in json.load(sys.stdin)]
-    print(json.dumps(outcomes))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Each job is a session, as above."""
+    return [session(**wanted) for wanted in jobs]

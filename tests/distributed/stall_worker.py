@@ -1,13 +1,8 @@
-"""A run on two ranks of which the second ends, or stands still, in the middle.
-
-python -m tests.distributed.stall_worker < JSON list of {"model": folder, "output": folder, "log": file, "how": what}
-"""
+"""A run on two ranks of which the second ends, or stands still, in the middle."""
 
 import contextlib
-import json
 import os
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -45,6 +40,6 @@ def start(job: dict[str, Any], rank: int) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    statuses = [fork_ranks(2, partial(start, job), job["log"]) for job in json.load(sys.stdin)]
-    print(json.dumps(statuses))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Each job: {"model": folder, "output": folder, "log": file, "how": what}."""
+    return [fork_ranks(2, partial(start, job), job["log"]) for job in jobs]

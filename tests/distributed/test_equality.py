@@ -128,5 +128,5 @@ def test_the_comparison_is_of_something(results: dict[str, Any], way: dict[str, 
     run = results[name(way)]
     zeros = torch.cat(run["gates"]) == 0
     assert 0 < zeros.sum() < zeros.numel(), "some components are pruned, not all"
-    assert run["losses"][0] > run["losses"][15] + 0.1, "something is learned"
+    assert run["losses"][0] > run["losses"][7] + 0.1, "something is learned"
     assert run["live_rank"][0] == 4

@@ -1,10 +1,6 @@
-"""Two ranks plan a run at the same moment; each says which texts it tokenized.
-
-python -m tests.distributed.tokens_worker < JSON list of {"model": folder, "output": folder}
-"""
+"""Two ranks plan a run at the same moment; each says which texts it tokenized."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +29,6 @@ def plan(model: str, output: str, rank: int) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    jobs = json.load(sys.stdin)
-    print(
-        json.dumps([fork_ranks(2, partial(plan, job["model"], job["output"]), job["output"] + "/log") for job in jobs])
-    )
+def run_jobs(jobs: list[dict[str, str]]) -> list[list[int]]:
+    """Each job: {"model": folder, "output": folder}."""
+    return [fork_ranks(2, partial(plan, job["model"], job["output"]), job["output"] + "/log") for job in jobs]

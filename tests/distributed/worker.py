@@ -1,12 +1,8 @@
-"""Trains two tasks in given ways; rank 0 saves losses, gates and merged weights of each.
-
-python -m tests.distributed.worker < JSON list of {"way": {...}, "model": folder, "output": file}
-"""
+"""Trains two tasks in given ways; rank 0 saves losses, gates and merged weights of each."""
 
 import dataclasses
 import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +47,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
             "deepspeed": deepspeed_json(way["zero"], Path(output).with_suffix(".json")),
             "train.global_batch_size": 8,
             "train.per_device_train_batch_size": way["micro"],
-            "train.num_train_epochs": 2,
+            "train.num_train_epochs": 1,
             "train.learning_rate": 0.005,
             "train.adam_bits": way.get("adam_bits", 32),
             "data.max_test_examples": 5,
@@ -121,5 +117,6 @@ def run_way(way: dict[str, Any], model: str, output: str) -> list[int]:
     return fork_ranks(way["ranks"], work, output + ".log")
 
 
-if __name__ == "__main__":
-    print(json.dumps([run_way(**job) for job in json.load(sys.stdin)]))
+def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Each job: {"way": {...}, "model": folder, "output": file}."""
+    return [run_way(**job) for job in jobs]
