@@ -21,7 +21,7 @@ SHARD = 500_000_000  # bytes
 MEASURED = r"""
 import re, runpy, sys
 script, *sys.argv[1:] = sys.argv[1:]
-runpy.run_path(script)["materialize"]()
+runpy.run_path(script)["command"]()
 print(1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]))  # ru_maxrss knows the parent's too
 """
 
@@ -102,7 +102,7 @@ def test_three_gigabytes_are_rebuilt_within_two(
     assert peak < 2e9, "with all libraries; a shard of the base has 0.5 GB, the model 3"
 
 
-@pytest.mark.parametrize(("quantization", "size"), [("nf4", 1.1e9), ("int8", 1.8e9)])
+@pytest.mark.parametrize(("quantization", "size"), [("int8", 1.8e9)])
 def test_they_are_quantized_within_two(
     base: Path, ledger: Path, tmp_path: Path, quantization: str, size: float
 ) -> None:

@@ -17,7 +17,7 @@ SECONDS = 30
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 
 thorough = settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 40,
     derandomize=not EXAMPLES,  # the same examples in each run of the tests; FUZZ_EXAMPLES=5000 looks for others
     deadline=None,
     database=None,
@@ -26,7 +26,7 @@ thorough = settings(
 )
 
 
-few = settings(thorough, max_examples=EXAMPLES or 12)  # where each example is a start of a run
+few = settings(thorough, max_examples=EXAMPLES or 8)  # where each example is a start of a run
 
 
 @contextmanager
