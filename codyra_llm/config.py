@@ -261,7 +261,9 @@ def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None
         place = ".".join(str(part) for part in first["loc"] if part in parts)
         message = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {shown(first['input'])}"
-        raise UserError(f"{path or 'configuration'}: {f'{place}: ' if place else ''}{message}{found}") from None
+        if place:  # a section checks its own settings, and names them without itself
+            place += "." if f"{place}.{message.split(' ')[0]}" in known else ": "
+        raise UserError(f"{path or 'configuration'}: {place}{message}{found}") from None
 
 
 def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:

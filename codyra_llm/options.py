@@ -21,6 +21,7 @@ class Range:
 
 
 AT_LEAST_ONE = Range("at least 1", lambda value: value >= 1)
+AT_LEAST_TWO = Range("at least 2", lambda value: value >= 2)
 AT_LEAST_ZERO = Range("at least 0", lambda value: value >= 0)
 ABOVE_ZERO = Range("above 0", lambda value: value > 0)
 DECAY = Range("at least 0 and below 1", lambda value: 0 <= value < 1)

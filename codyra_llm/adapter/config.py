@@ -3,8 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from codyra_llm.options import ABOVE_ZERO, option
-from codyra_llm.text import shown
+from codyra_llm.options import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_TWO,
+    AT_LEAST_ZERO,
+    DECAY,
+    FRACTION,
+    check_numbers,
+    option,
+)
 
 ThresholdMode = Literal["importance", "budget", "reference"]
 
@@ -22,7 +30,7 @@ class CoDyRAConfig:
     Raises ValueError where a value, or a combination of values, cannot work.
     """
 
-    rank: int = option(16, "rank components that each branch starts a task with")
+    rank: int = option(16, "rank components that each branch starts a task with", within=AT_LEAST_ONE)
     target_modules: tuple[str, ...] = option(DEFAULT_TARGETS, "names of the projections that get a branch")
     threshold_mode: ThresholdMode = option(
         "importance",
@@ -33,9 +41,11 @@ class CoDyRAConfig:
         None,
         "importance, budget: total shrink over a task (defaults 0.5, 0.65); reference: the largest threshold (0.005)",
     )
-    dense_fraction: float = option(0.5, "share of a task's steps before the threshold begins")
-    ramp_levels: int = option(50, "steps of the threshold's ramp in reference mode")
-    importance_decay: float = option(0.9, "decay of the moving average of |gate * dL/dgate| in importance mode")
+    dense_fraction: float = option(0.5, "share of a task's steps before the threshold begins", within=FRACTION)
+    ramp_levels: int = option(50, "steps of the threshold's ramp in reference mode", within=AT_LEAST_TWO)
+    importance_decay: float = option(
+        0.9, "decay of the moving average of |gate * dL/dgate| in importance mode", within=DECAY
+    )
     gate_init: Literal["auto", "ones", "normal"] = option(
         "auto", "first value of the gates: ones, normal (N(0,1)), or auto: ones in importance mode, else normal"
     )
@@ -48,6 +58,7 @@ class CoDyRAConfig:
         0,
         "regrow false: steps after which components at zero are left out of the products, again and again; 0: never",
         neutral=True,
+        within=AT_LEAST_ZERO,
     )
     impl: Literal["auto", "reference", "fused", "triton"] = option(
         "auto",
@@ -58,24 +69,11 @@ class CoDyRAConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        checks = [
-            (self.rank >= 1, f"rank is {shown(self.rank)}; it must be at least 1"),
-            (bool(self.target_modules), "target_modules is empty; name at least one projection, for example q_proj"),
-            (0 <= self.dense_fraction <= 1, f"dense_fraction is {shown(self.dense_fraction)}; it must be in [0, 1]"),
-            (self.ramp_levels >= 2, f"ramp_levels is {shown(self.ramp_levels)}; it must be at least 2"),
-            (
-                0 <= self.importance_decay < 1,
-                f"importance_decay is {shown(self.importance_decay)}; it must be in [0, 1)",
-            ),
-            (self.compact_every >= 0, f"compact_every is {shown(self.compact_every)}; it must be at least 0"),
-            (
-                not (self.compact_every and self.regrow),
-                "compact_every leaves out components that may grow again; set regrow to false with it",
-            ),
-        ]
-        for good, message in checks:
-            if not good:
-                raise ValueError(message)
+        check_numbers(self)
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name at least one projection, for example q_proj")
+        if self.compact_every and self.regrow:
+            raise ValueError("compact_every leaves out components that may grow again; set regrow to false with it")
         if self.train_gates:
             self._check_threshold()
 
