@@ -1,7 +1,6 @@
 """Tables for the console and the model card, made from results.json and nothing else."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.results.schema import General, PromptFileResults, RunResults
@@ -92,20 +91,24 @@ def judged_table(files: Mapping[str, PromptFileResults]) -> str:
     """Win, tie and lose by file of prompts, percent of the judged pairs with 95 % intervals; net: win minus lose."""
     rows = [["", "criterion", "pairs", "identical", "unjudged", "win %", "tie %", "lose %", "net", "order decides %"]]
     for name, of_file in files.items():
-        found: dict[str, Any] = of_file.judged or {}
-        judged = of_file.prompts - found["unjudged"]
-        counts = [str(number) for number in (of_file.prompts, found["identical"], found["unjudged"])]
+        found = of_file.judged
+        if not found:
+            continue
+        judged = of_file.prompts - found.unjudged
+        counts = [str(number) for number in (of_file.prompts, found.identical, found.unjudged)]
         shares = [""] * 5
         if judged:
-            win, lose = (
-                "{:.1f} ({:.1f} to {:.1f})".format(found[f"{side}_percent"], *found[f"{side}_interval"])
-                for side in ("win", "lose")
-            )
-            error = "" if found["net_stderr"] is None else f" +-{found['net_stderr']:.1f}"
-            bias = "" if found["order_decides_percent"] is None else f"{found['order_decides_percent']:.1f}"
-            shares = [win, f"{100 * found['tie'] / judged:.1f}", lose, f"{found['net']:+.1f}{error}", bias]
+            win = _with_interval(found.win_percent, found.win_interval)
+            lose = _with_interval(found.lose_percent, found.lose_interval)
+            error = "" if found.net_stderr is None else f" +-{found.net_stderr:.1f}"
+            bias = "" if found.order_decides_percent is None else f"{found.order_decides_percent:.1f}"
+            shares = [win, f"{100 * found.tie / judged:.1f}", lose, f"{found.net:+.1f}{error}", bias]
         rows.append([name, of_file.criterion, *counts, *shares])
     return align(rows)
+
+
+def _with_interval(percent: float | None, interval: tuple[float, float] | None) -> str:
+    return "" if percent is None or interval is None else f"{percent:.1f} ({interval[0]:.1f} to {interval[1]:.1f})"
 
 
 def proxies_table(files: Mapping[str, PromptFileResults]) -> str:
@@ -113,10 +116,10 @@ def proxies_table(files: Mapping[str, PromptFileResults]) -> str:
     rows = [["", "refusals %", "words", "tokens", "checks", "passed %", "prompts passed %"]]
     for name, of_file in files.items():
         for side, found in of_file.proxies.items():
-            checks = found["checks"]
-            of_checks = ["" if checks[key] is None else f"{checks[key]:.1f}" for key in ("passed", "prompts_passed")]
-            numbers = [f"{found[key]:.1f}" for key in ("refusal_rate", "mean_words", "mean_tokens")]
-            rows.append([f"{name}, {side}", *numbers, str(checks["count"]), *of_checks])
+            checks = found.checks
+            of_checks = ["" if each is None else f"{each:.1f}" for each in (checks.passed, checks.prompts_passed)]
+            numbers = [f"{each:.1f}" for each in (found.refusal_rate, found.mean_words, found.mean_tokens)]
+            rows.append([f"{name}, {side}", *numbers, str(checks.count), *of_checks])
     return align(rows)
 
 

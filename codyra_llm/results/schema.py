@@ -14,6 +14,8 @@ import pydantic
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
+from codyra_llm.evaluation.judge.proxies import Proxies
+from codyra_llm.evaluation.judge.verdict import Tally
 from codyra_llm.evaluation.matrix import Metric, Stage, stages_of
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.files import read_json, validated
@@ -233,15 +235,15 @@ class PromptFileResults:
 
     Attributes:
         prompts: how many. criterion: that was judged.
-        judged: as `evaluation.judge.verdict.tally` gives it; None without a judge.
-        proxies: side -> as `evaluation.judge.proxies.proxies` gives it.
+        judged: None without a judge.
+        proxies: of each side.
     """
 
     sha256: str
     prompts: int
     criterion: str
-    judged: dict[str, Any] | None
-    proxies: dict[str, dict[str, Any]]
+    judged: Tally | None
+    proxies: dict[str, Proxies]
 
 
 @dataclass(kw_only=True)

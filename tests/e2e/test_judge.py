@@ -79,9 +79,9 @@ def test_an_endpoint_that_prefers_longer_answers(
         longer = [len(row["model"]) - len(row["against"]) for row in answers if row["file"] == name]
         judged = results.files[name].judged
         assert len(longer) == number
-        assert judged["win"] == sum(each > 0 for each in longer)
-        assert judged["lose"] == sum(each < 0 for each in longer)
-        assert judged["order_decides_percent"] == 0
+        assert judged.win == sum(each > 0 for each in longer)
+        assert judged.lose == sum(each < 0 for each in longer)
+        assert judged.order_decides_percent == 0
     verdicts = lines(tmp_path / "judged" / "verdicts.jsonl")
     assert sorted((each["number"], each["first"]) for each in verdicts) == [
         (number, first) for number in range(PROMPTS) for first in ("against", "model")
@@ -106,8 +106,8 @@ def test_answers_are_judged_later_by_one_that_prefers_what_comes_first(
     with serve(lambda text: "[[A]]") as endpoint:
         results = judge_models(config(judge=endpoint.url))
     judged = results.files["helpful"].judged
-    assert (judged["win"], judged["tie"], judged["lose"]) == (0, PROMPTS - 1, 0)
-    assert judged["order_decides_percent"] == 100
+    assert (judged.win, judged.tie, judged.lose) == (0, PROMPTS - 1, 0)
+    assert judged.order_decides_percent == 100
 
 
 def test_a_model_against_itself_needs_no_judge(config: Callable[..., JudgeConfig], tiny_folder: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_model_against_itself_needs_no_judge(config: Callable[..., JudgeConfig
         results = judge_models(config(judge=endpoint.url, against=str(tiny_folder)))
         assert endpoint.asked == []
     judged = results.files["helpful"].judged
-    assert (judged["tie"], judged["identical"]) == (PROMPTS - 1, PROMPTS - 1)
-    assert judged["order_decides_percent"] is None
+    assert (judged.tie, judged.identical) == (PROMPTS - 1, PROMPTS - 1)
+    assert judged.order_decides_percent is None
 
 
 def test_some_nonsense_is_counted_and_nothing_else_asked_again(config: Callable[..., JudgeConfig]) -> None:
@@ -125,8 +125,8 @@ def test_some_nonsense_is_counted_and_nothing_else_asked_again(config: Callable[
 
     with serve(mostly) as endpoint:
         results = judge_models(config(judge=endpoint.url))
-    assert results.files["helpful"].judged["unjudged"] == 1
-    assert results.files["harmless"].judged["unjudged"] == 0
+    assert results.files["helpful"].judged.unjudged == 1
+    assert results.files["harmless"].judged.unjudged == 0
     assert judge_models(config(judge=endpoint.url)).files == results.files
 
 
@@ -149,7 +149,7 @@ def test_an_endpoint_that_goes_away_is_gone_on_with(
         monkeypatch.setattr(generate, "_answer_batch", None)  # every answer is kept
         results = judge_models(config(**settings))
         assert len(endpoint.asked) == 2 * PROMPTS - 5
-    assert sum(each.judged["unjudged"] for each in results.files.values()) == 0
+    assert not any(each.judged.unjudged for each in results.files.values())
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_model_judges(
     config: Callable[..., JudgeConfig], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = judge_models(config(judge=str(tiny_folder)))
-    assert sum(each.judged["unjudged"] for each in results.files.values()) == 0
+    assert not any(each.judged.unjudged for each in results.files.values())
     verdicts = lines(tmp_path / "judged" / "verdicts.jsonl")
     assert len(verdicts) == 2 * PROMPTS
     for each in verdicts:

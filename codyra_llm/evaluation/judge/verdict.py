@@ -6,7 +6,7 @@ A pair is a win (lose) only if both orders say so; any other two verdicts, oppos
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from codyra_llm.evaluation.judge.prompts import SLOTS
 
@@ -65,33 +65,52 @@ def read_verdict(reply: str) -> str | None:
     return marked[-1] if marked else alone[1] if alone else None
 
 
-def tally(pairs: Iterable[Pair]) -> dict[str, Any]:
-    """Win, tie and lose of the first model.
+@dataclass(frozen=True)
+class Tally:
+    """Win, tie and lose of the first model, in pairs and in percent of the judged; None where nothing was judged.
 
-    Returns:
-        Numbers of pairs: `win`, `tie`, `lose`, `identical` (ties that no judge was asked about) and `unjudged`. Of the
-        judged: `win_percent` and `lose_percent` with Wilson's 95 % intervals, `net` (percent won minus percent lost)
-        and its standard error. `order_decides_percent`: share of the pairs judged in both orders on which the order
-        changed the verdict, the judge's position bias. None where nothing was judged.
+    Attributes:
+        identical: ties that no judge was asked about. unjudged: pairs, which are none of the others.
+        win_interval, lose_interval: Wilson's 95 % intervals, in percent.
+        net: percent won minus percent lost, with its standard error.
+        order_decides_percent: share of the pairs judged in both orders on which the order changed the verdict, the
+            judge's position bias.
     """
+
+    win: int
+    tie: int
+    lose: int
+    identical: int
+    unjudged: int
+    win_percent: float | None
+    win_interval: tuple[float, float] | None
+    lose_percent: float | None
+    lose_interval: tuple[float, float] | None
+    net: float | None
+    net_stderr: float | None
+    order_decides_percent: float | None
+
+
+def tally(pairs: Iterable[Pair]) -> Tally:
+    """Counts the outcomes of pairs."""
     pairs = list(pairs)
     outcomes = [pair.outcome for pair in pairs]
     counts = {name: outcomes.count(name) for name in ("win", "tie", "lose")}
     judged, asked = sum(counts.values()), [pair for pair in pairs if pair.outcome and not pair.identical]
     net = (counts["win"] - counts["lose"]) / judged if judged else 0.0
     variance = (counts["win"] + counts["lose"]) / judged - net**2 if judged else 0.0
-    return {
+    return Tally(
         **counts,
-        "identical": sum(pair.identical for pair in pairs),
-        "unjudged": outcomes.count(None),
-        "win_percent": 100 * counts["win"] / judged if judged else None,
-        "win_interval": wilson(counts["win"], judged),
-        "lose_percent": 100 * counts["lose"] / judged if judged else None,
-        "lose_interval": wilson(counts["lose"], judged),
-        "net": 100 * net if judged else None,
-        "net_stderr": 100 * (max(variance, 0.0) / (judged - 1)) ** 0.5 if judged > 1 else None,
-        "order_decides_percent": 100 * sum(pair.order_decides for pair in asked) / len(asked) if asked else None,
-    }
+        identical=sum(pair.identical for pair in pairs),
+        unjudged=outcomes.count(None),
+        win_percent=100 * counts["win"] / judged if judged else None,
+        win_interval=wilson(counts["win"], judged),
+        lose_percent=100 * counts["lose"] / judged if judged else None,
+        lose_interval=wilson(counts["lose"], judged),
+        net=100 * net if judged else None,
+        net_stderr=100 * (max(variance, 0.0) / (judged - 1)) ** 0.5 if judged > 1 else None,
+        order_decides_percent=100 * sum(pair.order_decides for pair in asked) / len(asked) if asked else None,
+    )
 
 
 def wilson(hits: int, total: int) -> tuple[float, float] | None:

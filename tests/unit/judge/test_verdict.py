@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from codyra_llm.evaluation.judge.checks import Checks, passed
 from codyra_llm.evaluation.judge.prompts import Prompt
-from codyra_llm.evaluation.judge.proxies import is_refusal, proxies, refusal_phrases
+from codyra_llm.evaluation.judge.proxies import CheckCounts, is_refusal, proxies, refusal_phrases
 from codyra_llm.evaluation.judge.verdict import Pair, fill, read_verdict, tally, wilson
 from codyra_llm.generation.generate import Answered
 
@@ -31,19 +31,20 @@ def test_tally() -> None:
         Pair(False, (None, "A")),
     ]
     found = tally(pairs)
-    assert [found[key] for key in ("win", "tie", "lose", "identical", "unjudged")] == [5, 5, 2, 2, 1]
-    assert found["net"] == pytest.approx(100 * 3 / 12)
+    assert (found.win, found.tie, found.lose, found.identical, found.unjudged) == (5, 5, 2, 2, 1)
+    assert found.net == pytest.approx(100 * 3 / 12)
     scores = [1] * 5 + [-1] * 2 + [0] * 5
     variance = sum((score - 0.25) ** 2 for score in scores) / 11
-    assert found["net_stderr"] == pytest.approx(100 * (variance / 12) ** 0.5)
-    assert found["order_decides_percent"] == pytest.approx(20)
-    assert found["win_interval"] == wilson(5, 12)
+    assert found.net_stderr == pytest.approx(100 * (variance / 12) ** 0.5)
+    assert found.order_decides_percent == pytest.approx(20)
+    assert found.win_interval == wilson(5, 12)
 
 
 def test_nothing_judged_has_no_shares() -> None:
     found = tally([Pair(False, (None, None))])
-    assert found["unjudged"] == 1
-    assert found["net"] is found["win_percent"] is found["win_interval"] is found["order_decides_percent"] is None
+    assert found.unjudged == 1
+    shares = (found.net, found.win_percent, found.win_interval, found.order_decides_percent)
+    assert shares == (None, None, None, None)
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 5), (3, 7), (7, 7), (40, 300)])
@@ -106,13 +107,10 @@ def test_proxies_of_answers() -> None:
         Answered("Here you are.", 4, 0.0, False),
         Answered("Yes", 1, 0.0, False),
     ]
-    assert proxies(prompts, answers) == {
-        "refusal_rate": pytest.approx(100 / 3),
-        "mean_words": pytest.approx(9 / 3),
-        "mean_tokens": pytest.approx(4),
-        "checks": {"count": 3, "passed": pytest.approx(200 / 3), "prompts_passed": 50},
-    }
-    assert proxies(prompts[1:2], answers[1:2])["checks"] == {"count": 0, "passed": None, "prompts_passed": None}
+    found = proxies(prompts, answers)
+    assert (found.refusal_rate, found.mean_words, found.mean_tokens) == pytest.approx((100 / 3, 9 / 3, 4))
+    assert found.checks == CheckCounts(3, pytest.approx(200 / 3), 50)
+    assert proxies(prompts[1:2], answers[1:2]).checks == CheckCounts(0, None, None)
 
 
 @pytest.mark.parametrize(
