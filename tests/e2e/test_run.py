@@ -188,7 +188,7 @@ def test_a_stream_from_memory_and_a_bf16_base(tiny_folder: Path, tmp_path: Path)
     assert saved.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_leaving_out_what_is_zero_for_good_changes_nothing(stage: int, tiny_folder: Path, tmp_path: Path) -> None:
     deepspeed_json = tmp_path / "zero.json"
     deepspeed_json.write_text(json.dumps({"zero_optimization": {"stage": stage}}))

@@ -16,7 +16,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.locks import claim, exclusive
 
 
-def try_to_claim(folder: Path, answer: multiprocessing.Queue[Any]) -> None:
+def try_to_claim(folder: Path, answer: "multiprocessing.Queue[Any]") -> None:
     try:
         claim(folder)
         answer.put("claimed")
