@@ -29,6 +29,7 @@ setup(
         "bitsandbytes>=0.46",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
+        "sacrebleu>=2.4",
         "rapidfuzz>=3.0",
         "lm-eval>=0.4.13",
         "safetensors>=0.5",

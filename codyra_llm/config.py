@@ -76,6 +76,9 @@ class DataConfig:
     )
     max_answer_length: int = option(512, "tokens of a training answer, its end mark included", within=AT_LEAST_ONE)
     long_answers: Literal["error", "drop"] = option("error", "what to do with a training row whose answer is longer")
+    allow_code: bool = option(
+        False, "import the scorers that a task file names as module:function, which runs their code", neutral=True
+    )
     packing: Literal["none", "bucket", "pack"] = option(
         "bucket",
         "how the rows of a step share forward passes: as they come (none), neighbours in length (bucket), or end to "

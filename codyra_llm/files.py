@@ -4,8 +4,10 @@ Whatever is wrong with a text that is read is a UserError that names it.
 """
 
 import functools
+import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.text import shown
 
 Kind = TypeVar("Kind")
+LARGEST_UNPACKED = 2**30  # bytes, or a hundred times what is packed
 LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)  # it can be read by setting it only
@@ -54,19 +57,36 @@ def _shipped_root() -> Path:
     return Path(known.locate()).parents[2].resolve() if known else clone
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file, unpacked where it is packed by gzip.
+
+    Raises:
+        OSError, EOFError: it cannot be read, is not packed as its name says, or would unpack beyond any text's measure.
+    """
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    largest = max(LARGEST_UNPACKED, 100 * path.stat().st_size)
+    with gzip.open(path) as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(f"unpacks to more than {largest} bytes; unpack it yourself if that is meant")
+    return content
+
+
 def read_text(path: Path, hint: str = "") -> str:
-    """The UTF-8 text of a file; `hint` is what an error says would be right.
+    """The UTF-8 text of a file, also of one that gzip has packed; `hint` is what an error says would be right.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
     try:
+        content = read_bytes(path)
         # utf-8-sig: editors on Windows put a byte-order mark in front, which json refuses.
-        return path.read_text(encoding="utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
-    except OSError as error:
-        problem = error.strerror or str(error)
+    except (OSError, EOFError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
     except ValueError as error:  # a null character in the path
         problem = str(error)
     raise UserError(_with_hint(f"{path}: {problem}", hint))

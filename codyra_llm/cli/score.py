@@ -23,7 +23,7 @@ from codyra_llm.config import DEFAULT_TASK_FILE
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
-from codyra_llm.evaluation.scorers import score_rows
+from codyra_llm.evaluation.scorers import check_scorer, score_rows
 from codyra_llm.files import read_jsonl
 
 ROW_KEYS = ("prompt", "prediction", "reference")
@@ -40,6 +40,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default=DEFAULT_TASK_FILE,
         help="task file, like tasks/trace/trace.yaml",
     )
+    parser.add_argument("--allow_code", action="store_true", help="import a scorer that the task file names, its code")
     parser.add_argument("--matrix", type=Path, metavar="FILE.csv", help="accuracy matrix to compute metrics of")
     options = parser.parse_args(arguments)
     if options.matrix and (options.task or options.file):
@@ -80,5 +81,6 @@ def command() -> None:
         result = matrix_metrics(matrix)
     else:
         scorer = scorer_of(options.task, options.task_file)
+        check_scorer(scorer, options.allow_code, "--allow_code")
         result = {"task": options.task, **score_rows(scorer, read_rows(options.file))}
     print(json.dumps(result, indent=2, allow_nan=False))

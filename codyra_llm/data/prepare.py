@@ -17,8 +17,8 @@ from typing import Any
 
 from codyra_llm.command import Parser
 from codyra_llm.config import DEFAULT_TASK_FILE
-from codyra_llm.data.rows import data_file, read_rows
 from codyra_llm.data.stream import read_task_file
+from codyra_llm.data.tables import find_files, read_table, to_rows
 from codyra_llm.errors import UserError
 from codyra_llm.text import align
 
@@ -42,7 +42,7 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
     splits: dict[str, list[Row]] = {}
     problems = []
     for split in SPLITS:
-        path = data_file(folder, split)
+        (path,) = find_files(folder, split)
         if not path.exists() and split == "eval":
             continue  # nothing that is run here reads it
         if not path.exists():
@@ -52,7 +52,7 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
             )
             continue
         try:
-            splits[split] = read_rows(path)
+            splits[split] = to_rows(read_table(path), str(path), None)
         except UserError as error:
             problems.append(str(error))
     return splits, problems

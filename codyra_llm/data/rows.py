@@ -1,8 +1,8 @@
-"""Reading one data file: a JSON list, or JSON Lines, of {"prompt", "answer"}, both non-empty text."""
+"""Rows of JSON or JSON Lines, and what is wrong with one: two columns of text, neither of them empty."""
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,18 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, read_jsonl, read_text
 from codyra_llm.text import shown
 
-KEYS = ("prompt", "answer")
+KEYS: tuple[str, str] = ("prompt", "answer")
 EXPECTED = 'every row needs {"prompt", "answer"}'
+MOST_FAULTS = 10  # of a file that are told at once
+MAPPED = "; where columns have other names, the task file says them: columns: {prompt: ..., answer: ...}"
 
 
-def data_file(folder: Path, split: str) -> Path:
-    """Where a split's rows are: <split>.json or, where that is missing and this is there, <split>.jsonl."""
-    path = folder / f"{split}.json"
-    lines = path.with_suffix(".jsonl")
-    return lines if lines.is_file() and not path.exists() else path
+def read_values(path: Path) -> Any:
+    """What a JSON or JSON Lines file holds, also a packed one.
 
-
-def read_rows(path: Path, note: Callable[[str], None] = lambda line: None) -> list[dict[str, str]]:
-    """Return the rows of one file, prompt and answer only.
-
-    Raises UserError naming the file and the place: line and column of broken JSON, or the first bad row (from 1).
-
-    Args:
-        note: told in one line what else the rows have, which is not used.
+    Raises UserError naming the file and the place: line and column of broken JSON, or the row with a key twice.
     """
-    content = _read(path)
-    rows = check_rows(content, str(path))
-    others = sorted({key for row in content for key in row} - set(KEYS))
-    if others:
-        note(f"{path}: of its rows, only prompt and answer are used, not {', '.join(map(shown, others[:5]))}")
-    return rows
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".jsonl":
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
         return [value for _, value in read_jsonl(path, EXPECTED)]
     try:
         return read_json(path, EXPECTED)
@@ -67,28 +50,32 @@ def _row_with_a_key_twice(path: Path) -> int:
     return 1 + whole.index(False)
 
 
-def check_rows(rows: Any, where: str) -> list[dict[str, str]]:
-    """The rows, prompt and answer only.
+def check_rows(rows: Any, where: str, columns: tuple[str, str] = KEYS) -> list[dict[str, str]]:
+    """The rows as {"prompt", "answer"}, from two columns.
 
-    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad row (from 1) and how
+    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad rows (from 1) and how
     many more there are.
     """
+    expected = 'every row needs {{"{}", "{}"}}'.format(*columns)
     if not isinstance(rows, list):
-        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {EXPECTED}{_keys_of(rows)}")
+        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {expected}{_keys_of(rows, columns)}")
     if not rows:
-        raise UserError(f"{where}: no rows; the list is empty, and {EXPECTED}")
-    bad = [(number, problem) for number, row in enumerate(rows, start=1) if (problem := row_problem(row))]
+        raise UserError(f"{where}: no rows; the list is empty, and {expected}")
+    bad = [(number, problem) for number, row in enumerate(rows, start=1) if (problem := row_problem(row, columns))]
     if bad:
         number, problem = bad[0]
-        others = ", ".join(str(other) for other, _ in bad[1:6]) + (", ..." if len(bad) > 6 else "")
-        more = f"; {len(bad) - 1} more rows are unfit: {others}" if others else ""
-        raise UserError(f"{where} row {number}: {problem}; {EXPECTED}{_keys_of(rows[number - 1])}{more}")
-    return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows]
+        others = "; ".join(f"row {other}: {problem}" for other, problem in bad[1:MOST_FAULTS])
+        rest = f"; and {len(bad) - MOST_FAULTS} more" if len(bad) > MOST_FAULTS else ""
+        more = f"; {others}{rest}" if others else ""
+        has = _keys_of(rows[number - 1], columns)
+        raise UserError(f"{where} row {number}: {problem}; {expected}{has}{more}{MAPPED if has else ''}")
+    prompt, answer = columns
+    return [{"prompt": row[prompt], "answer": row[answer]} for row in rows]
 
 
-def _keys_of(row: Any) -> str:
+def _keys_of(row: Any, columns: tuple[str, str]) -> str:
     """What an object has, where that is not what a row needs."""
-    if not isinstance(row, dict) or set(KEYS) <= set(row):
+    if not isinstance(row, dict) or set(columns) <= set(row):
         return ""
     return f"; this one has {', '.join(map(shown, list(row)[:5])) or 'nothing'}"
 

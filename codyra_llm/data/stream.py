@@ -1,5 +1,6 @@
 """A stream of tasks: the task file (what a task is) joined with a data folder (its rows)."""
 
+import dataclasses
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field
 
-from codyra_llm.data.rows import check_rows, data_file, read_rows
+from codyra_llm.data.rows import check_rows
+from codyra_llm.data.tables import Split, check_sources, read_split
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, plain_name, read_yaml, sha256
+from codyra_llm.files import expand, plain_name, read_yaml
 from codyra_llm.text import shown
 
 Row = dict[str, str]
 _Count = Annotated[int, Field(strict=True, ge=1)]
+SPLITS: tuple[Split, ...] = ("train", "test")
+SOURCES = ("files", "columns", "dataset")  # of a task's rows
 _FORBID = pydantic.ConfigDict(extra="forbid")
 LONGEST_LABEL = 200  # characters of a stream's name, or of its version
 
@@ -35,6 +39,20 @@ class Body:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
+class DatasetSource:
+    """A dataset that the datasets library loads: its path on the hub or a folder, and what else `load_dataset` takes.
+
+    `split` says which of its splits is train and which is test ({train: "train[:90%]", test: validation}).
+    """
+
+    path: str
+    name: str | None = None
+    split: dict[Split, str] = Field(default_factory=dict)
+    data_files: dict[str, str | list[str]] | None = None
+    revision: str | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class TaskSpec:
     """What a task is, as its entry in the task file says; see tasks/trace/trace.yaml for the meaning of each key.
 
@@ -47,6 +65,19 @@ class TaskSpec:
     epochs: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1
     body: Body | None = None
     max_prompt_length: _Count = 1024
+    files: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] | None = None
+    dataset: DatasetSource | None = None
+
+    def __post_init__(self) -> None:
+        check_sources(self.files, self.columns, SPLITS)
+        if self.files and self.dataset:
+            raise ValueError("files and dataset: give one of them")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides results; where rows come from does not, they are compared themselves."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in SOURCES}
 
 
 @dataclass(frozen=True)
@@ -104,19 +135,19 @@ class TaskStream:
         specs, orders, label = read_task_file(Path(task_file))
         names = resolve_order(order, orders, specs, str(task_file))
         folder = expand(data_dir)
-        if not os.path.isdir(folder):
+        if not os.path.isdir(folder) and not all(specs[name].dataset for name in names):
             raise UserError(f"{folder}: no such data folder; data_dir holds <task>/train.json and <task>/test.json")
         tasks: list[Task] = []
         notes: list[str] = []
         for name in names:
-            paths = {split: data_file(folder / name, split) for split in ("train", "test")}
-            rows = {split: read_rows(path, notes.append) for split, path in paths.items()}
+            read = {split: read_split(specs[name], folder / name, split, notes.append) for split in SPLITS}
+            rows = {split: found for split, (found, _) in read.items()}
             numbers = {
                 "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
                 "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
             }
             train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
-            hashes = {split: sha256(path) for split, path in paths.items()}
+            hashes: dict[str, str] = {split: digest for split, (_, digest) in read.items()}
             tasks.append(Task(name, specs[name], train, test, hashes, numbers))
         return cls(tuple(tasks), label, folder.resolve().name, tuple(notes))
 

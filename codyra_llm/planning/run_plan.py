@@ -24,7 +24,7 @@ from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import Stage, stages_of
-from codyra_llm.evaluation.scorers import SCORERS
+from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.models.fingerprint import model_hash
@@ -76,7 +76,7 @@ class RunPlan:
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
-        settings = [decisive(config), [dataclasses.asdict(task.spec) for task in self.stream]]
+        settings = [decisive(config), [task.spec.content for task in self.stream]]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in chain(batches.examples, test):
@@ -108,8 +108,10 @@ def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, 
     if not stream.tasks:
         raise UserError("the stream has no task; give it at least one")
     for task in stream:
-        if task.spec.scorer not in SCORERS:
-            raise UserError(f'task {task.name}: unknown scorer "{task.spec.scorer}"; there are {", ".join(SCORERS)}')
+        try:
+            check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from None
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     resolve_model(config.model.name_or_path, config.model.accept_gemma_terms)  # may fetch what all else finds then
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)

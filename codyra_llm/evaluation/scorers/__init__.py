@@ -9,9 +9,12 @@ moram             the MoRAM repository
 lenient           ours: what the answer means, however it is written
 """
 
+import importlib
 import logging
+import os
+import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from codyra_llm.errors import UserError
@@ -20,10 +23,11 @@ from codyra_llm.evaluation.scorers.choice import CHOICE, CHOICE_EXPLAINED
 from codyra_llm.evaluation.scorers.edit import EDIT_SIMILARITY
 from codyra_llm.evaluation.scorers.exact import ACCURACY
 from codyra_llm.evaluation.scorers.numeric import NUMERIC
+from codyra_llm.evaluation.scorers.overlap import BLEU, CHRF, F1, JSON, same_in_all
 from codyra_llm.evaluation.scorers.rouge import ROUGE_L
 from codyra_llm.evaluation.scorers.sari import SARI
 
-__all__ = ["SCORERS", "VARIANTS", "score_rows"]
+__all__ = ["SCORERS", "VARIANTS", "check_scorer", "find_scorer", "score_rows"]
 
 LOG = logging.getLogger(__name__)
 
@@ -35,26 +39,74 @@ SCORERS: dict[str, dict[str, Score]] = {
     "rouge_l": ROUGE_L,
     "edit_similarity": EDIT_SIMILARITY,
     "sari": SARI,
+    "f1": F1,
+    "bleu": BLEU,
+    "chrf": CHRF,
+    "json": JSON,
 }
+
+
+def check_scorer(name: str, allow_code: bool, how: str) -> None:
+    """Raises UserError where there is no such scorer, or it is code that is not allowed; `how` says how to allow it."""
+    if name not in SCORERS and ":" in name and not allow_code:
+        raise UserError(f"scorer {name} is code of its own; read it, and set {how}")
+    find_scorer(name)
+
+
+def find_scorer(name: str) -> dict[str, Score]:
+    """The functions of a scorer by variant: a built-in one, or `module:function` of the user's own, for all variants.
+
+    A function takes (prompt, prediction, reference) and gives percent. Its module is imported, from the working folder
+    too, which runs its code.
+
+    Raises:
+        UserError: there is no such scorer, or it is no function.
+    """
+    if name in SCORERS:
+        return SCORERS[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise UserError(f'unknown scorer "{name}"; there are {", ".join(SCORERS)}, or module:function of your own')
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's code may do anything
+        raise UserError(f"scorer {name}: cannot be imported: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise UserError(f"scorer {name}: is no function of (prompt, prediction, reference)")
+    return same_in_all(_own(name, found))
+
+
+def _own(name: str, function: Callable[[str, str, str], Any]) -> Score:
+    def score(prompt: str, prediction: str, reference: str) -> float:
+        try:
+            found = float(function(prompt, prediction, reference))
+        except Exception as error:
+            raise UserError(f"scorer {name}: failed on an answer: {type(error).__name__}: {error}") from error
+        if not 0 <= found <= 100:
+            raise UserError(f"scorer {name}: gave {found}; a score is percent, from 0 to 100")
+        return found
+
+    return score
 
 
 def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Score predictions in every variant, in percent of the task's headline metric.
 
     Args:
-        scorer: a name in `SCORERS`.
+        scorer: as of `find_scorer`.
         rows: each with "prompt", "prediction" and "reference".
 
     Returns:
         {"n": rows, "totals": {variant: percent}, "rows": [{variant: percent}]}; a total is the mean over all rows.
         A row on which the published code would stop with an exception counts 0 in that variant, with a warning.
     """
-    if scorer not in SCORERS:
-        raise UserError(f"unknown scorer {scorer!r}; known: {', '.join(SCORERS)}")
+    functions = find_scorer(scorer)
     if not rows:
         raise UserError(f"scorer {scorer}: no rows to score")
     crashes: dict[tuple[str, str], list[int]] = {}
-    scores = [_score_row(SCORERS[scorer], index, row, crashes) for index, row in enumerate(rows)]
+    scores = [_score_row(functions, index, row, crashes) for index, row in enumerate(rows)]
     for (variant, reason), indices in crashes.items():
         places = ", ".join(map(str, indices))
         LOG.warning("%s: the published code stops with %s; scored 0: row %s", variant, reason, places)

@@ -1,15 +1,20 @@
-"""read_rows: what it returns, and the one line each kind of bad file gets."""
+"""Rows of JSON: what is read, and the one line each kind of bad file gets."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codyra_llm.data.rows import data_file, read_rows
+from codyra_llm.data.tables import find_files, read_table, to_rows
 from codyra_llm.errors import UserError
 
 GOOD = {"prompt": "1 + 1 =", "answer": "2"}
+
+
+def read_rows(path: Path, note: Callable[[str], None] = lambda line: None) -> list[dict[str, str]]:
+    return to_rows(read_table(path), str(path), None, note)
 
 
 def write(path: Path, value: Any) -> Path:
@@ -69,19 +74,22 @@ def test_json_lines_are_read_wherever_they_are(tmp_path: Path) -> None:
     lines = "\n".join(map(json.dumps, rows)) + "\n"
     (tmp_path / "train.json").write_text(lines)
     (tmp_path / "test.jsonl").write_text(lines)
-    assert read_rows(data_file(tmp_path, "train")) == read_rows(data_file(tmp_path, "test")) == rows
+    assert read_rows(*find_files(tmp_path, "train")) == read_rows(*find_files(tmp_path, "test")) == rows
     (tmp_path / "test.jsonl").write_text(lines + "{")
     with pytest.raises(UserError, match=r"test\.jsonl line 3: not valid JSON"):
-        read_rows(data_file(tmp_path, "test"))
+        read_rows(*find_files(tmp_path, "test"))
 
 
 def test_all_bad_rows_are_counted_and_what_they_have_is_said(tmp_path: Path) -> None:
     bad = {"instruction": "x", "output": "y"}
-    path = write(tmp_path / "train.json", [GOOD, bad, GOOD, {"prompt": "x", "answer": ""}, *[bad] * 6])
+    path = write(tmp_path / "train.json", [GOOD, bad, GOOD, {"prompt": "x", "answer": ""}, *[bad] * 11])
     with pytest.raises(UserError) as error:
         read_rows(path)
     assert 'row 2: no "prompt"; every row needs' in str(error.value)
-    assert "this one has 'instruction', 'output'; 7 more rows are unfit: 4, 5, 6, 7, 8, ..." in str(error.value)
+    assert "this one has 'instruction', 'output'; row 4: \"answer\" is empty; row 5: no \"prompt\"; " in str(
+        error.value
+    )
+    assert 'row 12: no "prompt"; and 3 more; where columns' in str(error.value)
 
 
 def test_a_key_that_is_given_twice_is_named_with_its_row(tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ import pytest
 import yaml
 
 from codyra_llm.data.prepare import SPLITS, prepare
-from codyra_llm.data.rows import read_rows
+from codyra_llm.data.tables import read_table, to_rows
 
 TRACE = Path(__file__).parents[3] / "tasks" / "trace"
 TASKS = yaml.safe_load((TRACE / "trace.yaml").read_text(encoding="utf-8"))["tasks"]
 Splits = dict[str, list[dict[str, str]]]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return to_rows(read_table(path), str(path), None)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def task(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def splits(task: str) -> Splits:
-    return {split: read_rows(TRACE / "sample" / task / f"{split}.json") for split in SPLITS}
+    return {split: rows_of(TRACE / "sample" / task / f"{split}.json") for split in SPLITS}
 
 
 def test_files_are_what_the_generator_writes(generator: ModuleType, tmp_path: Path) -> None:
@@ -63,7 +67,7 @@ def test_prompts_carry_the_markers_of_the_task_file(task: str, splits: Splits) -
 @pytest.mark.parametrize("choice", ["C-STANCE", "FOMC", "ScienceQA"])
 def test_choices_are_balanced(choice: str) -> None:
     for split in SPLITS:
-        answers = [row["answer"] for row in read_rows(TRACE / "sample" / choice / f"{split}.json")]
+        answers = [row["answer"] for row in rows_of(TRACE / "sample" / choice / f"{split}.json")]
         if choice == "ScienceQA":
             assert all(answer[1] == "\n" and len(answer) > 10 for answer in answers)
             answers = [answer[0] for answer in answers]

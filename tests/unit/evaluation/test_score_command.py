@@ -78,7 +78,7 @@ def test_matrix_metrics_are_valid_json_without_nan(tmp_path: Path) -> None:
     assert metrics["BWT"] == -10
 
 
-BAD_TASKS = "tasks: {X: {scorer: bleu}}"
+BAD_TASKS = "tasks: {X: {scorer: bleurt}}"
 WRONG_ENTRY = "tasks: {X: {scorers: choice}}"
 
 
@@ -96,7 +96,7 @@ WRONG_ENTRY = "tasks: {X: {scorers: choice}}"
         (["--task", "FOMC", "{file}"], ["[1]"], 'line 1: no text under "prompt"'),
         (["--task", "FOMC", "{file}"], [json.dumps(ROW), '{"prompt": "", "prediction": ""}'], "line 2"),
         (["--task", "FOMC", "{file}"], [json.dumps({**ROW, "reference": 3})], 'no text under "reference"'),
-        (["--task", "X", "--task_file", "{tasks}", "{file}"], [json.dumps(ROW)], "scorer 'bleu'; known: accuracy"),
+        (["--task", "X", "--task_file", "{tasks}", "{file}"], [json.dumps(ROW)], 'scorer "bleurt"; there are accuracy'),
         (["--task", "X", "--task_file", "{file}", "{file}"], [WRONG_ENTRY], 'unknown key "scorers"'),
         (["--task", "X", "--task_file", "{file}", "{file}"], ["a: [", "b"], "not valid YAML"),
         (["--task", "X", "--task_file", "absent.yaml", "{file}"], [json.dumps(ROW)], "absent.yaml: No such file"),

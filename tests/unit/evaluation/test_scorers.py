@@ -229,8 +229,8 @@ def test_the_reference_itself_keeps_and_adds_what_it_should(prompt: str, referen
 
 
 def test_unknown_scorer_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown scorer 'bleu'.*choice_explained"):
-        score_rows("bleu", [])
+    with pytest.raises(UserError, match=r'unknown scorer "bleurt".*choice_explained'):
+        score_rows("bleurt", [])
 
 
 def test_nothing_to_score_is_an_error() -> None:

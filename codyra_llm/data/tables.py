@@ -1,0 +1,189 @@
+"""Rows of a split from wherever they are: files of several formats, or a Hugging Face dataset; as prompt and answer."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from codyra_llm.data.rows import KEYS, check_rows, read_values
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand, read_bytes, read_text, sha256
+from codyra_llm.text import shown
+
+if TYPE_CHECKING:
+    from codyra_llm.data.stream import DatasetSource, TaskSpec
+
+Row = dict[str, str]
+Split = Literal["train", "test"]
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+# (columns of the prompt, of which the first must be there; column of the answer) that need no mapping
+LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("prompt",), "answer"),
+    (("prompt",), "completion"),
+    (("question",), "answer"),
+    (("instruction", "input"), "output"),  # Alpaca
+)
+CONVERSATIONS = ("messages", "conversations")
+
+
+def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str], None]) -> tuple[list[Row], str]:
+    """(rows, prompt and answer only; SHA-256 of what they were read from) of a task's split.
+
+    Args:
+        folder: of the task. split: train or test. note: told in one line what a user should know of the rows.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or a row is unfit; the line names file and row.
+    """
+    if spec.dataset:
+        where, values = _read_dataset(spec.dataset, split)
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        rows = to_rows(values, where, spec.columns, note)
+    else:
+        paths = find_files(folder, split, spec.files.get(split))
+        rows = [row for path in paths for row in to_rows(read_table(path), str(path), spec.columns, note)]
+        digests = [sha256(path) for path in paths]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        where = str(paths[0]) if len(paths) == 1 else f"{folder}/{spec.files[split]}"
+    if repeated := len(rows) - len({(row["prompt"], row["answer"]) for row in rows}):
+        note(f"{where}: {repeated} of {len(rows)} rows repeat an earlier one; they are used as they are")
+    return rows, digest
+
+
+def find_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:
+    """The files of a split, sorted: those that a pattern matches, or <split>.json or the like, also .gz.
+
+    Raises:
+        UserError: none is there, or it is not clear which is meant.
+    """
+    if pattern is not None:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if not found:
+            raise UserError(f"{folder}: no file is {pattern}, which the task file gives for {split}")
+        return found
+    names = [f"{split}{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz")]
+    there = [folder / name for name in names if (folder / name).is_file()]
+    if len(there) > 1 and [path.suffix for path in there] != [".json", ".jsonl"]:
+        raise UserError(
+            f"{folder}: has {' and '.join(path.name for path in there)}; keep one, or say in the task file which: "
+            f"files: {{{split}: {there[0].name}}}"
+        )
+    return there[:1] or [folder / f"{split}.json"]
+
+
+def read_table(path: Path) -> Any:
+    """What a file holds: a list of objects where it is whole; of CSV and TSV every value is text.
+
+    Raises:
+        UserError: it cannot be read; the line names the place where the format has one.
+    """
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".parquet":
+        return _read_parquet(path)
+    if kind in (".csv", ".tsv"):
+        return _read_csv(path, "," if kind == ".csv" else "\t")
+    return read_values(path)
+
+
+def to_rows(
+    values: Any, where: str, columns: Mapping[str, str] | None, note: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Rows of prompt and answer, from the columns that are named or, if none are, by the layout of the first row.
+
+    Raises:
+        UserError: the layout is not known, or a row is unfit.
+    """
+    first = values[0] if isinstance(values, list) and values else None
+    keys: Mapping[str, Any] = first if isinstance(first, dict) else {}
+    prompts: tuple[str, ...]
+    if columns:
+        prompts, answer = (columns["prompt"],), columns["answer"]
+    else:
+        known = [layout for layout in LAYOUTS if layout[0][0] in keys and layout[1] in keys]
+        if not known and any(name in keys for name in CONVERSATIONS):
+            name = next(name for name in CONVERSATIONS if name in keys)
+            raise UserError(f'{where}: "{name}" holds conversations, which are not read yet; give prompt and answer')
+        prompts, answer = known[0] if known else ((KEYS[0],), KEYS[1])
+    rows = check_rows(values, where, (prompts[0], answer))
+    inputs = [name for name in prompts[1:] if name in keys]
+    if (*prompts, answer) != KEYS:
+        note(f"{where}: the prompt is {' and '.join([prompts[0], *inputs])}, the answer is {answer}")
+    used = {*prompts, answer}
+    if others := sorted({key for row in values for key in row} - used):
+        named = f"{' and '.join([prompts[0], *inputs])} and {answer}"
+        note(f"{where}: of its rows, only {named} are used, not {', '.join(map(shown, others[:5]))}")
+    for name in inputs:
+        for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
+            more = value.get(name)
+            if more is not None and not isinstance(more, str):
+                raise UserError(f'{where} row {number}: "{name}" is not text')
+            row["prompt"] += f"\n\n{more}" if more and more.strip() else ""
+    return rows
+
+
+def _read_csv(path: Path, delimiter: str) -> list[Row]:
+    """The rows of a file with a header; quotes as spreadsheets write them."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header) or "" in header:
+            raise UserError(f"{path} line 1: a column has no name, or has that of another: {shown(header)}")
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}; put texts "
+                    f"that hold {'tabs' if delimiter != ',' else 'commas'} or line breaks in quotes"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: not valid {path.suffix[1:].upper()}: {error}") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet  # takes half a second, and few need it
+
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(read_bytes(path))).to_pylist()
+    except (OSError, EOFError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
+    return rows
+
+
+def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict[str, Any]]]:
+    """(what to call it in errors, rows) of a split; class labels are given by their names."""
+    from datasets import ClassLabel, load_dataset  # takes a second, and few need it
+
+    path = str(expand(source.path)) if expand(source.path).exists() else source.path
+    named = source.split.get(split, split)
+    where = f"dataset {source.path} {named}"
+    try:
+        found = load_dataset(
+            path, source.name, split=named, data_files=source.data_files, revision=source.revision, streaming=False
+        )
+    except Exception as error:  # of several libraries, about networks, files and formats
+        raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+    labels = {name: feature for name, feature in found.features.items() if isinstance(feature, ClassLabel)}
+    rows = [dict(row) for row in found]
+    for row in rows:
+        for name, feature in labels.items():
+            if isinstance(row[name], int) and row[name] >= 0:
+                row[name] = feature.int2str(row[name])
+    return where, rows
+
+
+def check_sources(files: Mapping[str, str], columns: Mapping[str, str] | None, keys: Sequence[str]) -> None:
+    """Raises ValueError where what a task file says of its data cannot be meant."""
+    if unknown := sorted(set(files) - set(keys)):
+        raise ValueError(f"files: {shown(unknown[0])} is no split; there are {' and '.join(keys)}")
+    if columns is not None and set(columns) != set(KEYS):
+        raise ValueError(f"columns: names the columns of {' and '.join(KEYS)}, found {shown(sorted(columns))}")
+    for pattern in files.values():
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise ValueError(f"files: {shown(pattern)} leads out of the task's folder")
