@@ -26,6 +26,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("question",), "answer"),
     (("instruction", "input"), "output"),  # Alpaca
 )
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CONVERSATIONS = ("messages", "conversations")
 
 
@@ -84,7 +85,7 @@ def read_table(path: Path) -> Any:
     if kind == ".parquet":
         return _read_parquet(path)
     if kind in (".csv", ".tsv"):
-        return _read_csv(path, "," if kind == ".csv" else "\t")
+        return _read_csv(path, kind)
     return read_values(path)
 
 
@@ -124,9 +125,12 @@ def to_rows(
     return rows
 
 
-def _read_csv(path: Path, delimiter: str) -> list[Row]:
-    """The rows of a file with a header; quotes as spreadsheets write them."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+def _read_csv(path: Path, kind: str) -> list[Row]:
+    """The rows of a file with a header; quotes, and semicolons in place of commas, as spreadsheets write them."""
+    text = read_text(path)
+    head = text.partition("\n")[0]
+    delimiter = "\t" if kind == ".tsv" else ";" if ";" in head and "," not in head else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
         header = next(reader, [])
@@ -138,7 +142,7 @@ def _read_csv(path: Path, delimiter: str) -> list[Row]:
             if len(fields) != len(header):
                 raise UserError(
                     f"{path} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}; put texts "
-                    f"that hold {'tabs' if delimiter != ',' else 'commas'} or line breaks in quotes"
+                    f"that hold {DELIMITERS[delimiter]} or line breaks in quotes"
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:

@@ -108,6 +108,13 @@ def test_what_cannot_be_read_is_named(name: str, content: str, problem: str, tmp
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
+def test_spreadsheets_of_other_countries(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes('prompt;answer\r\n"a;b";"c, ""d"""\r\n\r\n'.encode("utf-8-sig"))
+    assert read_split(TaskSpec("accuracy"), tmp_path, "train", pytest.fail)[0] == [
+        {"prompt": "a;b", "answer": 'c, "d"'}
+    ]
+
+
 def test_a_file_of_which_half_is_there(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json.gz", ROWS)
     path.write_bytes(path.read_bytes()[:-9])
