@@ -82,7 +82,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream: its name, what it is, its rows, and by split the file's hash and row numbers."""
+    """One task of a stream: its name, what it is, its rows; by split the file's hash, row numbers and the file's name."""
 
     name: str
     spec: TaskSpec
@@ -90,6 +90,7 @@ class Task:
     test: list[Row]
     files: dict[str, str] = field(default_factory=dict)
     row_numbers: dict[str, list[int]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,15 @@ class TaskStream:
         notes: list[str] = []
         for name in names:
             read = {split: read_split(specs[name], folder / name, split, notes.append) for split in SPLITS}
-            rows = {split: found for split, (found, _) in read.items()}
+            rows = {split: found for split, (found, _, _) in read.items()}
             numbers = {
                 "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
                 "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
             }
             train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
-            hashes: dict[str, str] = {split: digest for split, (_, digest) in read.items()}
-            tasks.append(Task(name, specs[name], train, test, hashes, numbers))
+            hashes: dict[str, str] = {split: digest for split, (_, digest, _) in read.items()}
+            places: dict[str, str] = {split: place for split, (_, _, place) in read.items()}
+            tasks.append(Task(name, specs[name], train, test, hashes, numbers, places))
         return cls(tuple(tasks), label, folder.resolve().name, tuple(notes))
 
     @classmethod

@@ -30,8 +30,8 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CONVERSATIONS = ("messages", "conversations")
 
 
-def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str], None]) -> tuple[list[Row], str]:
-    """(rows, prompt and answer only; SHA-256 of what they were read from) of a task's split.
+def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str], None]) -> tuple[list[Row], str, str]:
+    """(rows, prompt and answer only; SHA-256 of what they were read from; what to call that) of a task's split.
 
     Args:
         folder: of the task. split: train or test. note: told in one line what a user should know of the rows.
@@ -51,7 +51,7 @@ def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str
         where = str(paths[0]) if len(paths) == 1 else f"{folder}/{spec.files[split]}"
     if repeated := len(rows) - len({(row["prompt"], row["answer"]) for row in rows}):
         note(f"{where}: {repeated} of {len(rows)} rows repeat an earlier one; they are used as they are")
-    return rows, digest
+    return rows, digest, where
 
 
 def find_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:

@@ -87,25 +87,8 @@ def train_task(
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     initial_ranks = [layer.rank for _, layer in gated_layers(model)]
-    trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    first_step = 0
-    if resumed:
-        write_branches(model, resumed)
-    engine, *_ = deepspeed.initialize(
-        model=AnswerLoss(model, hooks),
-        optimizer=optimizer,
-        model_parameters=trainable,
-        config=complete(deepspeed_json, train, ranks.size),
-        dist_init_required=False,
-    )
-    if engine.zero_optimization_stage() == 0:
-        _keep_grad_norm(engine)
-    if resumed:
-        write_moments(model, engine, optimizer, resumed)
-        first_step = resumed.step
-        resumed.tensors.clear()  # as much memory as the branches and their moments take
-    if engine.zero_optimization_stage() == 3:
-        ungroup_branches(model)
+    first_step = resumed.step if resumed else 0
+    engine = _engine(AnswerLoss(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
     attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
     engine.train()
     objective = AnswerObjective(engine, batches, ranks)
@@ -150,6 +133,27 @@ def train_task(
     unpartition_branches(model)
     _check_branches(batches.task, model)
     return reports
+
+
+def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:
+    """DeepSpeed's engine around the loss, with the branches and moments of a state to resume from."""
+    if resumed:
+        write_branches(loss.model, resumed)
+    engine, *_ = deepspeed.initialize(
+        model=loss,
+        optimizer=optimizer,
+        model_parameters=[p for group in optimizer.param_groups for p in group["params"]],
+        config=ds_config,
+        dist_init_required=False,
+    )
+    if engine.zero_optimization_stage() == 0:
+        _keep_grad_norm(engine)
+    if resumed:
+        write_moments(loss.model, engine, optimizer, resumed)
+        resumed.tensors.clear()  # as much memory as the branches and their moments take
+    if engine.zero_optimization_stage() == 3:
+        ungroup_branches(loss.model)
+    return engine
 
 
 def _keep_grad_norm(engine: Any) -> None:

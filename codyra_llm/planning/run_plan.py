@@ -96,22 +96,7 @@ def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, 
     Raises:
         UserError: the configuration, data or model is unfit.
     """
-    data, train = config.data, config.train
-    if stream is None:
-        stream = TaskStream.load(
-            resolve_path(config.task_file),
-            resolve_path(config.data_dir),
-            config.order,
-            data.max_train_examples,
-            data.max_test_examples,
-        )
-    if not stream.tasks:
-        raise UserError("the stream has no task; give it at least one")
-    for task in stream:
-        try:
-            check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
-        except UserError as error:
-            raise UserError(f"task {task.name}: {error}") from None
+    train, stream = config.train, _checked_stream(config, stream)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     resolve_model(config.model.name_or_path, config.model.accept_gemma_terms)  # may fetch what all else finds then
     model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
@@ -125,26 +110,8 @@ def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, 
     batches: list[GlobalBatches] = []
     test_examples: list[Sequence[Example]] = []
     for task in stream:
-        prompt_length = data.max_prompt_length or task.spec.max_prompt_length
-        where = f"{Path(config.data_dir) / task.name}"
-        train_examples = tokens.encode_rows(
-            task.train,
-            f"{where}/train.json",
-            task.row_numbers.get("train"),
-            max_prompt_length=prompt_length,
-            max_answer_length=data.max_answer_length,
-            body=task.spec.body,
-            drop_long_answers=data.long_answers == "drop",
-        )
-        test_examples.append(
-            tokens.encode_rows(
-                task.test,
-                f"{where}/test.json",
-                task.row_numbers.get("test"),
-                max_prompt_length=prompt_length,
-                body=task.spec.body,
-            )
-        )
+        train_examples, of_test = _encode(config, task, tokens)
+        test_examples.append(of_test)
         batches.append(
             GlobalBatches(
                 train_examples,
@@ -155,19 +122,56 @@ def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, 
                 task.name,
                 ranks.size,
                 padding_id(tokenizer),
-                data.packing,
+                config.data.packing,
                 method.replayed(task.name, {each.task: each.own for each in batches}),
                 method.lengthens,
             )
         )
         method.check(task.name, batches[-1].total_steps)
-        _check_positions(task.name, chain(train_examples, test_examples[-1]), model_config)
-        for split, examples in (("train", train_examples), ("test", test_examples[-1])):
+        _check_positions(task.name, chain(train_examples, of_test), model_config)
+        for split, examples in (("train", train_examples), ("test", of_test)):
             _check_ids(task, split, examples, tokenizer, model_config)
-        notes += notes_on_tokens(task, tokenizer, train_examples, test_examples[-1])
+        notes += notes_on_tokens(task, tokenizer, train_examples, of_test)
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
     return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
+
+
+def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
+    """The stream, by default that of the configuration, whose tasks can be scored."""
+    if stream is None:
+        limits = config.data.max_train_examples, config.data.max_test_examples
+        task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
+        stream = TaskStream.load(task_file, data_dir, config.order, *limits)
+    if not stream.tasks:
+        raise UserError("the stream has no task; give it at least one")
+    for task in stream:
+        try:
+            check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from None
+    return stream
+
+
+def _encode(config: RunConfig, task: Task, tokens: TokenCache) -> tuple[Sequence[Example], Sequence[Example]]:
+    """A task's training and test rows as examples."""
+    data, folder = config.data, Path(config.data_dir) / task.name
+    both: dict[str, Any] = {
+        "max_prompt_length": data.max_prompt_length or task.spec.max_prompt_length,
+        "body": task.spec.body,
+    }
+    train = tokens.encode_rows(
+        task.train,
+        task.places.get("train", f"{folder}/train"),
+        task.row_numbers.get("train"),
+        max_answer_length=data.max_answer_length,
+        drop_long_answers=data.long_answers == "drop",
+        **both,
+    )
+    test = tokens.encode_rows(
+        task.test, task.places.get("test", f"{folder}/test"), task.row_numbers.get("test"), **both
+    )
+    return train, test
 
 
 def check_ranks_agree(config: RunConfig, ranks: Ranks, plan: RunPlan | None = None) -> None:

@@ -48,8 +48,8 @@ def test_every_format_holds_the_same_rows(kind: str, packed: str, tmp_path: Path
     write(tmp_path / f"train{kind}{packed}", ROWS)
     (path,) = find_files(tmp_path, "train")
     assert to_rows(read_table(path), str(path), None) == ROWS
-    rows, digest = read_split(TaskSpec("accuracy"), tmp_path, "train", pytest.fail)
-    assert rows == ROWS and len(digest) == 64
+    rows, digest, where = read_split(TaskSpec("accuracy"), tmp_path, "train", pytest.fail)
+    assert rows == ROWS and len(digest) == 64 and where == str(path)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,8 @@ def test_several_files_by_pattern_and_what_repeats(tmp_path: Path) -> None:
         write(tmp_path / f"part-{number}.jsonl.gz", ROWS[: number + 1])
     notes: list[str] = []
     spec = TaskSpec("accuracy", files={"train": "part-*.jsonl.gz"})
-    rows, digest = read_split(spec, tmp_path, "train", notes.append)
+    rows, digest, where = read_split(spec, tmp_path, "train", notes.append)
+    assert where == f"{tmp_path}/part-*.jsonl.gz"
     assert rows == [*ROWS[:1], *ROWS[:2], *ROWS[:3]]
     assert any("3 of 6 rows repeat an earlier one" in note for note in notes)
     (tmp_path / "part-2.jsonl.gz").unlink()
