@@ -82,7 +82,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream: its name, what it is, its rows; by split the file's hash, row numbers and the file's name."""
+    """One task of a stream: its name, what it is, its rows; of each split the file, its hash and its row numbers."""
 
     name: str
     spec: TaskSpec
