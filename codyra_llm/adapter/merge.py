@@ -1,6 +1,6 @@
 """The end of a task: drop the components whose gate is zero, add the rest to the weights, restore plain layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +109,15 @@ def check_reach(name: str, dtype: torch.dtype, largest: float, B: torch.Tensor, 
             f"{name}: a weight may reach {reach:.3g} with its update, {str(dtype).removeprefix('torch.')} ends at "
             f"{info.max:.3g}; nothing was merged"
         )
+
+
+def stacked(updates: Iterable[Factors | None]) -> Factors:
+    """Factors whose product is the sum of the updates' products: B and A of all, side by side; None adds nothing.
+
+    At least one must be there, and all be of one projection.
+    """
+    Bs, As = zip(*filter(None, updates), strict=True)
+    return torch.cat(Bs, dim=1), torch.cat(As)
 
 
 def largest_change(B: torch.Tensor, A: torch.Tensor) -> float:

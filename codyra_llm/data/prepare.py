@@ -42,7 +42,11 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
     splits: dict[str, list[Row]] = {}
     problems = []
     for split in SPLITS:
-        (path,) = find_files(folder, split)
+        try:
+            (path,) = find_files(folder, split)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         if not path.exists() and split == "eval":
             continue  # nothing that is run here reads it
         if not path.exists():

@@ -104,18 +104,20 @@ def to_rows(
         prompts, answer = (columns["prompt"],), columns["answer"]
     else:
         known = [layout for layout in LAYOUTS if layout[0][0] in keys and layout[1] in keys]
-        if not known and any(name in keys for name in CONVERSATIONS):
-            name = next(name for name in CONVERSATIONS if name in keys)
-            raise UserError(f'{where}: "{name}" holds conversations, which are not read yet; give prompt and answer')
+        conversation = next((name for name in CONVERSATIONS if name in keys), None)
+        if not known and conversation:
+            raise UserError(
+                f'{where}: "{conversation}" holds conversations, which are not read yet; give prompt and answer'
+            )
         prompts, answer = known[0] if known else ((KEYS[0],), KEYS[1])
     rows = check_rows(values, where, (prompts[0], answer))
-    inputs = [name for name in prompts[1:] if name in keys]
+    there = {key for row in values for key in row}
+    inputs = [name for name in prompts[1:] if name in there]
+    prompt = " and ".join([prompts[0], *inputs])
     if (*prompts, answer) != KEYS:
-        note(f"{where}: the prompt is {' and '.join([prompts[0], *inputs])}, the answer is {answer}")
-    used = {*prompts, answer}
-    if others := sorted({key for row in values for key in row} - used):
-        named = f"{' and '.join([prompts[0], *inputs])} and {answer}"
-        note(f"{where}: of its rows, only {named} are used, not {', '.join(map(shown, others[:5]))}")
+        note(f"{where}: the prompt is {prompt}, the answer is {answer}")
+    if others := sorted(there - {*prompts, answer}):
+        note(f"{where}: of its rows, only {prompt} and {answer} are used, not {', '.join(map(shown, others[:5]))}")
     for name in inputs:
         for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
             more = value.get(name)

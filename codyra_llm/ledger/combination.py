@@ -9,16 +9,13 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import validated
 from codyra_llm.ledger.entry import Combine
 from codyra_llm.methods import METHODS
-from codyra_llm.methods.base import NoSettings
 from codyra_llm.text import shown
 
 
 def describe_combination(config: RunConfig) -> dict[str, Any]:
     """What ledger.json says of a run's: the method and its settings; nothing where the entries are summed."""
-    if METHODS[config.method].sums():
-        return {}
-    settings = getattr(config, config.method, NoSettings())
-    return {"method": config.method, "settings": dataclasses.asdict(settings)}
+    method = METHODS[config.method](config)
+    return {} if method.sums() else {"method": method.name, "settings": dataclasses.asdict(method.settings)}
 
 
 def combination(described: dict[str, Any], where: str) -> Combine | None:

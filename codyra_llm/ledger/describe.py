@@ -1,14 +1,13 @@
 """A ledger as text: its entries, and how it differs from another."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from codyra_llm.adapter.merge import Factors, norm_of_product
+from codyra_llm.adapter.merge import Factors, norm_of_product, stacked
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.combination import combination
-from codyra_llm.ledger.entry import drift, summed
+from codyra_llm.ledger.entry import Combine, drift, summed
 from codyra_llm.ledger.ledger import Ledger
 from codyra_llm.text import align
 
@@ -46,18 +45,19 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
         rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in (one, other)), remark])
     ours_by, theirs_by = combination(ours.combined, str(first)), combination(theirs.combined, str(second))
     common = () if ours_by or theirs_by else same  # what both sum cancels
-    ours_of = dict(summed([first / name for name in mine if name not in common], combine=ours_by))
-    theirs_of = dict(summed([second / name for name in yours if name not in common], combine=theirs_by))
-    apart = math.hypot(
-        *(norm_of_product(*_difference(ours_of.get(name), theirs_of.get(name))) for name in ours_of | theirs_of)
-    )
+    folders = [first / name for name in mine if name not in common]
+    count = len(folders)
+    folders += [second / name for name in yours if name not in common]
+
+    def difference(updates: Sequence[Factors | None]) -> Factors:
+        one, other = _update(updates[:count], ours_by), _update(updates[count:], theirs_by)
+        return stacked([one, other and (-other[0], other[1])])
+
+    apart = math.hypot(*(norm_of_product(*factors) for _, factors in summed(folders, combine=difference)))
     size = math.hypot(*drift([first / name for name in mine], ours_by).values())
     return f"{align(rows)}\nthe models are {apart:.3g} apart; the first is {size:.3g} from the base model"
 
 
-def _difference(one: Factors | None, other: Factors | None) -> Factors:
-    if one and other:
-        return torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]])
-    found = one or other
-    assert found
-    return found
+def _update(updates: Sequence[Factors | None], combine: Combine | None) -> Factors | None:
+    """What a ledger's entries make of one projection; None where none of them touches it."""
+    return (combine or stacked)(updates) if any(updates) else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from codyra_llm.adapter.merge import Deltas, Factors, largest_change, norm_of_product
+from codyra_llm.adapter.merge import Deltas, Factors, largest_change, norm_of_product, stacked
 from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder, sha256
 from codyra_llm.text import shown
@@ -107,8 +107,11 @@ def summed(
         for name in sorted(wanted):
             updates: list[Factors | None] = []
             for file, folder, known, share in zip(files, folders, names, shares or [1.0] * len(files), strict=True):
-                B, A = _read_factors(file, name, folder) if name in known else (None, None)
-                updates.append(None if B is None or A is None else (B * share, A))
+                if name in known:
+                    B, A = _read_factors(file, name, folder)
+                    updates.append((B * share, A))
+                else:
+                    updates.append(None)
             yield name, _combined(name, updates, folders, combine)
 
 
@@ -167,10 +170,9 @@ def _read_factors(file: Any, name: str, folder: Path) -> Factors:
 def _combined(
     name: str, updates: Sequence[Factors | None], folders: Sequence[Path], combine: Combine | None
 ) -> Factors:
-    Bs, As = zip(*filter(None, updates), strict=True)
-    if len({(len(B), A.shape[1]) for B, A in zip(Bs, As, strict=True)}) > 1:
+    if len({(len(B), A.shape[1]) for B, A in filter(None, updates)}) > 1:
         raise UserError(f"{folders[0].parent}: the entries' updates of {name} differ in shape; they have no sum")
-    B, A = combine(updates) if combine else (torch.cat(Bs, dim=1), torch.cat(As))
+    B, A = (combine or stacked)(updates)
     largest = largest_change(B, A)
     if not largest <= torch.finfo(torch.float32).max / 2:
         raise UserError(f"{folders[0].parent}: the sum of the updates of {name} may reach {largest:.3g}; lower a share")

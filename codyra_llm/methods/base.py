@@ -10,7 +10,7 @@ from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, unwrap
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, stacked, unwrap
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.errors import UserError
 from codyra_llm.methods.hooks import Hooks
@@ -33,14 +33,12 @@ class Needs:
         zero_stages: ZeRO stages that it supports.
         quantized_base: whether the base model may be quantized.
         whole_updates: whether all of an update must be merged (merge.scale 1).
-        exact_merge: whether what is merged must not be rounded in between (merge.mode exact).
         first_task: whether it must see every task from the first one on: no `extend`.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     quantized_base: bool = True
     whole_updates: bool = False
-    exact_merge: bool = False
     first_task: bool = False
 
 
@@ -139,8 +137,7 @@ class Method(Hooks):
         Returns:
             Factors of what is added to the weight; of a dense update, A is the identity.
         """
-        Bs, As = zip(*filter(None, updates), strict=True)
-        return torch.cat(Bs, dim=1), torch.cat(As)
+        return stacked(updates)
 
     @classmethod
     def sums(cls) -> bool:
@@ -157,7 +154,7 @@ class Method(Hooks):
             problem = "it cannot train a quantized base model; leave model.quantization empty"
         elif config.merge.scale != 1 and needs.whole_updates:
             problem = f"its updates build on each other, so merge.scale must be 1, not {config.merge.scale:g}"
-        elif config.merge.mode == "in_place" and (needs.exact_merge or not self.sums()):
+        elif config.merge.mode == "in_place" and not self.sums():
             problem = "its entries are combined anew after each task; set merge.mode exact"
         elif config.extend and needs.first_task:
             problem = "it needs what it keeps from every task, which a ledger does not hold; leave extend empty"

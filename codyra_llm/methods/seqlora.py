@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank, module_rank
+from codyra_llm.adapter.merge import Deltas, ModuleRank, module_rank, stacked
 from codyra_llm.adapter.offset import subtract
 from codyra_llm.methods.base import Method, Needs
 
@@ -56,7 +56,7 @@ class SeqLoRA(Method):
         if f"{name}.A" not in self.kept:
             return B, A
         old_A, old_B = (self.kept[f"{name}.{part}"].to(A) for part in "AB")
-        return torch.cat([B, -old_B], dim=1), torch.cat([A, old_A])
+        return stacked([(B, A), (-old_B, old_A)])
 
 
 def _of_change(kept: ModuleRank, B: torch.Tensor, A: torch.Tensor) -> ModuleRank:

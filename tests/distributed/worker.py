@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.adapter.merge import apply_deltas, stacked
 from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.passes import measure_before
@@ -79,7 +79,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         if config.model.quantization:
             for name, factors in updates.items():
                 merged.setdefault(name, []).append(factors)
-                B, A = torch.cat([B for B, _ in merged[name]], dim=1), torch.cat([A for _, A in merged[name]])
+                B, A = stacked(merged[name])
                 add_delta(model.get_submodule(name), B, A, original(f"{name}.weight"))
         else:
             apply_deltas(model, updates, add_delta)

@@ -70,6 +70,13 @@ def test_known_layouts_are_recognised_and_said(row: dict[str, Any], expected: st
     assert said in note
 
 
+def test_an_input_that_only_some_rows_have_is_used_and_said() -> None:
+    notes: list[str] = []
+    values = [{"instruction": "p", "output": "a"}, {"instruction": "p", "input": "q", "output": "a"}]
+    assert [row["prompt"] for row in to_rows(values, "data", None, notes.append)] == ["p", "p\n\nq"]
+    assert notes == ["data: the prompt is instruction and input, the answer is output"]
+
+
 def test_columns_are_mapped_and_others_named_once() -> None:
     notes: list[str] = []
     rows = [{"Frage": "p", "Antwort": "a", "id": 1, "prompt": "x", "answer": "y"}] * 3
