@@ -19,7 +19,8 @@ from benchmarks.rounds import report
 from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
 from codyra_llm.engine.loss import summed_loss
 from codyra_llm.models.head import answer_logits
-from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.models.load import load_model
+from codyra_llm.models.source import resolve_model
 from codyra_llm.planning.activations import LiveBytes
 
 

@@ -30,7 +30,8 @@ from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, start
 from codyra_llm.engine.train import train_task
 from codyra_llm.methods import CoDyRA
-from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.models.load import load_model
+from codyra_llm.models.source import resolve_model
 
 RATE = 5e-4
 

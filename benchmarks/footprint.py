@@ -68,6 +68,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
 
     from codyra_llm.distributed.ranks import gather, start
     from codyra_llm.engine.zero import load_base
+    from codyra_llm.models.source import open_source
 
     ranks = start()
     config = run_config(rows, ranks.size, checkpointing, held)
@@ -86,7 +87,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
         elif report.step == 2:
             peak = resident("VmHWM") - before
 
-    model = load_base(config, {"zero_optimization": {"stage": 0}}, ranks, print)  # the engine cuts it up
+    model = load_base(open_source(config.model.name_or_path), config, {"zero_optimization": {"stage": 0}}, ranks, print)
     gc.collect()
     loaded = resident("VmRSS") - before
     train(model, config, way, length, ranks, on_step)
@@ -151,12 +152,13 @@ def planned(
     """(bytes of the base weights, {way: peak bytes on device and host together}) according to the plan."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+    from codyra_llm.models.source import open_source
     from codyra_llm.planning.activations import activation_bytes
     from codyra_llm.planning.footprint import model_on_meta
     from codyra_llm.planning.memory import ModelSizes, partitioned, rank_memory
 
     config = run_config(rows, ranks, checkpointing, held)
-    model, _ = model_on_meta(config)
+    model, _ = model_on_meta(config, open_source(config.model.name_or_path))
     sizes = ModelSizes.of(model)
     peaks = {}
     for way in ways:

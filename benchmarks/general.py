@@ -21,7 +21,8 @@ from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.suites import Suite, load_suites
 from codyra_llm.generation.generate import answer_questions
-from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.models.load import load_model
+from codyra_llm.models.source import resolve_model
 
 
 def capped(suite: Suite, max_new_tokens: int) -> Suite:

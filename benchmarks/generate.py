@@ -34,7 +34,8 @@ from benchmarks.rounds import compared, interleave, report
 from codyra_llm.data.encode import Example
 from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.generation.prompt_lookup import Draft
-from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.models.load import load_model
+from codyra_llm.models.source import resolve_model
 
 
 @torch.inference_mode()

@@ -51,8 +51,9 @@ def write_model(folder: Path, layers: int, hidden: int, dtype: str) -> int:
     import torch
     from transformers import AutoTokenizer, LlamaConfig
 
-    from codyra_llm.models.load import meta_model, resolve_model
+    from codyra_llm.models.load import meta_model
     from codyra_llm.models.shards import write_shards
+    from codyra_llm.models.source import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
     config = LlamaConfig(

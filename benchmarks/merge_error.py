@@ -28,8 +28,9 @@ from codyra_llm.engine.zero import add_delta
 from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import read_entry, summed
 from codyra_llm.ledger.ledger import read_ledger
-from codyra_llm.models.load import copy_part, load_config_and_tokenizer, load_model, original_weights
+from codyra_llm.models.load import copy_part, load_model, original_weights
 from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
+from codyra_llm.models.source import open_source
 
 NF4 = "nf4"
 WAYS = ("in place", "exact", "one rounding")
@@ -131,7 +132,7 @@ def main() -> None:
     merges = Merges([options.ledger / entry.name for entry in ledger.entries], base, options.dtype)
     if options.data:
         model = load_model(base)
-        examples = examples_of(options.data, tasks, options.rows, load_config_and_tokenizer(base)[1])
+        examples = examples_of(options.data, tasks, options.rows, open_source(base).tokenizer)
     rows = []
     for number, task in enumerate(tasks, 1):
         row: dict[str, object] = {"tasks": f"{number} ({task})"}

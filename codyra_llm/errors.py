@@ -24,3 +24,8 @@ class RankFailed(Exception):
 
 class RendezvousError(UserError):
     """The processes of a run did not find each other; one on each host says so, since rank 0 may not be there."""
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of what a library says went wrong, on one line."""
+    return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__

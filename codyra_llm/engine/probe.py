@@ -3,10 +3,9 @@
 import torch
 from transformers import PreTrainedModel
 
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.generation.kv_cache import Context
 from codyra_llm.models.head import answer_logits
-from codyra_llm.models.load import reason
 
 TOKENS, READ_FIRST = 12, 8
 TOLERANCE = {torch.float32: 0.01}  # of the largest logit; of other dtypes and of quantized weights 0.05

@@ -30,6 +30,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.models.load import Place, load_model
 from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
 from codyra_llm.models.shards import checkpoint_tensors
+from codyra_llm.models.source import Source
 
 LOG = logging.getLogger(__name__)
 # Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
@@ -58,11 +59,12 @@ def placement(ds_config: dict[str, Any], ranks: Ranks) -> Place | None:
 
 
 def load_base(
-    config: RunConfig, deepspeed_json: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
+    source: Source, config: RunConfig, deepspeed_json: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
 ) -> PreTrainedModel:
     """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
 
     Args:
+        source: the model of the configuration.
         warn: called with what a user should know of how it was loaded.
 
     Raises:
@@ -70,9 +72,7 @@ def load_base(
             (`check_forward`).
     """
     place, held = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
-    model = load_model(
-        held.name_or_path, held.dtype, held.attn_implementation, place, warn, held.quantization, ranks.device
-    )
+    model = load_model(source, held.dtype, held.attn_implementation, place, warn, held.quantization, ranks.device)
     if not place:
         model = model.to(ranks.device)  # type: ignore[arg-type]
     else:
@@ -80,11 +80,11 @@ def load_base(
             buffer.data = buffer.data.to(ranks.device)
     if damaged := first_not_finite(model.named_parameters()):
         raise UserError(
-            f"model.name_or_path {held.name_or_path}: {damaged} holds values that are not finite in {held.dtype}: its "
+            f"model.name_or_path {source.name}: {damaged} holds values that are not finite in {held.dtype}: its "
             "file is damaged, or they leave the range of the dtype; try another model.dtype"
         )
     with readable(model, "never", ranks):
-        check_forward(model, held.name_or_path)
+        check_forward(model, source.name)
     return model
 
 

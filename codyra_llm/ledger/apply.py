@@ -13,16 +13,17 @@ from codyra_llm.adapter.merge import Fill
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.ranks import Ranks, broadcast, on_rank_0
 from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.ledger.entry import Combine, summed
 from codyra_llm.ledger.weights import merged_weights
-from codyra_llm.models.load import load_config_and_tokenizer, meta_model, original_weights, reason
+from codyra_llm.models.load import meta_model, original_weights
 from codyra_llm.models.shards import checkpoint_tensors
+from codyra_llm.models.source import Source
 
 Original = Callable[[str], Fill]
 
 
-def find_original(config: RunConfig) -> Original | None:
+def find_original(config: RunConfig, source: Source) -> Original | None:
     """The original weights by name, to add all updates to; None where updates are merged in place.
 
     Raises:
@@ -30,13 +31,13 @@ def find_original(config: RunConfig) -> Original | None:
     """
     if config.merge.mode == "in_place":
         return None
-    name = config.model.name_or_path
     try:
-        return original_weights(name)
+        return original_weights(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.name_or_path {name}: merge.mode exact needs weights that can be read in parts: {reason(error)}; "
-            "save the model as safetensors, or set merge.mode in_place, which rounds the weights after each task"
+            f"model.name_or_path {source.name}: merge.mode exact needs weights that can be read in parts: "
+            f"{reason(error)}; save the model as safetensors, or set merge.mode in_place, which rounds the weights "
+            "after each task"
         ) from None
 
 
@@ -85,6 +86,7 @@ def merge_entries(
 
 def weights_to_save(
     config: RunConfig,
+    source: Source,
     model: PreTrainedModel,
     original: Original | None,
     folders: Sequence[Path] | None,
@@ -97,9 +99,7 @@ def weights_to_save(
     """
     if not original or not config.model.quantization or config.merge.save_quantized:
         return model, weight_layout(model), whole_weights(model)
-    in_full = meta_model(
-        load_config_and_tokenizer(config.model.name_or_path)[0], dtype=getattr(torch, config.model.dtype)
-    )
+    in_full = meta_model(source.config, dtype=getattr(torch, config.model.dtype))
     in_full.generation_config = model.generation_config
     layout = checkpoint_tensors(in_full)
     weights = iter(()) if folders is None else merged_weights(layout, original, summed(folders, combine=combine))

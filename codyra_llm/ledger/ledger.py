@@ -25,7 +25,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand, ordinary_file, plain_name, read_json, replace_folder, sha256, validated, write_text
 from codyra_llm.ledger.combination import describe_combination
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, write_readme
-from codyra_llm.models.fingerprint import model_hash
+from codyra_llm.models.source import Source
 from codyra_llm.text import shown
 
 FILE = "ledger.json"
@@ -170,21 +170,21 @@ def read_ledger(folder: Path) -> Ledger:
     return ledger
 
 
-def open_ledger(config: RunConfig, begun: dict[str, Any] | None) -> Ledger:
+def open_ledger(config: RunConfig, source: Source, begun: dict[str, Any] | None) -> Ledger:
     """The ledger that a run adds to: the one it began, or the one it extends, or an empty one.
 
     Args:
+        source: the run's base model.
         begun: the ledger as a checkpoint keeps it.
 
     Raises:
         UserError: the run's model is not the one that the ledger begins with, or the ledger to extend is not whole.
     """
-    name = config.model.name_or_path
     combined = describe_combination(config)
     if begun is None and config.extend is None:
-        return Ledger(BaseModel(name, model_hash(name), config.model.dtype), combined=combined)
+        return Ledger(BaseModel(source.name, source.sha256, config.model.dtype), combined=combined)
     ledger = parse_ledger(begun, "checkpoint") if begun else read_ledger(expand(config.extend or ""))
-    check_base(ledger, name)
+    check_base(ledger, source)
     if ledger.combined != combined:
         raise UserError(
             f"the ledger's entries are combined by {_combiner(ledger.combined)}, those of this run by "
@@ -197,12 +197,12 @@ def _combiner(combined: dict[str, Any]) -> str:
     return shown(combined) if combined else "their sum"
 
 
-def check_base(ledger: Ledger, name_or_path: str) -> None:
+def check_base(ledger: Ledger, source: Source) -> None:
     """Raises UserError where a model is not the one that a ledger begins with."""
-    found, base = model_hash(name_or_path), ledger.base_model
+    found, base = source.sha256, ledger.base_model
     if found != base.sha256:
         raise UserError(
-            f"the ledger was made for {base.name} (weights {base.sha256[:12]}), {name_or_path} has other weights "
+            f"the ledger was made for {base.name} (weights {base.sha256[:12]}), {source.name} has other weights "
             f"({found[:12]}); give the model that it was made for"
         )
 

@@ -9,22 +9,16 @@ from pathlib import Path
 import torch
 
 from codyra_llm.engine.malloc import return_large_blocks
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import read_entry, shapes, summed
 from codyra_llm.ledger.ledger import FILE, Ledger, check_base
 from codyra_llm.ledger.weights import merged_weights
-from codyra_llm.models.load import (
-    load_config_and_tokenizer,
-    meta_model,
-    original_weights,
-    read_generation_config,
-    reason,
-    resolve_model,
-)
+from codyra_llm.models.load import meta_model, original_weights, read_generation_config
 from codyra_llm.models.quantize import quantize_structure, quantized_names, quantized_tensors
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
+from codyra_llm.models.source import open_source
 
 
 def materialize(
@@ -49,22 +43,23 @@ def materialize(
             there already, or cannot be written. Nothing is left in its place then.
     """
     return_large_blocks()
-    name, dtype = base or ledger.base_model.name, dtype or ledger.base_model.dtype
+    dtype = dtype or ledger.base_model.dtype
     if output.exists():
         raise UserError(f"{output}: already exists; name a new folder")
-    config, tokenizer = load_config_and_tokenizer(name)
-    check_base(ledger, name)
+    source = open_source(base or ledger.base_model.name)
+    tokenizer = source.tokenizer
+    check_base(ledger, source)
     try:
-        original = original_weights(name)
+        original = original_weights(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: the weights cannot be read in parts: {reason(error)}; save it as safetensors"
+            f"{source.name}: the weights cannot be read in parts: {reason(error)}; save it as safetensors"
         ) from None
-    model = meta_model(config, dtype=getattr(torch, dtype))
+    model = meta_model(source.config, dtype=getattr(torch, dtype))
     try:
-        read_generation_config(resolve_model(name), model)
+        read_generation_config(source, model)
     except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{source.name}: {error}") from None
     layout, folders = checkpoint_tensors(model), [folder / entry for entry in shares]
     for entry in folders:
         check_shapes(entry, shapes(entry), layout)
@@ -75,10 +70,10 @@ def materialize(
         layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
         quantize_structure(model, quantization)
         weights = quantized_tensors(model, merged_weights(layout, original, updates))
-        save_model(model, None, weights, tokenizer, output, _card(ledger, shares), base=name)
+        save_model(model, None, weights, tokenizer, output, _card(ledger, shares), base=source.path)
     else:
         weights = merged_weights(layout, original, updates)
-        save_model(model, layout, weights, tokenizer, output, _card(ledger, shares), base=name)
+        save_model(model, layout, weights, tokenizer, output, _card(ledger, shares), base=source.path)
 
 
 def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:
@@ -100,10 +95,9 @@ def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
     Raises:
         UserError: the base model is another, an entry does not fit it, or holds what is no update.
     """
-    name = base or ledger.base_model.name
-    config, _ = load_config_and_tokenizer(name)
-    check_base(ledger, name)
-    layout = checkpoint_tensors(meta_model(config))
+    source = open_source(base or ledger.base_model.name)
+    check_base(ledger, source)
+    layout = checkpoint_tensors(meta_model(source.config))
     for entry in ledger.entries:
         updates = read_entry(folder / entry.name)
         check_shapes(folder / entry.name, {name: (len(B), A.shape[1]) for name, (B, A) in updates.items()}, layout)

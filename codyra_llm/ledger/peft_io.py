@@ -13,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from codyra_llm.adapter.merge import Deltas, norm_of_product
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.files import read_json
 from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import CONFIG, PREFIX, WEIGHTS, summed, write_entry
 from codyra_llm.ledger.ledger import FILE, Entry, Ledger, check_base, write_ledger
 from codyra_llm.ledger.materialize import check_shapes
-from codyra_llm.models.load import load_config_and_tokenizer, meta_model, reason
+from codyra_llm.models.load import meta_model
 from codyra_llm.models.shards import checkpoint_tensors
+from codyra_llm.models.source import open_source
 from codyra_llm.text import shown
 
 OF_A_SUM = "The sum of these updates, which belongs to the base model alone, as it was before any of them: "
@@ -78,10 +79,10 @@ def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base:
     """
     if not re.fullmatch(r"[\w.+-]+", task):
         raise UserError(f'task "{task}": use letters, digits and . + - _ only; it names a folder')
-    name = base or ledger.base_model.name
-    check_base(ledger, name)
+    source = open_source(base or ledger.base_model.name)
+    check_base(ledger, source)
     updates = read_adapter(adapter)
-    layout = checkpoint_tensors(meta_model(load_config_and_tokenizer(name)[0]))
+    layout = checkpoint_tensors(meta_model(source.config))
     check_shapes(adapter, {module: (len(B), A.shape[1]) for module, (B, A) in updates.items()}, layout)
     new = folder / ledger.name_of_next(task)
     with _writing(folder):

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.files import expand
 from codyra_llm.models.gguf import BUILTIN, PACKAGED
-from codyra_llm.models.load import check_causal, load_config, reason, resolve_model
+from codyra_llm.models.source import Source, check_causal, load_config, resolve_model
 
 FILE = Path(__file__).with_name("architectures.json")
 
@@ -23,20 +23,21 @@ def known_models() -> dict[str, dict[str, Any]]:
     return {name: entry["config"] for first, entry in content.items() for name in (first, *entry["also"])}
 
 
-def find_config(name_or_path: str) -> PretrainedConfig:
-    """A model's configuration, from this table or from this machine; nothing is asked of a network.
+def find_source(name_or_path: str) -> Source:
+    """A model whose configuration is from this table or from this machine; nothing is asked of a network.
 
     Raises:
         UserError: neither a known model, nor a causal language model on this machine.
     """
     known = known_models()
     if name_or_path in known:
-        return AutoConfig.for_model(**known[name_or_path])
+        return Source(name_or_path, name_or_path, AutoConfig.for_model(**known[name_or_path]), local_files_only=True)
     is_here = name_or_path in PACKAGED or name_or_path.endswith(".gguf") or expand(name_or_path).exists()
     try:
-        config = load_config(resolve_model(name_or_path), local_files_only=True)
+        path = resolve_model(name_or_path)
+        config = load_config(path, local_files_only=True)
         check_causal(config, name_or_path)
-        return config
+        return Source(name_or_path, path, config, local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own

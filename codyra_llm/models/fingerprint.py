@@ -7,14 +7,14 @@ from pathlib import Path
 
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from codyra_llm.errors import UserError
+from codyra_llm.errors import UserError, reason
 from codyra_llm.files import cache_folder, sha256, write_text
-from codyra_llm.models.load import reason, resolve_model, weight_files
+from codyra_llm.models.folder import weight_files
 from codyra_llm.models.shards import ShardReader
 
 
-def model_hash(name_or_path: str) -> str:
-    """Hexadecimal SHA-256 of a model's weights: of the name, dtype, shape and values of each tensor.
+def model_hash(path: str) -> str:
+    """Hexadecimal SHA-256 of the weights of a folder or hub id: of each tensor's name, dtype, shape and values.
 
     However they are divided over safetensors files, it is the same. Pickled weights are hashed by file, whatever those
     are called. What was found of a file is kept in the cache folder as long as its path, size and time stay: hashing
@@ -24,19 +24,18 @@ def model_hash(name_or_path: str) -> str:
         UserError: the model has no weights, or they cannot be read.
     """
     try:
-        contents = {name: digest for file in _files(name_or_path) for name, digest in _remembered(file).items()}
+        contents = {name: digest for file in _files(path) for name, digest in _remembered(file).items()}
     except (OSError, ValueError) as error:
-        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded: {reason(error)}") from None
+        raise UserError(f"model.name_or_path {path}: cannot be loaded: {reason(error)}") from None
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
-def _files(name_or_path: str) -> list[Path]:
-    source = resolve_model(name_or_path)
+def _files(path: str) -> list[Path]:
     try:
-        return weight_files(source)
+        return weight_files(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            return weight_files(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+            return weight_files(path, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
         raise error
 
 

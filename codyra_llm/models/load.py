@@ -3,35 +3,17 @@
 import contextlib
 import functools
 import math
-import re
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import (
-    GENERATION_CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from codyra_llm.adapter.merge import Fill, largest_magnitude
-from codyra_llm.errors import UserError
-from codyra_llm.files import expand, plain_name, read_json
-from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
+from codyra_llm.errors import UserError, reason
+from codyra_llm.models.folder import weight_files
 from codyra_llm.models.quantize import (
     check_loaded_widths,
     hold,
@@ -41,74 +23,10 @@ from codyra_llm.models.quantize import (
     quantized,
 )
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
-from codyra_llm.models.source import check_source
+from codyra_llm.models.source import Source, open_source, source_problem
 
 # place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
-
-
-def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
-    """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
-    if name_or_path in PACKAGED:
-        return str(packaged_model_folder(name_or_path, accept_gemma_terms))
-    if name_or_path.endswith(".gguf"):
-        return str(folder_of_gguf(expand(name_or_path)))
-    return str(expand(name_or_path)) if name_or_path.startswith("~") else name_or_path
-
-
-def load_config_and_tokenizer(name_or_path: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The parts of a model that are cheap to read, so that mistakes show before any weight is loaded.
-
-    Raises:
-        UserError: nothing of that name, or not a causal language model.
-    """
-    source = resolve_model(name_or_path)
-    check_source(source, name_or_path)
-    try:
-        config = load_config(source)
-        check_causal(config, name_or_path)
-        return config, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except UserError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
-        hint = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
-        problem = "the folder holds no tokenizer (tokenizer.json)" if _lacks_tokenizer(source) else _problem(error)
-        raise UserError(f"model.name_or_path {name_or_path}: {problem}; {hint}") from None
-
-
-def load_config(source: str, **options: Any) -> PretrainedConfig:
-    """A model's configuration; code that comes with a model is never run."""
-    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-
-
-def _problem(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
-    return reason(error)
-
-
-def _lacks_tokenizer(source: str) -> bool:
-    files = [path.name for path in Path(source).iterdir()] if Path(source).is_dir() else []
-    return bool(files) and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files)
-
-
-def context_length(model_config: PretrainedConfig) -> int:
-    """The positions that a model knows; sys.maxsize where its configuration names no limit."""
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-
-def check_causal(config: PretrainedConfig, name: str) -> None:
-    """Raises UserError where a configuration is not that of a causal language model."""
-    architectures = config.architectures or []
-    if architectures:
-        causal = any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for architecture in architectures)
-    else:
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
-    if not causal:
-        kind = architectures[0] if architectures else type(config).__name__
-        raise UserError(
-            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
-        )
 
 
 def meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
@@ -130,7 +48,7 @@ def _meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
 
 
 def load_model(
-    name_or_path: str,
+    source: Source | str,
     dtype: str = "float32",
     attn_implementation: str | None = None,
     place: Place | None = None,
@@ -141,6 +59,7 @@ def load_model(
     """The model in evaluation mode, its weights in `dtype`.
 
     Args:
+        source: the model; a name is opened first.
         place: lays down each weight, of which it reads as much as it keeps; without it, weights are whole, on CPU.
         warn: called with one line where weights could not be read in parts.
         quantization: "nf4" or "int8": the projections are quantized on `device`, one after another as they are read,
@@ -151,26 +70,27 @@ def load_model(
     """
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     options["dtype"] = getattr(torch, dtype)
-    source = resolve_model(name_or_path)
-    check_source(source, name_or_path)
+    source = open_source(source) if isinstance(source, str) else source
     try:
         if quantization:
             model = _load_quantized(source, options, quantization, torch.device(device), place)
         else:
             model = _load_whole(source, options) if place is None else _load_placed(source, options, place, warn)
     except _MissingWeights as error:
-        raise UserError(f"model.name_or_path {name_or_path}: {error}; give a complete model") from None
+        raise UserError(f"model.name_or_path {source.name}: {error}; give a complete model") from None
     except UserError:
         raise
     except Exception as error:  # what is wrong with a folder meets the code of several libraries
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
-        raise UserError(f"model.name_or_path {name_or_path}: cannot be loaded{chosen}: {_problem(error)}") from None
+        raise UserError(
+            f"model.name_or_path {source.name}: cannot be loaded{chosen}: {source_problem(error)}"
+        ) from None
     check_loaded_widths(model)
     keep_trainable(model)
     return model.eval()
 
 
-def original_weights(name_or_path: str) -> Callable[[str], Fill]:
+def original_weights(source: Source | str) -> Callable[[str], Fill]:
     """How to read any part of any weight as the model's files hold it, by the weight's name in the model.
 
     Nothing is kept in memory; a value is read whenever it is asked for.
@@ -178,17 +98,22 @@ def original_weights(name_or_path: str) -> Callable[[str], Fill]:
     Raises:
         OSError, ValueError: the files cannot be read in parts.
     """
-    source = resolve_model(name_or_path)
-    return _weights(source, meta_model(load_config(source)))
+    source = open_source(source) if isinstance(source, str) else source
+    return _weights(source, meta_model(source.config))
 
 
 class _MissingWeights(Exception):
     pass
 
 
-def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
+def _load_whole(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **options, low_cpu_mem_usage=True, output_loading_info=True, trust_remote_code=False
+        source.path,
+        config=source.config,
+        **options,
+        low_cpu_mem_usage=True,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
@@ -196,7 +121,7 @@ def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_placed(source: str, options: dict[str, Any], place: Place, warn: Callable[[str], None]) -> PreTrainedModel:
+def _load_placed(source: Source, options: dict[str, Any], place: Place, warn: Callable[[str], None]) -> PreTrainedModel:
     model = _structure(source, options)
     try:
         read = _weights(source, model)
@@ -211,7 +136,7 @@ def _load_placed(source: str, options: dict[str, Any], place: Place, warn: Calla
 
 
 def _load_quantized(
-    source: str, options: dict[str, Any], quantization: str, device: torch.device, place: Place | None
+    source: Source, options: dict[str, Any], quantization: str, device: torch.device, place: Place | None
 ) -> PreTrainedModel:
     model = _structure(source, options)
     try:
@@ -242,31 +167,31 @@ def _load_quantized(
     return model
 
 
-def _structure(source: str, options: dict[str, Any]) -> PreTrainedModel:
+def _structure(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(load_config(source), trust_remote_code=False, **options)
+        model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=False, **options)
     read_generation_config(source, model)
     return model
 
 
-def read_generation_config(source: str, model: PreTrainedModel) -> None:
+def read_generation_config(source: Source, model: PreTrainedModel) -> None:
     """Gives a model its generation_config.json; without one it keeps what its configuration says.
 
     Raises:
         ValueError: the file is damaged.
     """
     try:
-        cached_file(source, GENERATION_CONFIG_NAME)
+        cached_file(source.path, GENERATION_CONFIG_NAME)
     except OSError:
         return
     try:
-        model.generation_config = GenerationConfig.from_pretrained(source)
+        model.generation_config = GenerationConfig.from_pretrained(source.path)
     except Exception as error:
         raise ValueError(f"{GENERATION_CONFIG_NAME} cannot be read: {reason(error)}") from None
 
 
-def _weights(source: str, model: PreTrainedModel) -> Callable[[str], Fill]:
-    reader = ShardReader(weight_files(source))
+def _weights(source: Source, model: PreTrainedModel) -> Callable[[str], Fill]:
+    reader = ShardReader(weight_files(source.path))
     names = _names_of_weights(model, reader)
     return lambda name: functools.partial(reader.read, names[name])
 
@@ -314,32 +239,6 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WEIGHTS_INDEX_NAME) -> list[Path]:
-    """The safetensors files of a folder or hub id, fetched where they are not there.
-
-    Args:
-        one, index: the name of the only file, and of the list of several; pickled weights have others.
-
-    Raises:
-        OSError: it has none.
-        UserError: the list is damaged.
-    """
-
-    def find(name: str) -> Path:
-        return Path(str(cached_file(source, name)))
-
-    try:
-        return [find(one)]
-    except OSError:
-        path = find(index)
-        listed = read_json(path)
-        places = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(places, dict) or not places:
-            raise UserError(f"{path}: not an index of weight files; it has no weight_map of names to files") from None
-        names = {plain_name(name, f"{path}: the file name") for name in places.values()}
-        return [find(name) for name in sorted(names)]
-
-
 def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
     """What the files call each weight of the model.
 
@@ -371,8 +270,3 @@ def _check_tied(model: PreTrainedModel, reader: ShardReader, names: dict[str, st
             raise ValueError(
                 f"{name} differs from {first}, to which config.json ties it; set tie_word_embeddings to false there"
             )
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of what a library says went wrong, on one line."""
-    return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__

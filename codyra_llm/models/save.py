@@ -10,9 +10,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import full_disk, replace_folder
-from codyra_llm.models.load import load_config, meta_model, resolve_model, weight_files
+from codyra_llm.models.folder import copy_companions, weight_files
+from codyra_llm.models.load import meta_model
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files, set_aside, write_shards
-from codyra_llm.models.source import copy_companions
+from codyra_llm.models.source import load_config
 
 LARGEST_FILE = 5_000_000_000  # bytes
 
@@ -34,7 +35,8 @@ def save_model(
     Args:
         model: asked for its configuration and names only.
         layout, weights, largest_file: as for `write_shards`; without a layout, the weights go through a file first.
-        base: what the model was made from, by name; what lies beside it (licence, tokenizer.model) is copied.
+        base: the folder or hub id of the model that this one was made from; what lies beside it (licence,
+            tokenizer.model) is copied.
 
     Raises:
         UserError: the folder cannot be written, or what was written is not the model of its own configuration.
@@ -53,7 +55,7 @@ def save_model(
                 _write_generation_config(model, tokenizer, scratch)
             tokenizer.save_pretrained(scratch)
             if base:
-                copy_companions(resolve_model(base), scratch)
+                copy_companions(base, scratch)
             (scratch / "README.md").write_text(card, encoding="utf-8")
             _check_names(scratch)
     except OSError as error:

@@ -1,83 +1,120 @@
-"""The folder that a model comes from: what is there instead of a model, and what else belongs to it."""
+"""A model opened once: what is cheap to read of it, so that mistakes show before any weight is loaded."""
 
-import shutil
+import re
+import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from codyra_llm.errors import UserError
-from codyra_llm.files import read_json
-from codyra_llm.models.shards import is_git_lfs_pointer
+from codyra_llm.errors import UserError, reason
+from codyra_llm.files import expand
+from codyra_llm.models.fingerprint import model_hash
+from codyra_llm.models.folder import check_folder
+from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 
-# what people need beside weights, configuration and the tokenizer's own files
-COMPANIONS = (
-    "*.model",
-    "*processor*.json",
-    "chat_template.*",
-    "vocab.json",
-    "merges.txt",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-OF_A_HUB_ID = (
-    "tokenizer.model",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-    "USE_POLICY.md",
-)
+HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
 
 
-def check_source(source: str, name: str) -> None:
-    """Raises UserError where what a model's name leads to is not a model: one line that says what is there instead."""
-    folder, where = Path(source), f"model.name_or_path {name}"
-    if not folder.is_dir():
-        if folder.is_file():
-            raise UserError(f"{where}: is a file; give the folder that holds config.json, or a .gguf file")
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise UserError(f"{where}: no such folder")
-        return
-    has_config = (folder / CONFIG_NAME).is_file()
-    if (folder / "adapter_config.json").is_file():
-        problem = "holds adapter_config.json beside the model" if has_config else "is an adapter, not a model"
-        raise UserError(f"{where}: {problem}; merge the adapter into its base first, or give the model without it")
-    if not has_config and (folder / "model").is_dir():
-        raise UserError(f"{where}: is the folder of a run; give {folder / 'model'}")
-    if not has_config:
-        raise UserError(f"{where}: holds no {CONFIG_NAME}; give a folder that save_pretrained wrote")
-    for file in (folder / file for file in (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer_config.json")):
-        damage = _problem_of(file) if file.is_file() else None
-        if damage:
-            raise UserError(f"{where}: {damage}; restore it, or give a hub id, an HF folder or a .gguf file")
-    for file in folder.iterdir():
-        if file.is_file() and is_git_lfs_pointer(file):
-            raise UserError(f"{where}: {file.name} is a pointer of git-lfs; run `git lfs pull` in {folder}")
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, opened by a command once and passed to all that read from it.
 
-
-def _problem_of(file: Path) -> str | None:
-    try:
-        return None if isinstance(read_json(file), dict) else f"{file.name} holds no JSON object"
-    except UserError as error:
-        return str(error)
-
-
-def copy_companions(source: str, target: Path) -> None:
-    """Copies what a model's folder or hub id has beside weights, configuration and code, and `target` has not.
-
-    A link is followed within the folder, and within a hub's cache, whose snapshots consist of links.
+    Attributes:
+        name: what the user calls it.
+        path: what transformers loads it from, a folder or a hub id.
+        config: its configuration, which nothing changes.
+        local_files_only: the network is not asked for the tokenizer.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        found = [path for pattern in COMPANIONS for path in folder.glob(pattern)]
+
+    name: str
+    path: str
+    config: PretrainedConfig
+    local_files_only: bool = False
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, read at first use.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        options = {"trust_remote_code": False, "local_files_only": self.local_files_only}
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **options)
+        except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+            lacking = _lacks_tokenizer(self.path)
+            problem = "the folder holds no tokenizer (tokenizer.json)" if lacking else source_problem(error)
+            raise UserError(f"model.name_or_path {self.name}: {problem}; {HINT}") from None
+        return tokenizer
+
+    @cached_property
+    def sha256(self) -> str:
+        """`model_hash` of its weights."""
+        return model_hash(self.path)
+
+    @property
+    def context_length(self) -> int:
+        """The positions that the model knows; sys.maxsize where its configuration names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def open_source(name_or_path: str, accept_gemma_terms: bool = False) -> Source:
+    """Opens a hub id, an HF folder, a GGUF file or a packaged model.
+
+    Raises:
+        UserError: nothing of that name, or not a causal language model.
+    """
+    path = resolve_model(name_or_path, accept_gemma_terms)
+    check_folder(path, name_or_path)
+    try:
+        config = load_config(path)
+        check_causal(config, name_or_path)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+        raise UserError(f"model.name_or_path {name_or_path}: {source_problem(error)}; {HINT}") from None
+    return Source(name_or_path, path, config)
+
+
+def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
+    """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
+    if name_or_path in PACKAGED:
+        return str(packaged_model_folder(name_or_path, accept_gemma_terms))
+    if name_or_path.endswith(".gguf"):
+        return str(folder_of_gguf(expand(name_or_path)))
+    return str(expand(name_or_path)) if name_or_path.startswith("~") else name_or_path
+
+
+def load_config(source: str, **options: Any) -> PretrainedConfig:
+    """A model's configuration; code that comes with a model is never run."""
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def source_problem(error: Exception) -> str:
+    """What keeps a model from being read, said for its user."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
+    return reason(error)
+
+
+def check_causal(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is not that of a causal language model."""
+    architectures = config.architectures or []
+    if architectures:
+        causal = any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for architecture in architectures)
     else:
-        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        named = [cached_file(source, name, **options) for name in OF_A_HUB_ID]
-        found = [Path(path) for path in named if path]
-    for path in found:
-        roots = (path.parent.resolve(), (path.parent.parent.parent / "blobs").resolve())
-        inside = any(path.resolve().is_relative_to(root) for root in roots)
-        if inside and path.is_file() and not (target / path.name).exists():
-            shutil.copyfile(path, target / path.name)
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not causal:
+        kind = architectures[0] if architectures else type(config).__name__
+        raise UserError(
+            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
+        )
+
+
+def _lacks_tokenizer(source: str) -> bool:
+    files = [path.name for path in Path(source).iterdir()] if Path(source).is_dir() else []
+    return bool(files) and not any(re.match(r"tokenizer|vocab|spiece|.*\.model$", name) for name in files)

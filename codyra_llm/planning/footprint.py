@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.injection import inject
 from codyra_llm.config import RunConfig, resolve_path
@@ -18,8 +18,9 @@ from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.errors import UserError
 from codyra_llm.methods import METHODS
-from codyra_llm.models.architectures import find_config
-from codyra_llm.models.load import meta_model, resolve_model
+from codyra_llm.models.architectures import find_source
+from codyra_llm.models.load import meta_model
+from codyra_llm.models.source import Source
 from codyra_llm.planning.activations import activation_bytes
 from codyra_llm.planning.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
@@ -112,9 +113,10 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
             raise UserError(f"{option} is {value}; it must be at least 1")
     train = config.train
     check_divides(train.global_batch_size, train.per_device_train_batch_size, gpus)
-    model, projections = model_on_meta(config)
+    source = find_source(config.model.name_or_path)
+    model, projections = model_on_meta(config, source)
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    workload = _workload(config, gpus, rows)
+    workload = _workload(config, source, gpus, rows)
     sizes = ModelSizes.of(model, train.adam_bits)
     return Footprint(
         model=config.model.name_or_path,
@@ -135,7 +137,7 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
     )
 
 
-def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
+def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, list[str]]:
     """The model with its branches as a run's first task has it, without memory; and the wrapped projections.
 
     Raises:
@@ -144,7 +146,7 @@ def model_on_meta(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     attention = config.model.attn_implementation
     # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
     options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
-    model = meta_model(find_config(config.model.name_or_path), dtype=getattr(torch, config.model.dtype), **options)
+    model = meta_model(source.config, dtype=getattr(torch, config.model.dtype), **options)
     adapter = METHODS[config.method](config).adapter
     check_adapter(model, adapter)
     if config.model.quantization:
@@ -191,33 +193,33 @@ def _ways(
     return ways
 
 
-def _workload(config: RunConfig, gpus: int, rows: int | None) -> Workload:
+def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) -> Workload:
     """From the tokenized data where data and tokenizer are here, else from the configuration's limits."""
     data = config.data
     specs, orders, _ = read_task_file(resolve_path(config.task_file))
     names = resolve_order(config.order, orders, specs, config.task_file)
     folder = resolve_path(config.data_dir)
     here = folder.is_dir()
-    if here and _has_tokenizer(config.model.name_or_path):
-        planned = plan_run(config, Ranks(0, gpus, torch.device("cpu")))
+    if here and _has_tokenizer(source):
+        planned = plan_run(config, Ranks(0, gpus, torch.device("cpu")), source=source)
         lengths = [(len(row), len(row.answer)) for batches in planned.batches for row in batches.examples]
         steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
         longest, longest_answer = map(max, zip(*lengths, strict=True))
         return Workload(longest, longest_answer, steps, f"longest rows of {folder}")
     prompt = max(data.max_prompt_length or specs[name].max_prompt_length for name in names)
-    source = "limits of the configuration; "
+    basis = "limits of the configuration; "
     if here:
         stream = TaskStream.load(resolve_path(config.task_file), folder, config.order, data.max_train_examples)
         counts: dict[str, int | None] = {task.name: len(task.train) for task in stream}
-        source += f"rows of {folder}, not tokenized: the model's tokenizer is not on this machine"
+        basis += f"rows of {folder}, not tokenized: the model's tokenizer is not on this machine"
     else:
         counts = dict.fromkeys(names, rows)
-        source += f"data not found: {config.data_dir}"
-        source += f"; --rows {rows} for each task" if rows else "; --rows N would give the steps"
+        basis += f"data not found: {config.data_dir}"
+        basis += f"; --rows {rows} for each task" if rows else "; --rows N would give the steps"
     steps = {
         name: None if count is None else _steps(config, name, specs[name], count) for name, count in counts.items()
     }
-    return Workload(prompt + data.max_answer_length, data.max_answer_length, steps, source)
+    return Workload(prompt + data.max_answer_length, data.max_answer_length, steps, basis)
 
 
 def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:
@@ -227,9 +229,8 @@ def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:
     return GlobalBatches(stand_ins, train.global_batch_size, 1, epochs, config.seed, name).total_steps
 
 
-def _has_tokenizer(name_or_path: str) -> bool:
+def _has_tokenizer(source: Source) -> bool:
     try:
-        AutoTokenizer.from_pretrained(resolve_model(name_or_path), local_files_only=True, trust_remote_code=False)
-    except Exception:  # transformers and huggingface_hub raise many types
+        return bool(source.tokenizer)
+    except UserError:
         return False
-    return True

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
@@ -27,9 +27,9 @@ from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
-from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import context_length, load_config_and_tokenizer, meta_model, resolve_model
+from codyra_llm.models.load import meta_model
 from codyra_llm.models.quantize import check_widths
+from codyra_llm.models.source import Source, open_source
 from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
 
@@ -45,8 +45,8 @@ class RunPlan:
         notes: what whoever runs it should know, a line each.
     """
 
+    source: Source
     stream: TaskStream
-    tokenizer: PreTrainedTokenizerBase
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
     test_examples: list[Sequence[Example]]
@@ -86,23 +86,30 @@ class RunPlan:
         return digest.hexdigest()
 
 
-def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, to_train: bool = True) -> RunPlan:
+def plan_run(
+    config: RunConfig,
+    ranks: Ranks,
+    stream: TaskStream | None = None,
+    to_train: bool = True,
+    source: Source | None = None,
+) -> RunPlan:
     """Checks everything that can be checked without the weights, and tokenizes the data.
 
     Args:
         stream: the tasks; by default those that the configuration names.
         to_train: false where the model is to be scored only.
+        source: the model, where it is open already.
 
     Raises:
         UserError: the configuration, data or model is unfit.
     """
     train, stream = config.train, _checked_stream(config, stream)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
-    resolve_model(config.model.name_or_path, config.model.accept_gemma_terms)  # may fetch what all else finds then
-    model_config, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
+    source = source or open_source(config.model.name_or_path, config.model.accept_gemma_terms)
+    tokenizer = source.tokenizer
     check_tokenizer(tokenizer)
-    _check_quantization(config, model_config, deepspeed_json, to_train)
-    method, structure = METHODS[config.method](config), meta_model(model_config)
+    _check_quantization(config, source.config, deepspeed_json, to_train)
+    method, structure = METHODS[config.method](config), meta_model(source.config)
     method.check_run(zero_stage(deepspeed_json))
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
@@ -128,13 +135,13 @@ def plan_run(config: RunConfig, ranks: Ranks, stream: TaskStream | None = None, 
             )
         )
         method.check(task.name, batches[-1].total_steps)
-        _check_positions(task.name, chain(train_examples, of_test), model_config)
+        _check_positions(task.name, chain(train_examples, of_test), source)
         for split, examples in (("train", train_examples), ("test", of_test)):
-            _check_ids(task, split, examples, tokenizer, model_config)
+            _check_ids(task, split, examples, source)
         notes += notes_on_tokens(task, tokenizer, train_examples, of_test)
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
-    return RunPlan(stream, tokenizer, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
+    return RunPlan(source, stream, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
 
 
 def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
@@ -174,7 +181,7 @@ def _encode(config: RunConfig, task: Task, tokens: TokenCache) -> tuple[Sequence
     return train, test
 
 
-def check_ranks_agree(config: RunConfig, ranks: Ranks, plan: RunPlan | None = None) -> None:
+def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: RunPlan | None = None) -> None:
     """Raises UserError, on every rank, where settings, data or the model's weights are not the same on all ranks.
 
     Weights are hashed once on each host, and the hash is kept in its cache folder.
@@ -184,7 +191,7 @@ def check_ranks_agree(config: RunConfig, ranks: Ranks, plan: RunPlan | None = No
     settings = {name: repr(operator.attrgetter(name)(config)) for name, _ in config_fields() if name != "output_dir"}
     first_on_host = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
     data = {"data": plan.name(config)} if plan else {}
-    weights = {"model weights": model_hash(config.model.name_or_path) if first_on_host else None}
+    weights = {"model weights": source.sha256 if first_on_host else None}
     check_same(ranks, settings | data | weights)
 
 
@@ -225,17 +232,16 @@ def _check_ids(
     task: Task,
     split: str,
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    model_config: PretrainedConfig,
+    source: Source,
 ) -> None:
     """Raises UserError where a row has a token that the embedding has no row for; padding is masked, and may be any."""
-    size = getattr(model_config.get_text_config(), "vocab_size", None) or sys.maxsize
+    size = getattr(source.config.get_text_config(), "vocab_size", None) or sys.maxsize
     numbers = task.row_numbers.get(split) or range(1, len(examples) + 1)
     for place, example in enumerate(examples):
         largest = max(chain(example.prompt, example.answer))
         if largest >= size:
             number = f" row {numbers[place]}" if len(numbers) == len(examples) else ""  # none was dropped
-            token = f"token {largest} ({shown(tokenizer.convert_ids_to_tokens(largest))})"
+            token = f"token {largest} ({shown(source.tokenizer.convert_ids_to_tokens(largest))})"
             raise UserError(
                 f"task {task.name} {split}{number}: {token} is not among the {size} of the model's vocabulary; "
                 "give the tokenizer that belongs to the model"
@@ -255,11 +261,10 @@ def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
             )
 
 
-def _check_positions(task: str, examples: Iterable[Example], model_config: PretrainedConfig) -> None:
+def _check_positions(task: str, examples: Iterable[Example], source: Source) -> None:
     longest = max(len(example) for example in examples)
-    positions = context_length(model_config)
-    if longest > positions:
+    if longest > source.context_length:
         raise UserError(
-            f"task {task}: the longest row has {longest} tokens, the context length is {positions}; "
+            f"task {task}: the longest row has {longest} tokens, the context length is {source.context_length}; "
             "lower data.max_prompt_length or data.max_answer_length"
         )

@@ -14,7 +14,6 @@ from codyra_llm.distributed.ranks import start
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.scorers import VARIANTS
-from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import scores_folder
 from codyra_llm.report.tables import general_table
@@ -45,7 +44,7 @@ def score_tasks(
     """
     rows = [plan.test_examples[i] for i in which]
     total = sum(map(len, rows))
-    with asking(session, model, plan.tokenizer, config, name, f"scoring {name}", total) as ask:
+    with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total) as ask:
         scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
     if not trained:
         for i, scores in zip(which, scored, strict=True):
@@ -77,16 +76,16 @@ def score_model(config: RunConfig) -> ModelScores:
     """
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, ranks, to_train=False)
-    check_ranks_agree(config, ranks, plan)
+    check_ranks_agree(config, ranks, plan.source, plan)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         session.notes += plan.notes
         name = f"model-{_digest(config, plan)}"
-        model = session.load(config, plan.deepspeed_json)
+        model = session.load(plan.source, config, plan.deepspeed_json)
         session.open(describe(config), resumed=config.resume == "auto")
         tasks = range(len(plan.stream))
         scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
-        identity = base_identity(session, config, model, plan.tokenizer) if plan.suites else None
-        found = score_general(session, model, plan.tokenizer, plan.suites, config.evaluate, "model", identity)
+        identity = base_identity(session, config, plan.source, model) if plan.suites else None
+        found = score_general(session, plan.source, model, plan.suites, config.evaluate, "model", identity)
         by_task = dict(zip(plan.stream.names, scored, strict=True))
         scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
         results = ModelScores(
@@ -111,7 +110,7 @@ def score_model(config: RunConfig) -> ModelScores:
 
 def _digest(config: RunConfig, plan: RunPlan) -> str:
     """Changes with the settings, the data, and the model's weights."""
-    named = f"{plan.name(config)} {model_hash(config.model.name_or_path)}"
+    named = f"{plan.name(config)} {plan.source.sha256}"
     return hashlib.sha256(named.encode()).hexdigest()[:8]
 
 

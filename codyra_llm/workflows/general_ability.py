@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
 from codyra_llm.distributed.ranks import broadcast, start
@@ -19,8 +19,7 @@ from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.generation.generate import end_tokens
 from codyra_llm.ledger.apply import find_original, merge_entries
 from codyra_llm.ledger.ledger import Ledger, read_ledger
-from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import context_length, load_config_and_tokenizer
+from codyra_llm.models.source import Source, open_source
 from codyra_llm.planning.run_plan import check_ranks_agree
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.folder import RunFolder, scores_folder
@@ -38,8 +37,8 @@ LOG = logging.getLogger(__name__)
 
 def score_general(
     session: Session,
+    source: Source,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     suites: "Sequence[Suite]",
     config: EvaluateConfig,
     name: str,
@@ -64,8 +63,8 @@ def score_general(
     answers = f"general-{name}-{hashlib.sha256(str(identity).encode()).hexdigest()[:8]}"
     doing = f"measuring general ability (general-{name})"
     scores, rows = {}, {}
-    with asking(session, model, tokenizer, config, answers, doing, identity=identity) as ask:
-        lm = BatchedLM(tokenizer, ask, context_length(model.config))
+    with asking(session, model, source.tokenizer, config, answers, doing, identity=identity) as ask:
+        lm = BatchedLM(source.tokenizer, ask, source.context_length)
         for suite in suites:
             scores[suite.name], rows[suite.label] = found, _ = score_suite(suite, lm)
             if isinstance(found, SuiteFailure):
@@ -82,8 +81,8 @@ def score_general(
 def base_identity(
     session: Session,
     config: RunConfig,
+    source: Source,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     ledger: Ledger | None = None,
 ) -> str:
     """The model that a run begins with, for `asking`: all that answers depend on but the questions.
@@ -95,10 +94,10 @@ def base_identity(
 
     def identify() -> str:
         settings = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
-        settings["model.name_or_path"] = model_hash(config.model.name_or_path)
+        settings["model.name_or_path"] = source.sha256
         structure = json.loads(model.config.to_json_string(use_diff=False))  # says as well which transformers it is
         structure.pop("_name_or_path", None)
-        ends = sorted(end_tokens(model, tokenizer))
+        ends = sorted(end_tokens(model, source.tokenizer))
         added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
         return json.dumps([settings, structure, ends, session.ranks.device.type, added], sort_keys=True)
 
@@ -132,14 +131,14 @@ def score_suites(config: RunConfig) -> GeneralScores:
     """
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
-    _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
+    source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
     suites = _load_suites(config)
-    check_ranks_agree(config, ranks)
+    check_ranks_agree(config, ranks, source)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
-        model = session.load(config, deepspeed_json)
+        model = session.load(source, config, deepspeed_json)
         session.open(describe(config), resumed=config.resume == "auto")
-        identity = base_identity(session, config, model, tokenizer)
-        found = score_general(session, model, tokenizer, suites, config.evaluate, "model", identity)
+        identity = base_identity(session, config, source, model)
+        found = score_general(session, source, model, suites, config.evaluate, "model", identity)
         results = GeneralScores(
             **provenance(config, deepspeed_json, model, ranks.size), general=general_of_model(suites, found)
         )
@@ -180,16 +179,16 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         if unknown := sorted(set(after) - set(results.tasks)):
             raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results.tasks)}")
         begun = _begun_with(ledger, results.tasks)
-        _, tokenizer = load_config_and_tokenizer(config.model.name_or_path)
+        source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
         suites = _load_suites(config)
-        check_ranks_agree(config, ranks)
+        check_ranks_agree(config, ranks, source)
         left_out = {stage for stage in results.stages if stage.number and after and stage.task not in after}
         _forget_other_items(results.general, suites, left_out, after)
         session.open_log()
-        model = session.load(config, read_deepspeed_json(config.deepspeed))
-        original = find_original(config)
+        model = session.load(source, config, read_deepspeed_json(config.deepspeed))
+        original = find_original(config, source)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
-        identity = base_identity(session, config, model, tokenizer, first)
+        identity = base_identity(session, config, source, model, first)
         measured: list[dict[str, SuiteScore | SuiteFailure]] = []
         for stage in results.stages:
             entries = [entry.name for entry in ledger.entries[: begun + stage.number]]
@@ -200,7 +199,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
             if not missing or stage in left_out:
                 continue
             of_base = None if stage.number else identity
-            found = score_general(session, model, tokenizer, missing, config.evaluate, stage.name, of_base)
+            found = score_general(session, source, model, missing, config.evaluate, stage.name, of_base)
             delta = results.general.add(results.stages, stage, found)
             measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
@@ -25,8 +25,7 @@ from codyra_llm.evaluation.judge.proxies import proxies
 from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
 from codyra_llm.files import expand, sha256
 from codyra_llm.generation.generate import Answered, Question, answer_questions
-from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import context_length, load_config_and_tokenizer
+from codyra_llm.models.source import Source, open_source
 from codyra_llm.report.judge_folder import JudgeFolder
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results.provenance import command, plain, versions
@@ -39,17 +38,16 @@ SIDES = ("model", "against")
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One of the two models: its configuration as a run's, its tokenizer, and the prompts as questions to it."""
+    """One of the two models: its configuration as a run's, and the prompts as questions to it."""
 
     run: RunConfig
-    tokenizer: PreTrainedTokenizerBase
+    source: Source
     questions: list[Question]
 
     @property
     def row_name(self) -> str:
         """Names its answers by the model, and how that is held."""
-        model = self.run.model
-        return hashlib.sha256(f"{model} {model_hash(model.name_or_path)}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{self.run.model} {self.source.sha256}".encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +84,15 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
         "model": _contestant(config, config.model, files),
         "against": _contestant(config, _base(config.model) if config.against == "base" else config.against, files),
     }
-    local_judge = None if config.has_endpoint or config.judge == "none" else _run_config(config, config.judge)
+    local_judge = None if config.has_endpoint or config.judge == "none" else open_source(config.judge)
     if local_judge:
-        load_config_and_tokenizer(local_judge.model.name_or_path)
+        check_tokenizer(local_judge.tokenizer)
     check_same(ranks, {name: repr(value) for name, value in vars(config).items() if name != "output_dir"})
     with open_session(ranks, lambda: JudgeFolder(config), "judge.log") as session:
         session.open()
         answers = {side: _answers(session, each, side) for side, each in contestants.items()}
         session.on_rank_0(lambda: session.folder.write_answers(_answer_rows(files, answers)))
-        asked = [] if config.judge == "none" else _questions_to_judge(config, files, answers)
+        asked = [] if config.judge == "none" else _questions_to_judge(config, local_judge, files, answers)
         replies = _replies(session, config, local_judge, asked)
         results = _results(config, contestants, files, answers, asked, replies, ranks.size)
 
@@ -108,19 +106,18 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
 
 def _contestant(config: JudgeConfig, name: str, files: Sequence[PromptFile]) -> Contestant:
     run = _run_config(config, name)
-    model_config, tokenizer = load_config_and_tokenizer(name)
-    check_tokenizer(tokenizer)
-    positions = context_length(model_config)
+    source = open_source(name)
+    check_tokenizer(source.tokenizer)
     questions = []
     for prompt in (prompt for file in files for prompt in file.prompts):
-        ids = encode_request(tokenizer, prompt.text, config.chat_template)
-        if len(ids) + config.max_new_tokens > positions:
+        ids = encode_request(source.tokenizer, prompt.text, config.chat_template)
+        if len(ids) + config.max_new_tokens > source.context_length:
             raise UserError(
-                f"{prompt.where}: {len(ids)} tokens and {config.max_new_tokens} of an answer, {name} knows {positions} "
-                "positions; lower max_new_tokens or shorten the prompt"
+                f"{prompt.where}: {len(ids)} tokens and {config.max_new_tokens} of an answer, {name} knows "
+                f"{source.context_length} positions; lower max_new_tokens or shorten the prompt"
             )
         questions.append(Question(Example(ids, []), config.max_new_tokens))
-    return Contestant(run, tokenizer, questions)
+    return Contestant(run, source, questions)
 
 
 def _run_config(config: JudgeConfig, name: str) -> RunConfig:
@@ -149,23 +146,23 @@ def _answers(session: Session, each: Contestant, side: str) -> list[Answered]:
     keys = [question.key for question in each.questions]
     if all(key in known for key in keys):
         return [known[key] for key in keys]
-    model, doing, total = _load(session, each.run), f"answering ({side})", len(each.questions)
-    with asking(session, model, each.tokenizer, each.run.evaluate, each.row_name, doing, total) as ask:
+    model, doing, total = _load(session, each.source, each.run), f"answering ({side})", len(each.questions)
+    with asking(session, model, each.source.tokenizer, each.run.evaluate, each.row_name, doing, total) as ask:
         answers = list(ask(each.questions))
     del model, ask
     return_freed_memory()
     return answers
 
 
-def _load(session: Session, run: RunConfig) -> PreTrainedModel:
-    return session.load(run, read_deepspeed_json(run.deepspeed))
+def _load(session: Session, source: Source, run: RunConfig) -> PreTrainedModel:
+    return session.load(source, run, read_deepspeed_json(run.deepspeed))
 
 
 def _questions_to_judge(
-    config: JudgeConfig, files: Sequence[PromptFile], answers: dict[str, list[Answered]]
+    config: JudgeConfig, local_judge: Source | None, files: Sequence[PromptFile], answers: dict[str, list[Answered]]
 ) -> list[Asked]:
     """Two for each prompt whose answers differ, by number of the prompt: the model's answer first, and last."""
-    judge = [config.judge, config.judge_model if config.has_endpoint else model_hash(config.judge)]
+    judge = [config.judge, local_judge.sha256 if local_judge else config.judge_model]
     prompts = [(file.template, prompt.text) for file in files for prompt in file.prompts]
     asked = []
     for number, ((template, prompt), ours, theirs) in enumerate(
@@ -182,7 +179,7 @@ def _questions_to_judge(
 def _replies(
     session: Session,
     config: JudgeConfig,
-    local_judge: RunConfig | None,
+    local_judge: Source | None,
     asked: Sequence[Asked],
 ) -> dict[str, Reply]:
     """Replies by key of the question; what the folder holds is not asked again, unless there was no reply.
@@ -229,7 +226,7 @@ def _ask_judge(session: Session, judge: Judge, asked: Sequence[Asked]) -> dict[s
 
 
 @contextmanager
-def _judge(session: Session, config: JudgeConfig, local_judge: RunConfig | None) -> Iterator[Judge]:
+def _judge(session: Session, config: JudgeConfig, local_judge: Source | None) -> Iterator[Judge]:
     """The judge, which every rank calls and which gives every rank the same replies."""
     if config.has_endpoint:
         endpoint = EndpointJudge(config)
@@ -237,14 +234,14 @@ def _judge(session: Session, config: JudgeConfig, local_judge: RunConfig | None)
     elif not local_judge:  # nothing is left to ask
         yield lambda texts: []
     else:
-        model_config, tokenizer = load_config_and_tokenizer(local_judge.model.name_or_path)
-        model = _load(session, local_judge)
-        with readable(model, local_judge.evaluate.gather, session.ranks) as synced:
+        tokenizer, run = local_judge.tokenizer, _run_config(config, local_judge.name)
+        model = _load(session, local_judge, run)
+        with readable(model, run.evaluate.gather, session.ranks) as synced:
 
             def ask(questions: Sequence[Question]) -> list[Answered]:
                 return answer_questions(model, tokenizer, questions, config.batch_size, session.ranks, synced=synced)
 
-            yield LikelihoodJudge(tokenizer, ask, config.chat_template, context_length(model_config))
+            yield LikelihoodJudge(tokenizer, ask, config.chat_template, local_judge.context_length)
 
 
 def _line(asked: Asked, reply: Reply) -> dict[str, Any]:

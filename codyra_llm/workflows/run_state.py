@@ -157,10 +157,10 @@ def open_run(
 ) -> RunState:
     """Loads the model, opens the folder, and brings both to where a checkpoint stood, or to the start of the run."""
     begun = found.progress.ledger if found else None
-    ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, begun)))
+    ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, plan.source, begun)))
     session.notes += plan.notes
-    model = session.load(config, plan.deepspeed_json)
-    original = find_original(config)
+    model = session.load(plan.source, config, plan.deepspeed_json)
+    original = find_original(config, plan.source)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     general = General(items={suite.name: suite.items for suite in plan.suites})

@@ -13,6 +13,7 @@ from codyra_llm.distributed.ranks import Ranks, on_rank_0
 from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import Stopped
+from codyra_llm.models.source import Source
 from codyra_llm.report.folder import start_log
 
 LOG = logging.getLogger(__name__)
@@ -41,9 +42,9 @@ class Session:
         """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank."""
         return on_rank_0(self.ranks, action)
 
-    def load(self, config: RunConfig, deepspeed_json: dict[str, Any]) -> PreTrainedModel:
+    def load(self, source: Source, config: RunConfig, deepspeed_json: dict[str, Any]) -> PreTrainedModel:
         """The model of a configuration, placed as the DeepSpeed configuration says."""
-        return load_base(config, deepspeed_json, self.ranks, self.note)
+        return load_base(source, config, deepspeed_json, self.ranks, self.note)
 
     def note(self, text: str) -> None:
         """A warning, in the log as soon as that is open."""

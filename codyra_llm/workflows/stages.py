@@ -181,10 +181,10 @@ def _record_scores(run: RunState, stage: Stage, task: int, scores: TaskScores) -
 
 def _evaluate_general(run: RunState, stage: Stage) -> None:
     """Adds general ability, and its change against the base model where that is known."""
-    model, tokenizer, config = run.model, run.plan.tokenizer, run.config
-    identity = None if stage.number else base_identity(run.session, config, model, tokenizer, run.ledger)
+    model, source, config = run.model, run.plan.source, run.config
+    identity = None if stage.number else base_identity(run.session, config, source, model, run.ledger)
     with run.method.serving(model, None):
-        found = score_general(run.session, model, tokenizer, run.plan.suites, config.evaluate, stage.name, identity)
+        found = score_general(run.session, source, model, run.plan.suites, config.evaluate, stage.name, identity)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
 
@@ -193,12 +193,12 @@ def save(run: RunState, stage: Stage) -> None:
     run.begin(stage, "save")
     session, folder = run.session, run.session.folder
     folders = run.entry_folders if folder else None
-    model, layout, weights = weights_to_save(run.config, run.model, run.original, folders, run.combine)
+    model, layout, weights = weights_to_save(run.config, run.plan.source, run.model, run.original, folders, run.combine)
 
     def write() -> None:
         try:
-            name, card = run.config.model.name_or_path, model_card(run.results)
-            save_model(model, layout, weights, run.plan.tokenizer, folder.model, card, base=name)
+            source, card = run.plan.source, model_card(run.results)
+            save_model(model, layout, weights, source.tokenizer, folder.model, card, base=source.path)
         finally:
             deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
 

@@ -41,7 +41,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, ranks, stream)
-    check_ranks_agree(config, ranks, plan)
+    check_ranks_agree(config, ranks, plan.source, plan)
     with open_session(ranks, lambda: RunFolder(config), "train.log") as session:
         folder = session.folder
         checkpoints = Checkpoints(folder.path / "checkpoints", plan.name(config)) if folder else None

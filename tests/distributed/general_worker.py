@@ -25,13 +25,13 @@ def measure(settings: dict[str, Any]) -> None:
     world = start()
     plan = plan_run(config, world)
     with open_session(world, lambda: RunFolder(config), "train.log") as session:
-        model = session.load(config, plan.deepspeed_json)
+        model = session.load(plan.source, config, plan.deepspeed_json)
         session.open()
         method = METHODS[config.method](config)
         batches = plan.batches[0]
         ready = method.prepare(model, plan.stream.names[0], batches.total_steps)
         train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
-        rest = (model, plan.tokenizer, plan.suites, config.evaluate)
+        rest = (plan.source, model, plan.suites, config.evaluate)
         live = score_general(session, *rest, "live")
         _, updates = method.finish(model)
         apply_deltas(model, updates, add_delta)

@@ -59,7 +59,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     )
     world = start()
     plan = plan_run(config, world)
-    model, original = load_base(config, plan.deepspeed_json, world, print), original_weights(model_folder)
+    model, original = load_base(plan.source, config, plan.deepspeed_json, world, print), original_weights(plan.source)
     if way["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = parameter_count(model)
@@ -87,7 +87,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         assert parameter_count(model) == count
         model.eval()
         with readable(model, "always", world):
-            ask = functools.partial(answer_questions, model, plan.tokenizer, ranks=world)
+            ask = functools.partial(answer_questions, model, plan.source.tokenizer, ranks=world)
             (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))
     result["weights"] = {name: weight.clone() for name, weight in whole_weights(model)}

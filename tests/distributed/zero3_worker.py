@@ -100,7 +100,7 @@ def loading(folder: Path, world: Ranks) -> dict[str, Any]:
     """Loads every model in parts; compares it with what transformers loads."""
     config = config_for(folder, "llama")
     place = placement(complete(json.loads(Path(config.deepspeed).read_text()), config.train, world.size), world)
-    big, tokenizer = str(folder / "big"), plan_run(config, world).tokenizer
+    big, tokenizer = str(folder / "big"), plan_run(config, world).source.tokenizer
     kept: list[Any] = []
     seen: dict[str, Any] = {
         "growth in parts": all_gather(peak_growth(lambda: kept.append(load_model(big, place=place)))),
@@ -172,7 +172,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
         scores = {}
         for how in ("always", "auto", "never"):
             with readable(model, how, world) as synced:
-                ask = functools.partial(answer_questions, model, plan.tokenizer, ranks=world, synced=synced)
+                ask = functools.partial(answer_questions, model, plan.source.tokenizer, ranks=world, synced=synced)
                 scored = evaluate_tasks(plan.stream.tasks, plan.test_examples, config.evaluate, ask)
             seen["in step"][how] = synced
             seen["trainable through", how] = not any(weight.is_inference() for weight in model.parameters())
@@ -183,7 +183,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
     questions = [Question(Example([5] * (1 + 4 * world.rank), [7, 8]), max_new_tokens=3 + 2 * world.rank)]
     for how in ("always", "never"):
         with readable(model, how, world) as synced:
-            (answered,) = answer_questions(model, plan.tokenizer, questions, synced=synced)
+            (answered,) = answer_questions(model, plan.source.tokenizer, questions, synced=synced)
         seen["unequal", how] = all_gather((answered.loss, answered.text))
     evaluate()
     for task, batches in zip(plan.stream, plan.batches, strict=True):

@@ -15,8 +15,8 @@ from codyra_llm.config import RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import BaseModel, Ledger, read_ledger, write_ledger
-from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.gguf import BUILTIN, packaged_model_folder
+from codyra_llm.models.source import open_source
 from codyra_llm.results.schema import read_results
 from tests.comparison import assert_same_files
 from tests.e2e.conftest import Command
@@ -221,7 +221,7 @@ def test_a_base_that_came_as_gguf(tmp_path: Path, command: Command) -> None:
     config.save_pretrained(tmp_path / "adapter")
     key = f"base_model.model.{name}.lora_"
     save_file({f"{key}A.weight": A, f"{key}B.weight": B}, tmp_path / "adapter" / "adapter_model.safetensors")
-    write_ledger(ledger, Ledger(BaseModel(BUILTIN, model_hash(BUILTIN), "bfloat16")))
+    write_ledger(ledger, Ledger(BaseModel(BUILTIN, open_source(BUILTIN).sha256, "bfloat16")))
     command("ledger.py", "append", ledger, "--adapter", tmp_path / "adapter", "--task", "mine")
     command("materialize.py", "--ledger", ledger, "--output_dir", tmp_path / "model")
     found, original = weights(tmp_path / "model"), weights(packaged_model_folder(BUILTIN))

@@ -23,6 +23,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.ledger.apply import merge_entries
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.models.load import load_model, original_weights
+from codyra_llm.models.source import open_source
 from codyra_llm.workflows import evaluate
 from codyra_llm.workflows.evaluate import score_model
 from tests.e2e.test_run import tiny_config
@@ -171,7 +172,7 @@ def test_a_weight_that_only_the_sum_takes_out_of_range(
 ) -> None:
     world = start()
     config = tiny_config(wide_folder, tmp_path / "run", **SHORT, **overrides, **{"model.dtype": "float16"})
-    model = load_base(config, read_deepspeed_json(config.deepspeed), world, print)
+    model = load_base(open_source(str(wide_folder)), config, read_deepspeed_json(config.deepspeed), world, print)
     name = "model.layers.0.self_attn.q_proj"
     limit = torch.finfo(torch.float16).max
 

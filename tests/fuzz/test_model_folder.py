@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, original_weights
+from codyra_llm.models.load import load_model, original_weights
+from codyra_llm.models.source import open_source
 from tests.fuzz.outcome import outcome, thorough
 from tests.fuzz.strategies import files_like
 
@@ -20,7 +21,7 @@ FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "toke
 
 def load(folder: Path) -> None:
     """As a run does it: tokenizer and configuration, the whole model, one weight by itself."""
-    load_config_and_tokenizer(str(folder))
+    open_source(str(folder)).tokenizer  # noqa: B018
     model = load_model(str(folder))
     read = original_weights(str(folder))
     name, weight = next(iter(model.named_parameters()))

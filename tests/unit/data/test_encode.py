@@ -11,7 +11,7 @@ from codyra_llm.data.encode import check_tokenizer, encode_answer, encode_prompt
 from codyra_llm.data.stream import Body
 from codyra_llm.errors import UserError
 from codyra_llm.models.gguf import BUILTIN
-from codyra_llm.models.load import resolve_model
+from codyra_llm.models.source import resolve_model
 
 FAMILIES = ["llama-sentencepiece", "gemma", "byte-bpe", "byte-bpe-with-begin-mark", "smollm2"]
 ROWS = [

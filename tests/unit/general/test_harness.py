@@ -21,7 +21,8 @@ from codyra_llm.evaluation.general.score import score_suite
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
 from codyra_llm.evaluation.general.suites import SHIPPED, TRACE, load_suites
 from codyra_llm.generation.generate import Answered, Question, answer_questions
-from codyra_llm.models.load import load_model, resolve_model
+from codyra_llm.models.load import load_model
+from codyra_llm.models.source import resolve_model
 from tests.suites import write_suite
 
 NAME = "smollm2-135m-instruct"

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.errors import UserError
-from codyra_llm.models.fingerprint import model_hash
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, original_weights
+from codyra_llm.models.load import load_model, meta_model, original_weights
 from codyra_llm.models.save import save_model
+from codyra_llm.models.source import open_source
 from tests.models import tiny_model
 
 
@@ -41,10 +41,11 @@ def add_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def use(folder: Path) -> None:
     """As every command does."""
-    load_config_and_tokenizer(str(folder))
-    load_model(str(folder))
-    original_weights(str(folder))
-    model_hash(str(folder))
+    source = open_source(str(folder))
+    assert source.tokenizer
+    load_model(source)
+    original_weights(source)
+    assert source.sha256
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
     monkeypatch.setattr(sys, "stdin", None)
     with contextlib.suppress(UserError):
-        load_config_and_tokenizer(str(folder))
+        open_source(str(folder)).tokenizer  # noqa: B018
         load_model(str(folder))
     assert not (folder / "ran").exists()
 
@@ -120,16 +121,16 @@ def test_what_is_there_instead_of_a_model(folder: Path, tmp_path: Path, monkeypa
         "misspelt": r"no such folder$",
     }.items():
         with pytest.raises(UserError, match=problem):
-            load_config_and_tokenizer(str(tmp_path / name))
+            open_source(str(tmp_path / name)).tokenizer  # noqa: B018
     for file in [path for path in folder.iterdir() if path.name.startswith("tokenizer")]:
         file.unlink()
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_config_and_tokenizer(str(folder))
+        open_source(str(folder)).tokenizer  # noqa: B018
 
 
 def test_an_adapter_beside_the_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
-    for act in (load_config_and_tokenizer, load_model):
+    for act in (open_source, load_model):
         with pytest.raises(UserError, match=r"holds adapter_config\.json beside the model; merge the adapter"):
             act(str(folder))
 
@@ -189,7 +190,7 @@ def test_damage_is_one_line(how: str, folder: Path) -> None:
 
 def saved(folder: Path, target: Path) -> Path:
     start()
-    model, (_, tokenizer) = load_model(str(folder)), load_config_and_tokenizer(str(folder))
+    model, tokenizer = load_model(str(folder)), open_source(str(folder)).tokenizer
     layout, weights = weight_layout(model), whole_weights(model)
     save_model(model, layout, weights, tokenizer, target, "# card", base=str(folder))
     return target
@@ -235,7 +236,7 @@ def test_a_model_that_is_not_its_configurations_is_not_saved(
     )
     with pytest.raises(UserError, match="was not written as the configuration has it"):
         start()
-        model, (_, tokenizer) = load_model(str(folder)), load_config_and_tokenizer(str(folder))
+        model, tokenizer = load_model(str(folder)), open_source(str(folder)).tokenizer
         monkeypatch.setattr("codyra_llm.models.save._check_names", real_check(monkeypatch))
         save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card")
     assert not (tmp_path / "saved").exists()
@@ -273,4 +274,4 @@ def test_a_disk_that_is_full_for_a_library_in_rust(
 def test_sizes_that_no_model_has(size: str, folder: Path) -> None:
     change_json(folder, "config.json", **{size: -8})
     with pytest.raises(UserError, match=r"model"):
-        meta_model(load_config_and_tokenizer(str(folder))[0])
+        meta_model(open_source(str(folder)).config)

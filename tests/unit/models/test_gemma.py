@@ -11,7 +11,8 @@ from codyra_llm.config import parse_command_line
 from codyra_llm.errors import UserError
 from codyra_llm.files import cache_folder
 from codyra_llm.models.gguf import GEMMA
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, resolve_model
+from codyra_llm.models.load import load_model, meta_model
+from codyra_llm.models.source import open_source, resolve_model
 
 
 def test_nothing_is_fetched_unless_the_terms_are_agreed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +35,8 @@ def present() -> None:
 
 @pytest.mark.usefixtures("present")
 def test_it_is_the_published_architecture() -> None:
-    config, tokenizer = load_config_and_tokenizer(GEMMA)
+    source = open_source(GEMMA)
+    config, tokenizer = source.config, source.tokenizer
     model = meta_model(config)
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
     assert len(find_targets(model, CoDyRAConfig())) == 18 * 7
@@ -43,7 +45,7 @@ def test_it_is_the_published_architecture() -> None:
 
 @pytest.mark.usefixtures("present")
 def test_it_knows_english() -> None:
-    model, tokenizer = load_model(GEMMA, "bfloat16"), load_config_and_tokenizer(GEMMA)[1]
+    model, tokenizer = load_model(GEMMA, "bfloat16"), open_source(GEMMA).tokenizer
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         likeliest = model(ids).logits[0, -1].topk(5).indices  # of 262,144: a small model that is not tuned to answer

@@ -11,14 +11,16 @@ from codyra_llm.adapter.injection import find_targets
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import weight_layout, whole_weights
 from codyra_llm.models.gguf import BUILTIN
-from codyra_llm.models.load import load_config_and_tokenizer, load_model, meta_model, resolve_model
+from codyra_llm.models.load import load_model, meta_model
 from codyra_llm.models.save import save_model
+from codyra_llm.models.source import open_source, resolve_model
 
 
 def test_the_builtin_model_is_an_ordinary_folder_with_210_projections() -> None:
     folder = Path(resolve_model(BUILTIN))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
-    config, tokenizer = load_config_and_tokenizer(BUILTIN)
+    source = open_source(BUILTIN)
+    config, tokenizer = source.config, source.tokenizer
     assert tokenizer.eos_token_id is not None
     model = meta_model(config)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -34,7 +36,7 @@ def test_a_cache_that_cannot_be_written_gives_what_it_has(tmp_path: Path, monkey
 
 
 def test_the_builtin_model_knows_english() -> None:
-    model, tokenizer = load_model(BUILTIN), load_config_and_tokenizer(BUILTIN)[1]
+    model, tokenizer = load_model(BUILTIN), open_source(BUILTIN).tokenizer
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
@@ -43,7 +45,7 @@ def test_the_builtin_model_knows_english() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_is_what_was_loaded(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
     start()
-    model, tokenizer = load_model(str(tiny_folder), dtype), load_config_and_tokenizer(str(tiny_folder))[1]
+    model, tokenizer = load_model(str(tiny_folder), dtype), open_source(str(tiny_folder)).tokenizer
     save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.dtype == getattr(torch, dtype)

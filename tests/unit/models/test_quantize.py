@@ -14,9 +14,10 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.zero import parameter_count, weight_layout, whole_weights
 from codyra_llm.errors import UserError
-from codyra_llm.models.load import load_config_and_tokenizer, load_model
+from codyra_llm.models.load import load_model
 from codyra_llm.models.quantize import dequantized, is_quantized, keep_trainable, quantization_config
 from codyra_llm.models.save import save_model
+from codyra_llm.models.source import open_source
 from tests.models import CONFIGS, WIDE, tiny_model
 
 WAYS = [("nf4", "float32"), ("nf4", "bfloat16"), ("int8", "float32"), ("int8", "bfloat16")]
@@ -49,7 +50,7 @@ def test_what_is_saved_is_what_transformers_loads(
 ) -> None:
     start()
     model = load_model(str(wide_folder), dtype, quantization=quantization)
-    tokenizer = load_config_and_tokenizer(str(wide_folder))[1]
+    tokenizer = open_source(str(wide_folder)).tokenizer
     ids = torch.arange(3, 40)[None]
     logits = model(ids).logits
     save_model(model, weight_layout(model), whole_weights(model), tokenizer, tmp_path / "saved", "# card", 20_000)

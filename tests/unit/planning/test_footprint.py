@@ -23,7 +23,7 @@ from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.errors import UserError
 from codyra_llm.methods import METHODS
-from codyra_llm.models.architectures import find_config, known_models
+from codyra_llm.models.architectures import find_source, known_models
 from codyra_llm.models.load import load_model, meta_model
 from codyra_llm.planning.activations import activation_bytes
 from codyra_llm.planning.footprint import parse_size
@@ -55,17 +55,17 @@ def count(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_known_models_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    assert count(meta_model(find_config(name))) == parameters
+    assert count(meta_model(find_source(name).config)) == parameters
 
 
 def test_gemma_3_4b_is_the_text_part_of_the_published_model() -> None:
     vision = {"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "num_attention_heads": 16}
     vision |= {"num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}
-    text = find_config("google/gemma-3-4b-it").to_dict()
+    text = find_source("google/gemma-3-4b-it").config.to_dict()
     with torch.device("meta"):
         whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     assert count(whole) == 4_300_079_472
-    assert count(whole.model.language_model) == count(meta_model(find_config("google/gemma-3-4b-it")))
+    assert count(whole.model.language_model) == count(meta_model(find_source("google/gemma-3-4b-it").config))
 
 
 def test_every_known_model_has_a_base_and_a_tuned_id() -> None:
