@@ -224,13 +224,13 @@ def validated(kind: type[Kind], content: Any, where: str, problem: str) -> Kind:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Adds a value to a journal, one JSON value a line."""
+    """Adds a value to a file of partial results, one JSON value a line."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value) + "\n")
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """What was added to a journal; a last line that was cut off when the process was killed is taken away."""
+    """The values of a file of partial results; a last line that was cut off by a kill is removed from it."""
     values: list[Any] = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = 0  # bytes

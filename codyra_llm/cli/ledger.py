@@ -58,22 +58,24 @@ def command() -> None:
     from codyra_llm.ledger.peft_io import append_adapter, export_sum
 
     if options.action == "export":
-        held, shares = read_selection(folder, options)
+        ledger, shares = read_selection(folder, options)
         if options.only:
-            shares = {held.entries[held.position(options.only)].name: 1.0}
+            shares = {ledger.entries[ledger.position(options.only)].name: 1.0}
         belongs = OF_ONE_TASK if options.only else None
-        largest = export_sum(folder, held, shares, expand(options.output_dir), options.rank, belongs)
+        largest = export_sum(folder, ledger, shares, expand(options.output_dir), options.rank, belongs)
         print(f"{options.output_dir}: {', '.join(shares)} as one adapter, rank {largest}")
         return
-    held = read_ledger(folder)
+    ledger = read_ledger(folder)
     if options.action == "show":
-        print(describe(held))
+        print(describe(ledger))
     elif options.action == "verify":
-        check_fit(folder, held, options.base)
-        print(f"{folder}: {len(held.entries)} entries, all as they were written; {held.base_model.name} is their base")
+        check_fit(folder, ledger, options.base)
+        print(
+            f"{folder}: {len(ledger.entries)} entries, all as they were written; {ledger.base_model.name} is their base"
+        )
     elif options.action == "diff":
         other = expand(options.other)
-        print(compare(folder, held, other, read_ledger(other)))
+        print(compare(folder, ledger, other, read_ledger(other)))
     else:
-        entry = append_adapter(folder, held, expand(options.adapter), options.task, options.base)
+        entry = append_adapter(folder, ledger, expand(options.adapter), options.task, options.base)
         print(f"{folder / entry.name}: {entry.components} components in {entry.projections} projections")

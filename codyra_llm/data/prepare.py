@@ -67,7 +67,7 @@ def check(splits: dict[str, list[Row]], scorer: str = "") -> dict[str, Any]:
 
     `test_in_train` counts test rows whose prompt is in train, `eval_in_test` eval rows whose prompt is in test.
     """
-    train, held, test = (splits.get(split) for split in SPLITS)
+    train, evaluation, test = (splits.get(split) for split in SPLITS)
     both = train is not None and test is not None
     answers: dict[str, set[str]] = {}
     for row in train or []:
@@ -86,8 +86,8 @@ def check(splits: dict[str, list[Row]], scorer: str = "") -> dict[str, Any]:
         "test_unique": len(test_prompts) if test else None,
         "test_in_train": len(shared) if both else None,
         "test_in_train_same_answer": len(same) if both else None,
-        "eval_is_test": _as_counts(held) == _as_counts(test) if held and test else None,
-        "eval_in_test": sum(row["prompt"] in test_prompts for row in held) if held and test else None,
+        "eval_is_test": _as_counts(evaluation) == _as_counts(test) if evaluation and test else None,
+        "eval_in_test": sum(row["prompt"] in test_prompts for row in evaluation) if evaluation and test else None,
         "majority_answer": top,
         "majority_share": count / len(test) if test else None,
         "prompt_chars": _lengths(splits, "prompt"),
@@ -264,10 +264,10 @@ def prepare(arguments: Sequence[str]) -> int:
             not_ready.append(task)
         elif args.output_dir is not None:
             try:
-                train, held = carve(splits["train"], splits["test"], args.validation_size, args.seed)
+                train, evaluation = carve(splits["train"], splits["test"], args.validation_size, args.seed)
             except UserError as error:
                 raise UserError(f"{task}: {error}") from None
-            carved[task] = {"train": train, "eval": held, "test": splits["test"]}
+            carved[task] = {"train": train, "eval": evaluation, "test": splits["test"]}
     written = args.output_dir if args.output_dir is not None and not not_ready else None
     if written:
         write_data(written, carved)

@@ -1,4 +1,4 @@
-"""Which ranks still run: each counts in the run's store, so that whoever waits in vain can say for whom."""
+"""Which ranks still run: each counts in the run's store, so that one that waits in vain can name the missing."""
 
 import threading
 import time

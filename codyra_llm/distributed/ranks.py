@@ -128,13 +128,13 @@ def all_gather(value: Any) -> list[Any]:
     return values
 
 
-def check_same(ranks: Ranks, held: Mapping[str, Any]) -> None:
+def check_same(ranks: Ranks, values: Mapping[str, Any]) -> None:
     """Raises UserError, on every rank, where a rank has another value than rank 0: settings, data, weights, by name.
 
     Args:
-        held: what this rank has, the same names everywhere; None: it does not say.
+        values: what this rank has, the same names everywhere; None: it does not say.
     """
-    of_ranks = all_gather(dict(held))
+    of_ranks = all_gather(dict(values))
     for name, value in of_ranks[0].items():
         others = [rank for rank, of_rank in enumerate(of_ranks) if of_rank.get(name) not in (value, None)]
         if value is not None and others:

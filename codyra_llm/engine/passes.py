@@ -17,7 +17,7 @@ from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import trainable
-from codyra_llm.engine.zero import readable
+from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
 
 
@@ -27,11 +27,11 @@ def measure_before(
     """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
 
     Args:
-        model: without branches. adapter: says which projections will have one. gather: as of `readable`.
+        model: without branches. adapter: says which projections will have one. gather: as of `gathered_for_inference`.
     """
     if overrides(hooks, "before_training"):
         projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
-        with readable(model.eval(), gather, ranks):
+        with gathered_for_inference(model.eval(), gather, ranks):
             passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
             hooks.before_training(batches.own, passes)
 
@@ -40,7 +40,7 @@ class ModelPasses:
     """`methods.hooks.RowPasses` on a model: each rank makes those of its share of the rows, with whole parameters.
 
     Args:
-        loss: around the model; an engine's module while there is one, else one that is `readable`.
+        loss: around the model; an engine's module while there is one, else one that is `gathered_for_inference`.
         projections: by name, those whose inputs can be asked for.
         after_pass: called after each pass, as an engine at stage 3 needs it.
     """

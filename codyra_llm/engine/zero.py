@@ -28,7 +28,7 @@ from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
 from codyra_llm.models.load import Place, load_model
-from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
+from codyra_llm.models.quantize import dequantized, is_quantized, quantized, set_weight
 from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.models.source import Source
 
@@ -71,8 +71,10 @@ def load_base(
         UserError: it cannot be loaded, holds weights that are not finite, or cannot be run as it is run here
             (`check_forward`).
     """
-    place, held = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
-    model = load_model(source, held.dtype, held.attn_implementation, place, warn, held.quantization, ranks.device)
+    place, settings = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
+    model = load_model(
+        source, settings.dtype, settings.attn_implementation, place, warn, settings.quantization, ranks.device
+    )
     if not place:
         model = model.to(ranks.device)  # type: ignore[arg-type]
     else:
@@ -80,10 +82,10 @@ def load_base(
             buffer.data = buffer.data.to(ranks.device)
     if damaged := first_not_finite(model.named_parameters()):
         raise UserError(
-            f"model.name_or_path {source.name}: {damaged} holds values that are not finite in {held.dtype}: its "
+            f"model.name_or_path {source.name}: {damaged} holds values that are not finite in {settings.dtype}: its "
             "file is damaged, or they leave the range of the dtype; try another model.dtype"
         )
-    with readable(model, "never", ranks):
+    with gathered_for_inference(model, "never", ranks):
         check_forward(model, source.name)
     return model
 
@@ -107,12 +109,12 @@ def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
     problems = []
     for name, factors in updates.items():
         projection: Any = model.get_submodule(name)
-        held = projection.weight
+        weight = projection.weight
         if is_quantized(projection):  # in the model's dtype it is computed with, or saved
-            with deepspeed.zero.GatheredParameters([held], enabled=is_zero_param(held)):
+            with deepspeed.zero.GatheredParameters([weight], enabled=is_zero_param(weight)):
                 dtype, largest = model.dtype, largest_magnitude(dequantized(projection))
         else:
-            dtype, largest = held.dtype, largest_magnitude(_own_values(held))
+            dtype, largest = weight.dtype, largest_magnitude(_own_values(weight))
         try:
             check_reach(name, dtype, largest, *factors)
         except ValueError as error:
@@ -123,7 +125,7 @@ def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
 
 
 @contextmanager
-def readable(model: nn.Module, how: str, ranks: Ranks) -> Iterator[bool]:
+def gathered_for_inference(model: nn.Module, how: str, ranks: Ranks) -> Iterator[bool]:
     """Makes a partitioned model callable outside the engine; yields True if every forward is a collective.
 
     Args:
@@ -235,14 +237,14 @@ def _requantize(layer: Any, B: torch.Tensor, A: torch.Tensor, original: Fill) ->
     values = torch.empty(len(B), A.shape[1], dtype=torch.float32, device=B.device)
     for begin, tile in sum_in_tiles(original, B, A, 0, values.numel()):
         values.view(-1)[begin : begin + len(tile)] = tile
-    packed, held = quantized(layer, values), layer.weight
-    if not is_zero_param(held):
-        hold(layer, packed)
+    packed, weight = quantized(layer, values), layer.weight
+    if not is_zero_param(weight):
+        set_weight(layer, packed)
         return
-    held.partition()
-    own, start = _own_slice(held)
+    weight.partition()
+    own, start = _own_slice(weight)
     own.copy_(packed.view(-1)[start : start + len(own)])
-    hold(layer, held, packed.quant_state)
+    set_weight(layer, weight, packed.quant_state)
 
 
 def parameter_count(model: nn.Module) -> int:

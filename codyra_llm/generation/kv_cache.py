@@ -145,8 +145,8 @@ class Context:
         copy = Context(self.model, len(rows), columns, self.pad)
         copy.mask = self.mask[rows]
         for source, target in zip(self.layers, copy.layers, strict=True):
-            held = slice(0, source.length)
-            target.update(source.keys[rows, :, held], source.values[rows, :, held])
+            filled = slice(0, source.length)
+            target.update(source.keys[rows, :, filled], source.values[rows, :, filled])
         return copy
 
 
@@ -194,9 +194,9 @@ class _Columns(CacheLayerMixin):
 
     def arrange(self, order: torch.Tensor) -> None:
         """Holds for each row these of its columns, [rows, columns], and in this order."""
-        held, self.length = self.length, order.shape[1]
+        old_length, self.length = self.length, order.shape[1]
         for states in (self.keys, self.values):
-            states[:, :, : self.length] = states[:, :, :held].take_along_dim(order[:, None, :, None], dim=2)
+            states[:, :, : self.length] = states[:, :, :old_length].take_along_dim(order[:, None, :, None], dim=2)
 
     def get_seq_length(self) -> int:
         """Columns held."""

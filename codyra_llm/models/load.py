@@ -16,11 +16,11 @@ from codyra_llm.errors import UserError, reason
 from codyra_llm.models.folder import weight_files
 from codyra_llm.models.quantize import (
     check_loaded_widths,
-    hold,
     is_quantized,
     keep_trainable,
     quantize_structure,
     quantized,
+    set_weight,
 )
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 from codyra_llm.models.source import Source, open_source, source_problem
@@ -159,10 +159,10 @@ def _load_quantized(
                 raise ValueError(f"{name}.weight holds values that are not finite; its file is damaged")
             packed = quantized(module, values)
             if place is None:
-                hold(module, packed)
+                set_weight(module, packed)
             else:
                 part = place(packed.shape, packed.dtype, functools.partial(copy_part, packed))
-                hold(module, part, packed.quant_state)
+                set_weight(module, part, packed.quant_state)
     _place_weights(model, place or whole, lambda name, weight: read(name))
     return model
 

@@ -114,7 +114,7 @@ def quantized(layer: Any, weight: torch.Tensor) -> Any:
     return packed
 
 
-def hold(layer: Any, packed: Any, scales: Any = None) -> None:
+def set_weight(layer: Any, packed: Any, scales: Any = None) -> None:
     """Makes what `quantized` gave, or a part of it with the `scales` of the whole, a layer's weight."""
     import bitsandbytes as bnb
 
@@ -142,20 +142,20 @@ def quantized_tensors(
             yield name, weight
             continue
         empty = layer.weight
-        hold(layer, quantized(layer, weight))
+        set_weight(layer, quantized(layer, weight))
         del weight  # before the next is made
-        held = layer.state_dict(prefix=f"{owner}.")
-        yield from ((key, tensor) for key, tensor in held.items() if not tensor.is_meta)  # a bias comes by itself
-        hold(layer, empty)
+        tensors = layer.state_dict(prefix=f"{owner}.")
+        yield from ((key, tensor) for key, tensor in tensors.items() if not tensor.is_meta)  # a bias comes by itself
+        set_weight(layer, empty)
 
 
 def dequantized(layer: Any) -> torch.Tensor:
     """The weight that a quantized layer stands for, [out_features, in_features] in fp32."""
     import bitsandbytes as bnb
 
-    held: Any = layer.weight
+    weight: Any = layer.weight
     if isinstance(layer, bnb.nn.Linear4bit):
-        weight: torch.Tensor = bnb.functional.dequantize_4bit(held.data, held.quant_state)
-        return weight.float()
-    scales = layer.state.SCB if held.SCB is None else held.SCB
-    return bnb.functional.int8_vectorwise_dequant(held.data, scales).float()
+        unpacked: torch.Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return unpacked.float()
+    scales = layer.state.SCB if weight.SCB is None else weight.SCB
+    return bnb.functional.int8_vectorwise_dequant(weight.data, scales).float()

@@ -43,8 +43,10 @@ class ModelSizes:
     def of(cls, model: nn.Module, adam_bits: int = 32) -> "ModelSizes":
         """The sizes of a model with gated branches, on any device."""
         gates = sum(layer.rank for _, layer in gated_layers(model) if layer.gate.requires_grad)
-        held = [Parameter(p.numel(), getattr(p, "stored_bytes", p.nbytes), p.requires_grad) for p in model.parameters()]
-        return cls(held, gates, adam_bits)
+        parameters = [
+            Parameter(p.numel(), getattr(p, "stored_bytes", p.nbytes), p.requires_grad) for p in model.parameters()
+        ]
+        return cls(parameters, gates, adam_bits)
 
     @property
     def trainable(self) -> int:

@@ -78,16 +78,16 @@ class OutputFolder:
         """What was answered of a row before the command was interrupted, by the question's key."""
         return {
             question: Answered(*answer)
-            for content in read_json_lines(self._journal(row_name))
+            for content in read_json_lines(self._partial_answers(row_name))
             for question, answer in content.items()
         }
 
     def append_answers(self, row_name: str, answered: dict[str, Answered]) -> None:
         """Keeps answers, by the question's key."""
         content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
-        append_json_line(self._journal(row_name), content)
+        append_json_line(self._partial_answers(row_name), content)
 
-    def _journal(self, row_name: str) -> Path:
+    def _partial_answers(self, row_name: str) -> Path:
         return self.path / "predictions" / f"{row_name}.partial"
 
 
@@ -157,8 +157,8 @@ class RunFolder(OutputFolder):
 
     def drop_answers(self) -> None:
         """Forgets what `append_answers` kept: all of the row's predictions are written."""
-        for journal in (self.path / "predictions").glob("*.partial"):
-            journal.unlink()
+        for partial in (self.path / "predictions").glob("*.partial"):
+            partial.unlink()
 
     def append_ranks(self, task: str, report: Sequence[ModuleRank], drift: dict[str, float]) -> None:
         """ranks.csv: for each task and module its rank, update norm, bound, and the norm of all updates so far."""

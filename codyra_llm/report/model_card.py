@@ -16,7 +16,7 @@ def model_card(results: RunResults) -> str:
     method = METHODS[config["method"]]
     threshold = f"threshold mode {adapter['threshold_mode']}" if method.trains_gates else "fixed"
     quantization = config["model"].get("quantization")
-    held = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
+    quantized = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
     live = "Nothing but transformers is needed to use it. "
     if overrides(method, "serving"):
         live = "What the method has live at inference is not part of it: these are the merged weights alone. "
@@ -44,7 +44,7 @@ Data: {results.data.stream}, version {results.data.version}.
 Rank {adapter["rank"]} on {", ".join(adapter["target_modules"])}, {threshold}; learning
 rate {train["learning_rate"]:g}, global batch {train["global_batch_size"]}, seed {config["seed"]}, merged at
 {config["merge"]["scale"]:g} of the update.
-{held}
+{quantized}
 ## Scores
 Scoring variant `{config["evaluate"]["scorer_variant"]}`, 0 to 100. A row is the model at that point, [..] the task
 just learned.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.distributed.ranks import broadcast
-from codyra_llm.engine.zero import readable
+from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.generation.answer_cache import recall, remember
 from codyra_llm.generation.generate import Answered, Ask, Question, answer_questions
@@ -48,7 +48,7 @@ def asking(
     of_total = "" if total is None else f" of {total}"
     bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not ranks.is_main)
     model.eval()
-    with bar as progress, readable(model, config.gather, ranks) as synced:
+    with bar as progress, gathered_for_inference(model, config.gather, ranks) as synced:
 
         def ask(questions: Sequence[Question]) -> list[Answered]:
             known = broadcast(session.on_rank_0(lambda: recall(identity, questions))) if identity else None

@@ -15,7 +15,7 @@ from codyra_llm.data.encode import Example, check_tokenizer, encode_request
 from codyra_llm.distributed.ranks import broadcast, check_same, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.malloc import return_freed_memory
-from codyra_llm.engine.zero import readable
+from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig, decisive
 from codyra_llm.evaluation.judge.endpoint import EndpointJudge, read_address, read_key
@@ -236,7 +236,7 @@ def _judge(session: Session, config: JudgeConfig, local_judge: Source | None) ->
     else:
         tokenizer, run = local_judge.tokenizer, _run_config(config, local_judge.name)
         model = _load(session, local_judge, run)
-        with readable(model, run.evaluate.gather, session.ranks) as synced:
+        with gathered_for_inference(model, run.evaluate.gather, session.ranks) as synced:
 
             def ask(questions: Sequence[Question]) -> list[Answered]:
                 return answer_questions(model, tokenizer, questions, config.batch_size, session.ranks, synced=synced)

@@ -14,7 +14,7 @@ from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.passes import measure_before
 from codyra_llm.engine.train import train_task
-from codyra_llm.engine.zero import add_delta, load_base, parameter_count, readable, whole_weights
+from codyra_llm.engine.zero import add_delta, gathered_for_inference, load_base, parameter_count, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.generation.generate import answer_questions
 from codyra_llm.methods import METHODS
@@ -86,7 +86,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         result["ranks"] += [dataclasses.astuple(module) for module in report]
         assert parameter_count(model) == count
         model.eval()
-        with readable(model, "always", world):
+        with gathered_for_inference(model, "always", world):
             ask = functools.partial(answer_questions, model, plan.source.tokenizer, ranks=world)
             (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))

@@ -29,7 +29,14 @@ from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, all_gather, start
 from codyra_llm.engine import train
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.zero import add_delta, placement, readable, unpartition_branches, weight_layout, whole_weights
+from codyra_llm.engine.zero import (
+    add_delta,
+    gathered_for_inference,
+    placement,
+    unpartition_branches,
+    weight_layout,
+    whole_weights,
+)
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.generation.generate import Question, answer_questions
@@ -171,7 +178,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
     def evaluate() -> None:
         scores = {}
         for how in ("always", "auto", "never"):
-            with readable(model, how, world) as synced:
+            with gathered_for_inference(model, how, world) as synced:
                 ask = functools.partial(answer_questions, model, plan.source.tokenizer, ranks=world, synced=synced)
                 scored = evaluate_tasks(plan.stream.tasks, plan.test_examples, config.evaluate, ask)
             seen["in step"][how] = synced
@@ -182,7 +189,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
     # rank 0 has a prompt of one token, which takes no pass of its own before its last token
     questions = [Question(Example([5] * (1 + 4 * world.rank), [7, 8]), max_new_tokens=3 + 2 * world.rank)]
     for how in ("always", "never"):
-        with readable(model, how, world) as synced:
+        with gathered_for_inference(model, how, world) as synced:
             (answered,) = answer_questions(model, plan.source.tokenizer, questions, synced=synced)
         seen["unequal", how] = all_gather((answered.loss, answered.text))
     evaluate()

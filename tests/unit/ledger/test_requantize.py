@@ -12,7 +12,7 @@ from codyra_llm.adapter.injection import find_targets
 from codyra_llm.engine.zero import add_delta
 from codyra_llm.ledger.entry import read_entry, summed, write_entry
 from codyra_llm.models.load import load_model, original_weights
-from codyra_llm.models.quantize import dequantized, hold, quantization_config, quantized
+from codyra_llm.models.quantize import dequantized, quantization_config, quantized, set_weight
 from tests.models import WIDE, tiny_model
 
 TASKS = 8
@@ -47,7 +47,7 @@ def merge_what_is_held(base: Path, quantization: str, entries: list[Path]) -> nn
     for entry in entries:
         for name, (B, A) in read_entry(entry).items():
             layer = model.get_submodule(name)
-            hold(layer, quantized(layer, dequantized(layer) + B @ A))
+            set_weight(layer, quantized(layer, dequantized(layer) + B @ A))
     return model
 
 
@@ -86,7 +86,7 @@ def test_without_the_original_four_bits_lose_the_updates(wide_folder: Path, entr
             kept[model] += float(((held - start) * update).sum())
             errors[model] += float((held - weight - update).square().sum())
         layer = base.get_submodule(name)
-        hold(layer, quantized(layer, (weight + update).float()))
+        set_weight(layer, quantized(layer, (weight + update).float()))
         one += float((dequantized(layer) - weight - update).square().sum())
         whole += float(update.square().sum())
     assert errors[ours] == pytest.approx(one, rel=1e-3)
