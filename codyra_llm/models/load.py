@@ -1,6 +1,7 @@
 """Loading LLaMA, Gemma and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ def meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
 
 def _meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        # a copy, as the model's own may be changed
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
 
 
 def load_model(
@@ -169,7 +171,7 @@ def _load_quantized(
 
 def _structure(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=False, **options)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(source.config), trust_remote_code=False, **options)
     read_generation_config(source, model)
     return model
 
