@@ -85,6 +85,10 @@ class DataConfig:
         "end without padding (pack); the loss is the same",
         neutral=True,
     )
+    chat_template: str = option(
+        "none",
+        "none: prompts as they are, as in TRACE; auto: the model's chat template; or the path of a Jinja file",
+    )
     max_train_examples: int | None = option(
         None, "rows of train.json to use for each task; empty: all", within=AT_LEAST_ONE
     )

@@ -6,7 +6,7 @@ from importlib import import_module
 from codyra_llm.command import main
 from codyra_llm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "judge", "prepare", "plan", "score", "ledger", "materialize")
+COMMANDS = ("train", "evaluate", "judge", "chat", "prepare", "plan", "score", "ledger", "materialize")
 
 
 def run() -> None:

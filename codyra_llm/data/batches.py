@@ -99,7 +99,7 @@ class GlobalBatches:
 
     def answer_tokens(self, step: int) -> int:
         """Answer tokens of a step over all ranks: what its loss is divided by."""
-        return sum(len(self.examples[row].answer) for row in self.rows_of(step))
+        return sum(self.examples[row].learned for row in self.rows_of(step))
 
     def tokens(self, step: int) -> int:
         """Tokens of a step over all ranks, padding left out."""
@@ -133,6 +133,8 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     for i, example in enumerate(examples):
         input_ids[i, : len(example)] = torch.tensor(example.prompt + example.answer)
         labels[i, len(example.prompt) : len(example)] = torch.tensor(example.answer)
+        for begin, end in example.unlearned:
+            labels[i, len(example.prompt) + begin : len(example.prompt) + end] = IGNORED
     return MicroBatch(input_ids, labels)
 
 

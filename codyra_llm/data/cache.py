@@ -1,7 +1,8 @@
 """Rows as token ids, kept in the cache folder: whoever needs the same ids again, rank or run, maps them into memory.
 
-A file is an Arrow IPC file of two columns, prompt and answer, named by a hash of all that the ids depend on. It is
-written beside and renamed, under a lock, by the first process that needs it; each batch carries its checksum.
+A file is an Arrow IPC file of three columns (prompt, answer, ranges that are not learned), named by a hash of all that
+the ids depend on. It is written beside and renamed, under a lock, by the first process that needs it; each batch
+carries its checksum.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from codyra_llm.data import encode
+from codyra_llm.data import chat, encode
 from codyra_llm.data.encode import Example, encode_rows
-from codyra_llm.data.stream import Row
+from codyra_llm.data.rows import Row
 from codyra_llm.files import cache_folder, replace_file
 from codyra_llm.locks import exclusive
 
-SCHEMA = pa.schema({"prompt": pa.large_list(pa.int32()), "answer": pa.large_list(pa.int32())})
+COLUMNS = ("prompt", "answer", "unlearned")  # the begins and ends of ranges after one another
+SCHEMA = pa.schema({name: pa.large_list(pa.int32()) for name in COLUMNS})
 ROWS_AT_ONCE = 1000  # held as Python lists while a file is written
 CHECKSUM = "crc32"
 
@@ -77,14 +79,15 @@ class TokenCache:
         digest = hashlib.sha256(self._method)
         digest.update(repr(sorted(limits.items())).encode())
         for row in rows:
-            digest.update(json.dumps([row["prompt"], row["answer"]]).encode())
+            digest.update(json.dumps([row["prompt"], row["answer"], row.get("messages")]).encode())
         return digest.hexdigest()
 
     @cached_property
     def _method(self) -> bytes:
         """Hash of what turns text into ids: the tokenizer as it would be saved, its library, the encoding's source."""
         digest = hashlib.sha256(f"{transformers.__version__} {tokenizers.__version__}".encode())
-        digest.update(Path(encode.__file__).read_bytes())
+        for module in (chat, encode):
+            digest.update(Path(str(module.__file__)).read_bytes())
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(Path(folder).rglob("*")):
@@ -97,15 +100,16 @@ class _Examples(Sequence[Example]):
     """The rows of an Arrow table; of a mapped one, only those that are in use need memory."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.prompts, self.answers = table["prompt"], table["answer"]
+        self.columns = [table[name] for name in COLUMNS]
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.columns[0])
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
-        return Example(*(column[index].values.to_numpy().tolist() for column in (self.prompts, self.answers)))
+        prompt, answer, places = (column[index].values.to_numpy().tolist() for column in self.columns)
+        return Example(prompt, answer, tuple(zip(places[::2], places[1::2], strict=True)))
 
 
 def _read(file: Path) -> _Examples | None:
@@ -129,7 +133,8 @@ def _write(file: Path, examples: Iterable[Example]) -> None:
     remaining = iter(examples)
     with replace_file(file) as scratch, pa.ipc.new_file(str(scratch), SCHEMA) as writer:
         while some := list(islice(remaining, ROWS_AT_ONCE)):
-            columns = [[example.prompt for example in some], [example.answer for example in some]]
+            unlearned = [list(chain.from_iterable(example.unlearned)) for example in some]
+            columns = [[example.prompt for example in some], [example.answer for example in some], unlearned]
             batch = pa.record_batch(columns, schema=SCHEMA)
             writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
 

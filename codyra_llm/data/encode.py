@@ -3,33 +3,51 @@
 Prompt and answer are tokenized apart and then joined, so that no token spans both: what the model is trained to
 continue is exactly what it is given when it generates. A mark that a text spells out (`<s>` opens every Py150
 prompt) becomes the tokenizer's mark of that name, as in the published runs.
+
+With a chat template, a row is the conversation that the template writes (data/chat.py), and its marks are those of
+the template.
 """
 
-import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from codyra_llm.data.stream import Body, Row, Task
+from codyra_llm.data.chat import ChatTemplate, Learn, as_messages, encode_conversation
+from codyra_llm.data.rows import Row
+from codyra_llm.data.stream import Body, Task
 from codyra_llm.errors import UserError
 from codyra_llm.text import shown
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as ids; `prompt` begins with the tokenizer's begin mark where it has one, `answer` ends with EOS."""
+    """One row as ids.
+
+    Attributes:
+        prompt: what is read; begins with the tokenizer's begin mark where it has one.
+        answer: what is learned; ends with the end mark, or with the token that ends a turn.
+        unlearned: ranges (begin, end) of the answer that are read only: what the user says in between.
+    """
 
     prompt: list[int]
     answer: list[int]
+    unlearned: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def learned(self) -> int:
+        """How many tokens the loss counts."""
+        return len(self.answer) - sum(end - begin for begin, end in self.unlearned)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
     def to_bytes(self) -> bytes:
         """What no other example has, for a hash."""
-        return b"".join(array("q", [len(ids), *ids]).tobytes() for ids in (self.prompt, self.answer))
+        parts = [self.prompt, self.answer, *map(list, self.unlearned)]
+        return b"".join(array("q", [len(ids), *ids]).tobytes() for ids in parts)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -51,59 +69,56 @@ def encode_prompt(
 ) -> list[int]:
     """Ids of a prompt, with the begin mark; one of more than `max_length` tokens loses part of its body.
 
+    Raises:
+        UserError: as `fit_prompt`.
+    """
+    ids = _plain(tokenizer)
+    return ids(fit_prompt(prompt, ids, max_length, body, where))
+
+
+def fit_prompt(
+    prompt: str, ids: Callable[[str], list[int]], max_length: int, body: Body | None = None, where: str = "prompt"
+) -> str:
+    """The prompt or, where `ids` makes more than `max_length` tokens of it, what is left of it when its body is cut.
+
     The instruction before the body and the question after it are never cut.
 
     Raises:
         UserError: a prompt that must be cut has no marked body, or instruction and question alone are longer than
             `max_length` (the message begins with `where`).
     """
-    begin = _begin_mark(tokenizer)
-
-    def ids(text: str) -> list[int]:
-        return begin + tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    whole = ids(prompt)
-    if len(whole) <= max_length:
-        return whole
+    length = len(ids(prompt))
+    if length <= max_length:
+        return prompt
     if body is None:
         raise UserError(
-            f"{where}: the prompt has {len(whole)} tokens, more than {max_length}; raise data.max_prompt_length, "
+            f"{where}: the prompt has {length} tokens, more than {max_length}; raise data.max_prompt_length, "
             "or say with `body` in the task file what of it may be cut"
         )
     before, text, after = _split_body(prompt, body, where)
 
-    def cut(size: int) -> list[int]:
-        kept = text[:size] if body.keep == "head" else text[len(text) - size :]
-        return ids(before + kept + after)
+    def cut(size: int) -> str:
+        return before + (text[:size] if body.keep == "head" else text[len(text) - size :]) + after
 
-    if len(cut(0)) > max_length:
+    if (shortest := len(ids(cut(0)))) > max_length:
         raise UserError(
-            f"{where}: the prompt without its body has {len(cut(0))} tokens, more than {max_length}; raise "
+            f"{where}: the prompt without its body has {shortest} tokens, more than {max_length}; raise "
             "data.max_prompt_length"
         )
     low, high = 0, min(len(text), 32 * max_length)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(cut(middle)) <= max_length else (low, middle - 1)
+        low, high = (middle, high) if len(ids(cut(middle))) <= max_length else (low, middle - 1)
     return cut(low)
 
 
-def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: bool = True) -> list[int]:
-    """Ids of a text as a user's turn in the tokenizer's chat template, if it has one and it is wanted, else as it is.
-
-    A template's ids end with what opens the reply; a text as it is has the begin mark. Nothing is cut.
+def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, template: ChatTemplate | None) -> list[int]:
+    """Ids of a text as a user's turn in a chat template, which end with what opens the reply; or as it is.
 
     Raises:
         UserError: the template fails.
     """
-    if not (chat_template and tokenizer.chat_template):
-        return encode_prompt(tokenizer, text, sys.maxsize)
-    turn = [{"role": "user", "content": text}]
-    try:
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
-    except Exception as error:  # a template is a program, which fails in its own ways
-        problem = f"its chat template fails ({type(error).__name__}: {error})"
-        raise UserError(f"{tokenizer.name_or_path}: {problem}; set chat_template false") from None
+    return template.prompt(tokenizer, as_messages(text)) if template else _plain(tokenizer)(text)
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
@@ -111,35 +126,78 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    max_prompt_length: int,
+    body: Body | None = None,
+    template: ChatTemplate | None = None,
+    learn: Learn = "all",
+    where: str = "row",
+) -> Example:
+    """A row as an example; of a conversation, what comes before its first learned turn is the prompt.
+
+    Raises:
+        UserError: a prompt cannot be cut to size; or there is a conversation of several turns, and no template.
+    """
+    messages = row.get("messages") or as_messages(row["prompt"], row["answer"])
+    if template is None:
+        if len(messages) > 2:
+            raise UserError(
+                f"{where}: a conversation of {len(messages)} messages needs a chat template; set data.chat_template to "
+                "auto, which is the model's own, or to the path of one"
+            )
+        prompt = encode_prompt(tokenizer, messages[0]["content"], max_prompt_length, body, where)
+        return Example(prompt, encode_answer(tokenizer, messages[1]["content"]))
+    turns = sum(message["role"] == "assistant" for message in messages)
+    if learn == "last" or turns == 1:
+        before, last = messages[:-2], messages[-2]["content"]
+
+        def ids(text: str) -> list[int]:
+            return template.prompt(tokenizer, [*before, *as_messages(text)])
+
+        fitted = fit_prompt(last, ids, max_prompt_length, body, where)
+        messages = [*before, *as_messages(fitted), messages[-1]]
+    example = Example(*encode_conversation(tokenizer, template, messages, learn))
+    if len(example.prompt) > max_prompt_length:
+        raise UserError(
+            f"{where}: {len(example.prompt)} tokens before the first turn that is learned, more than "
+            f"{max_prompt_length}; raise data.max_prompt_length"
+        )
+    return example
+
+
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
     max_prompt_length: int,
     max_answer_length: int | None = None,
-    body: Body | None = None,
     drop_long_answers: bool = False,
     where: str = "rows",
     numbers: Sequence[int] | None = None,
+    **how: Any,
 ) -> Iterator[Example]:
     """The rows as examples, one by one; `where` and `numbers` (by default from 1) are what errors call them.
 
+    Args:
+        how: `body`, `template` and `learn` of `encode_row`.
+
     Raises:
-        UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or a
-            prompt cannot be cut to size; the message names the row.
+        UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or as
+            `encode_row`; the message names the row.
     """
     kept = 0
     for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
-        answer = encode_answer(tokenizer, row["answer"])
-        if max_answer_length is not None and len(answer) > max_answer_length:
+        example = encode_row(tokenizer, row, max_prompt_length, where=f"{where} row {number}", **how)
+        if max_answer_length is not None and len(example.answer) > max_answer_length:
             if drop_long_answers:
                 continue
             raise UserError(
-                f"{where} row {number}: the answer has {len(answer)} tokens with its end mark, data.max_answer_length "
-                f"is {max_answer_length}; raise it, or set data.long_answers: drop"
+                f"{where} row {number}: the answer has {len(example.answer)} tokens with its end mark, "
+                f"data.max_answer_length is {max_answer_length}; raise it, or set data.long_answers: drop"
             )
-        prompt = encode_prompt(tokenizer, row["prompt"], max_prompt_length, body, f"{where} row {number}")
         kept += 1
-        yield Example(prompt, answer)
+        yield example
     if not kept:
         raise UserError(f"{where}: no answer fits into data.max_answer_length {max_answer_length}; raise it")
 
@@ -164,10 +222,11 @@ def notes_on_tokens(
     return notes
 
 
-def _begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """[BOS] where the tokenizer puts one before a text of its own accord (Llama, Gemma), else nothing."""
+def _plain(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """What makes ids of a text as it is: [BOS] where the tokenizer puts one before a text (Llama, Gemma), the text."""
     bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    begin = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    return lambda text: begin + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _split_body(prompt: str, body: Body, where: str) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from codyra_llm.command import Parser
 from codyra_llm.config import DEFAULT_TASK_FILE
+from codyra_llm.data.rows import Row
 from codyra_llm.data.stream import read_task_file
 from codyra_llm.data.tables import find_files, read_table, to_rows
 from codyra_llm.errors import UserError
@@ -28,8 +29,6 @@ WHERE = (
     "TRACE-Benchmark.zip, which holds LLM-CL-Benchmark_500, _1000, _5000 and Reasoning variants. Unpack it and point "
     "--data_dir to LLM-CL-Benchmark_500, the folder that contains C-STANCE/ FOMC/ ..."
 )
-
-Row = dict[str, str]
 
 
 def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str]]:

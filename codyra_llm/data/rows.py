@@ -10,6 +10,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, read_jsonl, read_text
 from codyra_llm.text import shown
 
+Row = dict[str, Any]  # prompt and answer, text; of a conversation also its messages (data/conversations.py)
 KEYS: tuple[str, str] = ("prompt", "answer")
 EXPECTED = 'every row needs {"prompt", "answer"}'
 MOST_FAULTS = 10  # of a file that are told at once
@@ -50,27 +51,36 @@ def _row_with_a_key_twice(path: Path) -> int:
     return 1 + whole.index(False)
 
 
-def check_rows(rows: Any, where: str, columns: tuple[str, str] = KEYS) -> list[dict[str, str]]:
+def check_rows(rows: Any, where: str, columns: tuple[str, str] = KEYS) -> list[Row]:
     """The rows as {"prompt", "answer"}, from two columns.
 
     Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad rows (from 1) and how
     many more there are.
     """
     expected = 'every row needs {{"{}", "{}"}}'.format(*columns)
-    if not isinstance(rows, list):
-        raise UserError(f"{where}: holds {_kind(rows)}, not a list of rows; {expected}{_keys_of(rows, columns)}")
-    if not rows:
-        raise UserError(f"{where}: no rows; the list is empty, and {expected}")
+    check_list(rows, where, expected + _keys_of(rows, columns))
     bad = [(number, problem) for number, row in enumerate(rows, start=1) if (problem := row_problem(row, columns))]
     if bad:
-        number, problem = bad[0]
-        others = "; ".join(f"row {other}: {problem}" for other, problem in bad[1:MOST_FAULTS])
-        rest = f"; and {len(bad) - MOST_FAULTS} more" if len(bad) > MOST_FAULTS else ""
-        more = f"; {others}{rest}" if others else ""
-        has = _keys_of(rows[number - 1], columns)
-        raise UserError(f"{where} row {number}: {problem}; {expected}{has}{more}{MAPPED if has else ''}")
+        has = _keys_of(rows[bad[0][0] - 1], columns)
+        raise UserError(faults(where, bad, expected + has) + (MAPPED if has else ""))
     prompt, answer = columns
     return [{"prompt": row[prompt], "answer": row[answer]} for row in rows]
+
+
+def check_list(rows: Any, where: str, expected: str) -> None:
+    """Raises UserError where there is no list of rows, or an empty one."""
+    if not isinstance(rows, list):
+        raise UserError(f"{where}: holds {kind_of(rows)}, not a list of rows; {expected}")
+    if not rows:
+        raise UserError(f"{where}: no rows; the list is empty, and {expected}")
+
+
+def faults(where: str, bad: Sequence[tuple[int, str]], expected: str) -> str:
+    """A message of (number, problem) of bad rows: the first ones, and how many more there are."""
+    number, problem = bad[0]
+    others = "".join(f"; row {other}: {problem}" for other, problem in bad[1:MOST_FAULTS])
+    rest = f"; and {len(bad) - MOST_FAULTS} more" if len(bad) > MOST_FAULTS else ""
+    return f"{where} row {number}: {problem}; {expected}{others}{rest}"
 
 
 def _keys_of(row: Any, columns: tuple[str, str]) -> str:
@@ -83,22 +93,29 @@ def _keys_of(row: Any, columns: tuple[str, str]) -> str:
 def row_problem(row: Any, keys: Sequence[str] = ("prompt", "answer")) -> str | None:
     """What is wrong with a row that must have text under each of these keys; None where nothing is."""
     if not isinstance(row, dict):
-        return f"is {_kind(row)}, not an object"
+        return f"is {kind_of(row)}, not an object"
     for key in keys:
         if key not in row:
             return f'no "{key}"'
-        text = row[key]
-        if not isinstance(text, str):
-            return f'"{key}" is {_kind(text)}, not text'
-        if not text.strip():
-            return f'"{key}" is empty'
-        # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file can take.
-        if re.search("[\ud800-\udfff]", text):
-            return f'"{key}" holds a broken character (a lone surrogate)'
+        if problem := text_problem(row[key]):
+            return f'"{key}" {problem}'
     return None
 
 
-def _kind(value: Any) -> str:
+def text_problem(text: Any) -> str | None:
+    """What keeps a value from being a text to learn from; None where nothing does."""
+    if not isinstance(text, str):
+        return f"is {kind_of(text)}, not text"
+    if not text.strip():
+        return "is empty"
+    # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file can take.
+    if re.search("[\ud800-\udfff]", text):
+        return "holds a broken character (a lone surrogate)"
+    return None
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, as a message calls it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return {"dict": "an object", "list": "a list", "str": "text"}.get(type(value).__name__, "a number")

@@ -12,16 +12,16 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field
 
-from codyra_llm.data.rows import check_rows
+from codyra_llm.data.chat import Learn
+from codyra_llm.data.rows import Row, check_rows
 from codyra_llm.data.tables import Split, check_sources, read_split
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_yaml
 from codyra_llm.text import shown
 
-Row = dict[str, str]
 _Count = Annotated[int, Field(strict=True, ge=1)]
 SPLITS: tuple[Split, ...] = ("train", "test")
-SOURCES = ("files", "columns", "dataset")  # of a task's rows
+IN_TOKENS = ("files", "columns", "dataset", "chat_template", "learn")  # decide which tokens a task has, no more
 _FORBID = pydantic.ConfigDict(extra="forbid")
 LONGEST_LABEL = 200  # characters of a stream's name, or of its version
 
@@ -68,6 +68,8 @@ class TaskSpec:
     files: dict[str, str] = Field(default_factory=dict)
     columns: dict[str, str] | None = None
     dataset: DatasetSource | None = None
+    chat_template: str | None = None
+    learn: Learn = "all"
 
     def __post_init__(self) -> None:
         check_sources(self.files, self.columns, SPLITS)
@@ -76,8 +78,8 @@ class TaskSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides results; where rows come from does not, they are compared themselves."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in SOURCES}
+        """What decides results; what decides tokens does not, they are compared themselves."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from codyra_llm.data.rows import KEYS, check_rows, read_values
+from codyra_llm.data.conversations import COLUMNS, conversation_rows
+from codyra_llm.data.rows import KEYS, Row, check_rows, read_values
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_bytes, read_text, sha256
 from codyra_llm.text import shown
@@ -16,7 +17,6 @@ from codyra_llm.text import shown
 if TYPE_CHECKING:
     from codyra_llm.data.stream import DatasetSource, TaskSpec
 
-Row = dict[str, str]
 Split = Literal["train", "test"]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 # (columns of the prompt, of which the first must be there; column of the answer) that need no mapping
@@ -27,7 +27,6 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("instruction", "input"), "output"),  # Alpaca
 )
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-CONVERSATIONS = ("messages", "conversations")
 
 
 def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str], None]) -> tuple[list[Row], str, str]:
@@ -104,11 +103,13 @@ def to_rows(
         prompts, answer = (columns["prompt"],), columns["answer"]
     else:
         known = [layout for layout in LAYOUTS if layout[0][0] in keys and layout[1] in keys]
-        conversation = next((name for name in CONVERSATIONS if name in keys), None)
+        conversation = next((name for name in COLUMNS if isinstance(keys.get(name), list)), None)
         if not known and conversation:
-            raise UserError(
-                f'{where}: "{conversation}" holds conversations, which are not read yet; give prompt and answer'
-            )
+            rows = conversation_rows(values, where, conversation)
+            note(f"{where}: the conversations are in {conversation}")
+            if others := _unused(values, {conversation, "system"}):
+                note(f"{where}: of its rows, only {conversation} is used, not {others}")
+            return rows
         prompts, answer = known[0] if known else ((KEYS[0],), KEYS[1])
     rows = check_rows(values, where, (prompts[0], answer))
     there = {key for row in values for key in row}
@@ -116,8 +117,8 @@ def to_rows(
     prompt = " and ".join([prompts[0], *inputs])
     if (*prompts, answer) != KEYS:
         note(f"{where}: the prompt is {prompt}, the answer is {answer}")
-    if others := sorted(there - {*prompts, answer}):
-        note(f"{where}: of its rows, only {prompt} and {answer} are used, not {', '.join(map(shown, others[:5]))}")
+    if others := _unused(values, {*prompts, answer}):
+        note(f"{where}: of its rows, only {prompt} and {answer} are used, not {others}")
     for name in inputs:
         for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
             more = value.get(name)
@@ -125,6 +126,11 @@ def to_rows(
                 raise UserError(f'{where} row {number}: "{name}" is not text')
             row["prompt"] += f"\n\n{more}" if more and more.strip() else ""
     return rows
+
+
+def _unused(values: Sequence[Row], used: set[str]) -> str:
+    others = sorted({key for row in values for key in row} - used)
+    return ", ".join(map(shown, others[:5]))
 
 
 def _read_csv(path: Path, kind: str) -> list[Row]:

@@ -68,7 +68,7 @@ class ModelPasses:
 
     def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.gradient`."""
-        tokens = sum(len(row.answer) for row in rows)
+        tokens = sum(row.learned for row in rows)
         return {name: total / tokens for name, total in self._sum(rows, lambda gradient: gradient).items()}
 
     def mean_of_gradients(

@@ -72,6 +72,14 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     return {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
 
 
+def add_end_ids(model: PreTrainedModel, ids: Iterable[int]) -> None:
+    """Makes the answers of a model end at these ids as well, here and wherever it is loaded after it was saved."""
+    config = model.generation_config
+    if config and (added := set(ids)):
+        own = config.eos_token_id
+        config.eos_token_id = sorted(added | {*(own if isinstance(own, list) else [own])} - {None})
+
+
 def _write_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config = copy.deepcopy(model.generation_config)
     ends = sorted(end_ids(model, tokenizer))

@@ -202,7 +202,7 @@ def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) ->
     here = folder.is_dir()
     if here and _has_tokenizer(source):
         planned = plan_run(config, Ranks(0, gpus, torch.device("cpu")), source=source)
-        lengths = [(len(row), len(row.answer)) for batches in planned.batches for row in batches.examples]
+        lengths = [(len(row), row.learned) for batches in planned.batches for row in batches.examples]
         steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
         longest, longest_answer = map(max, zip(*lengths, strict=True))
         return Workload(longest, longest_answer, steps, f"longest rows of {folder}")

@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
 from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
+from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import Ranks, check_same
@@ -42,6 +43,7 @@ class RunPlan:
     """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability.
 
     Attributes:
+        templates: the chat template of each task. general_template: that of general ability.
         notes: what whoever runs it should know, a line each.
     """
 
@@ -51,6 +53,8 @@ class RunPlan:
     batches: list[GlobalBatches]
     test_examples: list[Sequence[Example]]
     suites: "list[Suite]"
+    templates: list[ChatTemplate | None]
+    general_template: ChatTemplate | None
     notes: list[str]
 
     @property
@@ -69,10 +73,16 @@ class RunPlan:
                 steps=batches.total_steps,
                 sha256=task.files,
                 replayed_rows=len(batches.examples) - len(batches.own),
+                chat_template=template.facts(self.source.tokenizer) if template else None,
             )
-            for task, batches in zip(self.stream, self.batches, strict=True)
+            for task, batches, template in zip(self.stream, self.batches, self.templates, strict=True)
         ]
         return Data(self.stream.name, config.data.version or self.stream.version, tasks)
+
+    @property
+    def end_ids(self) -> set[int]:
+        """The ids that end a turn in the chat templates that are used."""
+        return end_ids(self.source.tokenizer, *self.templates, self.general_template)
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
@@ -114,10 +124,12 @@ def plan_run(
     check_widths(structure, config.model.quantization)
     check_adapter(structure, method.adapter)
     tokens, notes = TokenCache(tokenizer), list(stream.notes)
+    templates = [_template(tokenizer, task.spec.chat_template or config.data.chat_template, task) for task in stream]
+    general_template = find_chat_template(tokenizer, config.data.chat_template)
     batches: list[GlobalBatches] = []
     test_examples: list[Sequence[Example]] = []
-    for task in stream:
-        train_examples, of_test = _encode(config, task, tokens)
+    for task, template in zip(stream, templates, strict=True):
+        train_examples, of_test = _encode(config, task, tokens, template)
         test_examples.append(of_test)
         batches.append(
             GlobalBatches(
@@ -141,7 +153,18 @@ def plan_run(
         notes += notes_on_tokens(task, tokenizer, train_examples, of_test)
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
-    return RunPlan(source, stream, deepspeed_json, batches, test_examples, suites, [*notes, *tokens.notes])
+    notes += tokens.notes
+    return RunPlan(source, stream, deepspeed_json, batches, test_examples, suites, templates, general_template, notes)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> ChatTemplate | None:
+    try:
+        template = find_chat_template(tokenizer, setting)
+        if template:
+            template.closing(tokenizer)
+    except UserError as error:
+        raise UserError(f"task {task.name}: {error}") from None
+    return template
 
 
 def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
@@ -160,12 +183,15 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
     return stream
 
 
-def _encode(config: RunConfig, task: Task, tokens: TokenCache) -> tuple[Sequence[Example], Sequence[Example]]:
+def _encode(
+    config: RunConfig, task: Task, tokens: TokenCache, template: ChatTemplate | None
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """A task's training and test rows as examples."""
     data, folder = config.data, Path(config.data_dir) / task.name
     both: dict[str, Any] = {
         "max_prompt_length": data.max_prompt_length or task.spec.max_prompt_length,
         "body": task.spec.body,
+        "template": template,
     }
     train = tokens.encode_rows(
         task.train,
@@ -173,10 +199,11 @@ def _encode(config: RunConfig, task: Task, tokens: TokenCache) -> tuple[Sequence
         task.row_numbers.get("train"),
         max_answer_length=data.max_answer_length,
         drop_long_answers=data.long_answers == "drop",
+        learn=task.spec.learn,
         **both,
     )
     test = tokens.encode_rows(
-        task.test, task.places.get("test", f"{folder}/test"), task.row_numbers.get("test"), **both
+        task.test, task.places.get("test", f"{folder}/test"), task.row_numbers.get("test"), learn="last", **both
     )
     return train, test
 

@@ -37,6 +37,8 @@ model has. It learned the tasks below one after another by low-rank updates that
 (codyra_llm {results.versions["codyra_llm"]}, method `{method.name}`: {method.summary}).
 {live}The terms of the base model and of the data apply.
 
+{_prompts(results)}
+
 Data: {results.data.stream}, version {results.data.version}.
 
 {tasks}
@@ -62,3 +64,14 @@ Mean surviving rank by kind of projection, norm of the task's update, and norm o
 
 {markdown(rank_table(results))}
 """
+
+
+def _prompts(results: RunResults) -> str:
+    """How to put prompts to the model: as it read them while it learned."""
+    used = {task.task: task.chat_template and task.chat_template.setting for task in results.data.tasks}
+    plain = [task for task, setting in used.items() if setting is None]
+    if not plain:
+        return "Put prompts into its chat template, as they were while it learned (`tokenizer.apply_chat_template`)."
+    if len(plain) == len(used):
+        return "Give it prompts as they are, without a chat template, as they were while it learned."
+    return f"Put prompts into its chat template, but for {', '.join(plain)}, which it learned without."

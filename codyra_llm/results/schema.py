@@ -12,6 +12,7 @@ from typing import Any
 
 import pydantic
 
+from codyra_llm.data.chat import ChatFacts
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
 from codyra_llm.evaluation.judge.proxies import Proxies
@@ -43,6 +44,7 @@ class TaskData:
         train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
         replayed_rows: rows of earlier tasks among those that are trained on.
         test_rows: rows that are scored. steps: optimizer steps. sha256: of its files, by name.
+        chat_template: that of its prompts; None: they are used as they are.
     """
 
     task: str
@@ -52,6 +54,7 @@ class TaskData:
     steps: int
     sha256: dict[str, str]
     replayed_rows: int = 0
+    chat_template: ChatFacts | None = None
 
 
 @dataclass

@@ -80,12 +80,14 @@ def score_model(config: RunConfig) -> ModelScores:
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         session.notes += plan.notes
         name = f"model-{_digest(config, plan)}"
-        model = session.load(plan.source, config, plan.deepspeed_json)
+        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
         session.open(describe(config), resumed=config.resume == "auto")
         tasks = range(len(plan.stream))
         scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
         identity = base_identity(session, config, plan.source, model) if plan.suites else None
-        found = score_general(session, plan.source, model, plan.suites, config.evaluate, "model", identity)
+        found = score_general(
+            session, plan.source, model, plan.suites, plan.general_template, config.evaluate, "model", identity
+        )
         by_task = dict(zip(plan.stream.names, scored, strict=True))
         scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
         results = ModelScores(

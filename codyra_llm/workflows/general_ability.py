@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
+from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.distributed.ranks import broadcast, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.errors import UserError
@@ -40,6 +41,7 @@ def score_general(
     source: Source,
     model: PreTrainedModel,
     suites: "Sequence[Suite]",
+    template: ChatTemplate | None,
     config: EvaluateConfig,
     name: str,
     identity: str | None = None,
@@ -50,7 +52,7 @@ def score_general(
     predictions/<name>.general.<suite>.jsonl.
 
     Args:
-        identity: as for `asking`.
+        template: that the prompts are put into, as lm-eval does with --apply_chat_template. identity: as for `asking`.
 
     Raises:
         Stopped: the command was asked to stop.
@@ -64,9 +66,9 @@ def score_general(
     doing = f"measuring general ability (general-{name})"
     scores, rows = {}, {}
     with asking(session, model, source.tokenizer, config, answers, doing, identity=identity) as ask:
-        lm = BatchedLM(source.tokenizer, ask, source.context_length)
+        lm = BatchedLM(source.tokenizer, ask, source.context_length, template)
         for suite in suites:
-            scores[suite.name], rows[suite.label] = found, _ = score_suite(suite, lm)
+            scores[suite.name], rows[suite.label] = found, _ = score_suite(suite, lm, in_turns=template is not None)
             if isinstance(found, SuiteFailure):
                 LOG.warning(f"general ability: {suite.name} failed: {found.failed}")
 
@@ -135,10 +137,11 @@ def score_suites(config: RunConfig) -> GeneralScores:
     suites = _load_suites(config)
     check_ranks_agree(config, ranks, source)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
-        model = session.load(source, config, deepspeed_json)
+        template = find_chat_template(source.tokenizer, config.data.chat_template)
+        model = session.load(source, config, deepspeed_json, end_ids(source.tokenizer, template))
         session.open(describe(config), resumed=config.resume == "auto")
         identity = base_identity(session, config, source, model)
-        found = score_general(session, source, model, suites, config.evaluate, "model", identity)
+        found = score_general(session, source, model, suites, template, config.evaluate, "model", identity)
         results = GeneralScores(
             **provenance(config, deepspeed_json, model, ranks.size), general=general_of_model(suites, found)
         )
@@ -185,7 +188,10 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         left_out = {stage for stage in results.stages if stage.number and after and stage.task not in after}
         _forget_other_items(results.general, suites, left_out, after)
         session.open_log()
-        model = session.load(source, config, read_deepspeed_json(config.deepspeed))
+        template = find_chat_template(source.tokenizer, config.data.chat_template)
+        of_tasks = {task.chat_template.end_token_id for task in results.data.tasks if task.chat_template}
+        ends = of_tasks | end_ids(source.tokenizer, template)
+        model = session.load(source, config, read_deepspeed_json(config.deepspeed), ends)
         original = find_original(config, source)
         first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
         identity = base_identity(session, config, source, model, first)
@@ -199,7 +205,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
             if not missing or stage in left_out:
                 continue
             of_base = None if stage.number else identity
-            found = score_general(session, source, model, missing, config.evaluate, stage.name, of_base)
+            found = score_general(session, source, model, missing, template, config.evaluate, stage.name, of_base)
             delta = results.general.add(results.stages, stage, found)
             measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"

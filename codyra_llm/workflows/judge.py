@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from codyra_llm.config import RunConfig, load_config
+from codyra_llm.data.chat import ChatTemplate, end_ids, template_of
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
 from codyra_llm.distributed.ranks import broadcast, check_same, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
@@ -42,6 +42,7 @@ class Contestant:
 
     run: RunConfig
     source: Source
+    template: ChatTemplate | None
     questions: list[Question]
 
     @property
@@ -80,10 +81,10 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
         read_address(config.judge)
         read_key(config.api_key_variable)
     files = read_prompt_files(config.prompts, config.criteria)
-    contestants = {
-        "model": _contestant(config, config.model, files),
-        "against": _contestant(config, _base(config.model) if config.against == "base" else config.against, files),
-    }
+    model = _contestant(config, config.model, files)
+    is_base = config.against == "base"
+    other = _contestant(config, _base(config.model) if is_base else config.against, files, model if is_base else None)
+    contestants = {"model": model, "against": other}
     local_judge = None if config.has_endpoint or config.judge == "none" else open_source(config.judge)
     if local_judge:
         check_tokenizer(local_judge.tokenizer)
@@ -104,20 +105,24 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
     return results
 
 
-def _contestant(config: JudgeConfig, name: str, files: Sequence[PromptFile]) -> Contestant:
+def _contestant(
+    config: JudgeConfig, name: str, files: Sequence[PromptFile], like: Contestant | None = None
+) -> Contestant:
+    """One of the models; its prompts are in the chat template of another where that is given."""
     run = _run_config(config, name)
     source = open_source(name)
     check_tokenizer(source.tokenizer)
+    template = like.template if like else template_of(source.tokenizer, name, config.chat_template)
     questions = []
     for prompt in (prompt for file in files for prompt in file.prompts):
-        ids = encode_request(source.tokenizer, prompt.text, config.chat_template)
+        ids = encode_request(source.tokenizer, prompt.text, template)
         if len(ids) + config.max_new_tokens > source.context_length:
             raise UserError(
                 f"{prompt.where}: {len(ids)} tokens and {config.max_new_tokens} of an answer, {name} knows "
                 f"{source.context_length} positions; lower max_new_tokens or shorten the prompt"
             )
         questions.append(Question(Example(ids, []), config.max_new_tokens))
-    return Contestant(run, source, questions)
+    return Contestant(run, source, template, questions)
 
 
 def _run_config(config: JudgeConfig, name: str) -> RunConfig:
@@ -146,16 +151,14 @@ def _answers(session: Session, each: Contestant, side: str) -> list[Answered]:
     keys = [question.key for question in each.questions]
     if all(key in known for key in keys):
         return [known[key] for key in keys]
-    model, doing, total = _load(session, each.source, each.run), f"answering ({side})", len(each.questions)
+    ends = end_ids(each.source.tokenizer, each.template)
+    model = session.load(each.source, each.run, read_deepspeed_json(each.run.deepspeed), ends)
+    doing, total = f"answering ({side})", len(each.questions)
     with asking(session, model, each.source.tokenizer, each.run.evaluate, each.row_name, doing, total) as ask:
         answers = list(ask(each.questions))
     del model, ask
     return_freed_memory()
     return answers
-
-
-def _load(session: Session, source: Source, run: RunConfig) -> PreTrainedModel:
-    return session.load(source, run, read_deepspeed_json(run.deepspeed))
 
 
 def _questions_to_judge(
@@ -235,13 +238,14 @@ def _judge(session: Session, config: JudgeConfig, local_judge: Source | None) ->
         yield lambda texts: []
     else:
         tokenizer, run = local_judge.tokenizer, _run_config(config, local_judge.name)
-        model = _load(session, local_judge, run)
+        template = template_of(tokenizer, local_judge.name, config.chat_template)
+        model = session.load(local_judge, run, read_deepspeed_json(run.deepspeed))
         with gathered_for_inference(model, run.evaluate.gather, session.ranks) as synced:
 
             def ask(questions: Sequence[Question]) -> list[Answered]:
                 return answer_questions(model, tokenizer, questions, config.batch_size, session.ranks, synced=synced)
 
-            yield LikelihoodJudge(tokenizer, ask, config.chat_template, local_judge.context_length)
+            yield LikelihoodJudge(tokenizer, ask, template, local_judge.context_length)
 
 
 def _line(asked: Asked, reply: Reply) -> dict[str, Any]:

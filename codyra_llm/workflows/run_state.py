@@ -159,7 +159,7 @@ def open_run(
     begun = found.progress.ledger if found else None
     ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, plan.source, begun)))
     session.notes += plan.notes
-    model = session.load(plan.source, config, plan.deepspeed_json)
+    model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
     original = find_original(config, plan.source)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

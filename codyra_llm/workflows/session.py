@@ -1,7 +1,7 @@
 """What every command works in: the ranks, rank 0's folder, the log, and the request to stop."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from codyra_llm.distributed.ranks import Ranks, on_rank_0
 from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import Stopped
+from codyra_llm.models.save import add_end_ids
 from codyra_llm.models.source import Source
 from codyra_llm.report.folder import start_log
 
@@ -42,9 +43,17 @@ class Session:
         """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank."""
         return on_rank_0(self.ranks, action)
 
-    def load(self, source: Source, config: RunConfig, deepspeed_json: dict[str, Any]) -> PreTrainedModel:
-        """The model of a configuration, placed as the DeepSpeed configuration says."""
-        return load_base(source, config, deepspeed_json, self.ranks, self.note)
+    def load(
+        self, source: Source, config: RunConfig, deepspeed_json: dict[str, Any], end_ids: Iterable[int] = ()
+    ) -> PreTrainedModel:
+        """The model of a configuration, placed as the DeepSpeed configuration says.
+
+        Args:
+            end_ids: that end its answers beside its own: those of chat templates.
+        """
+        model = load_base(source, config, deepspeed_json, self.ranks, self.note)
+        add_end_ids(model, end_ids)
+        return model
 
     def note(self, text: str) -> None:
         """A warning, in the log as soon as that is open."""

@@ -184,7 +184,9 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
     model, source, config = run.model, run.plan.source, run.config
     identity = None if stage.number else base_identity(run.session, config, source, model, run.ledger)
     with run.method.serving(model, None):
-        found = score_general(run.session, source, model, run.plan.suites, config.evaluate, stage.name, identity)
+        plan = run.plan
+        how = (plan.suites, plan.general_template, config.evaluate, stage.name, identity)
+        found = score_general(run.session, source, model, *how)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
 
@@ -198,6 +200,8 @@ def save(run: RunState, stage: Stage) -> None:
     def write() -> None:
         try:
             source, card = run.plan.source, model_card(run.results)
+            if template := run.plan.general_template:  # which may be a file of the user's
+                source.tokenizer.chat_template = template.source
             save_model(model, layout, weights, source.tokenizer, folder.model, card, base=source.path)
         finally:
             deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them

@@ -31,7 +31,7 @@ def measure(settings: dict[str, Any]) -> None:
         batches = plan.batches[0]
         ready = method.prepare(model, plan.stream.names[0], batches.total_steps)
         train_task(model, ready.optimizer, ready.schedule, batches, config.train, plan.deepspeed_json, world)
-        rest = (plan.source, model, plan.suites, config.evaluate)
+        rest = (plan.source, model, plan.suites, None, config.evaluate)
         live = score_general(session, *rest, "live")
         _, updates = method.finish(model)
         apply_deltas(model, updates, add_delta)

@@ -9,7 +9,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
+from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.encode import Example
+from codyra_llm.errors import UserError
 from codyra_llm.generation.generate import Ask, Question
 
 LONGEST_ANSWER = 256  # tokens, where a suite does not say
@@ -24,10 +26,14 @@ class BatchedLM(TemplateLM):
         tokenizer: of the model.
         ask: answers questions, in their order.
         max_length: positions of the model; what is longer loses its beginning.
+        template: that prompts are put into, few-shot examples as turns of their own; None: they are used as they are.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ask: Ask, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ask: Ask, max_length: int, template: ChatTemplate | None = None
+    ) -> None:
         super().__init__()
+        self.template = template
         self.tokenizer, self.ask, self.max_length = tokenizer, ask, max_length
 
     @property
@@ -43,9 +49,26 @@ class BatchedLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, with the tokenizer's own special tokens unless told otherwise or spelled out in it."""
         begin = self.tokenizer.bos_token
+        if self.template:  # which writes all special tokens itself
+            add_special_tokens = False
         if add_special_tokens is None:
             add_special_tokens = not (begin and string.startswith(begin))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness names requests by that it keeps; it keeps none here."""
+        return self.tokenizer.name_or_path
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The history as text; where the template fails on a system message, without it, as the harness does."""
+        how = {"reply": add_generation_prompt, "unfinished": not add_generation_prompt}
+        assert self.template
+        try:
+            return self.template.text(self.tokenizer, chat_history, **how)
+        except UserError:
+            user_and_assistant = [message for message in chat_history if message["role"] != "system"]
+            return self.template.text(self.tokenizer, user_and_assistant, **how)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -8,11 +8,11 @@ import statistics
 from typing import Any, NamedTuple
 
 from lm_eval.api.metrics import mean
+from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from codyra_llm.errors import RankFailed, Stopped, UserError
-from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.general.suites import Suite, line_of
 from codyra_llm.evaluation.general.trust import SEED, seeded
@@ -37,8 +37,11 @@ class _OfTask(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def score_suite(suite: Suite, lm: BatchedLM) -> tuple[SuiteScore | SuiteFailure, list[dict[str, Any]]]:
+def score_suite(suite: Suite, lm: LM, in_turns: bool = False) -> tuple[SuiteScore | SuiteFailure, list[dict[str, Any]]]:
     """Scores a model on a suite.
+
+    Args:
+        in_turns: prompts are put into the model's chat template, few-shot examples as turns of their own.
 
     Returns:
         The score, or why there is none; and every answer:
@@ -55,7 +58,12 @@ def score_suite(suite: Suite, lm: BatchedLM) -> tuple[SuiteScore | SuiteFailure,
             task.set_fewshot_seed(SEED)
         with seeded(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar for each task
             found: Any = evaluate(
-                lm, {"tasks": tasks, "groups": {}, "group_map": {}}, samples=suite.items, bootstrap_iters=100
+                lm,
+                {"tasks": tasks, "groups": {}, "group_map": {}},
+                samples=suite.items,
+                bootstrap_iters=100,
+                apply_chat_template=in_turns,
+                fewshot_as_multiturn=in_turns,
             )
         parts = [_of_task(task, found["results"][name], found["samples"][name]) for name, task in tasks.items()]
         rows = [{"task": name, **row} for name, part in zip(tasks, parts, strict=True) for row in part.rows]

@@ -34,7 +34,11 @@ class JudgeConfig:
     concurrency: int = option(4, "questions to the endpoint at once", neutral=True, within=AT_LEAST_ONE)
     output_dir: str = option("runs/judge", "folder for the answers, verdicts and results", neutral=True)
     max_new_tokens: int = option(512, "tokens of an answer", within=AT_LEAST_ONE)
-    chat_template: bool = option(True, "put prompts into the tokenizer's chat template where it has one")
+    chat_template: str = option(
+        "run",
+        "run: as in the run that saved a model, auto for others; auto: the tokenizer's chat template where it has one; "
+        "none: prompts as they are; or the path of a Jinja file",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the weights")
     batch_size: int = option(16, "rows answered at once on one rank", neutral=True, within=AT_LEAST_ONE)
     deepspeed: str | None = option(None, "DeepSpeed JSON; empty: whole weights on each rank", neutral=True)

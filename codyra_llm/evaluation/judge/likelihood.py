@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.encode import Example, encode_request
 from codyra_llm.evaluation.judge.verdict import Reply
 from codyra_llm.generation.generate import Ask, Question
@@ -16,17 +17,19 @@ class LikelihoodJudge:
     """Compares log P([[A]]), log P([[B]]) and log P([[C]]) as replies to a filled template.
 
     Args:
-        tokenizer: of the judge. ask: answers questions by the judge's model. chat_template: whether to use its own.
+        tokenizer: of the judge. ask: answers questions by the judge's model. template: its chat template, if any.
         positions: how many the model knows; what is longer is not judged.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ask: Ask, chat_template: bool, positions: int) -> None:
-        self.tokenizer, self.ask, self.chat_template, self.positions = tokenizer, ask, chat_template, positions
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ask: Ask, template: ChatTemplate | None, positions: int
+    ) -> None:
+        self.tokenizer, self.ask, self.template, self.positions = tokenizer, ask, template, positions
         self.verdicts = [tokenizer(f"[[{verdict}]]", add_special_tokens=False)["input_ids"] for verdict in VERDICTS]
 
     def __call__(self, texts: Sequence[str]) -> list[Reply]:
         """Replies to filled templates, in their order; a reply's text states the three log-likelihoods in nats."""
-        prompts = [encode_request(self.tokenizer, text, self.chat_template) for text in texts]
+        prompts = [encode_request(self.tokenizer, text, self.template) for text in texts]
         fits = [len(prompt) + max(map(len, self.verdicts)) <= self.positions for prompt in prompts]
         questions = [
             Question(Example(prompt, verdict), max_new_tokens=0)

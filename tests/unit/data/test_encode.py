@@ -1,13 +1,12 @@
 """Token sequences: what is masked, what is kept, what may be cut. On each family of tokenizer."""
 
-import copy
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from codyra_llm.data.batches import IGNORED, collate
-from codyra_llm.data.encode import check_tokenizer, encode_answer, encode_prompt, encode_request, encode_rows
+from codyra_llm.data.encode import check_tokenizer, encode_answer, encode_prompt, encode_rows
 from codyra_llm.data.stream import Body
 from codyra_llm.errors import UserError
 from codyra_llm.models.gguf import BUILTIN
@@ -101,20 +100,3 @@ def test_a_tokenizer_without_end_mark_is_refused(tokenizers_by_family: dict[str,
     )
     with pytest.raises(UserError, match="no end-of-sequence token"):
         check_tokenizer(tokenizer)
-
-
-def test_a_request_is_a_turn_where_there_is_a_template(
-    tokenizers_by_family: dict[str, PreTrainedTokenizerBase],
-) -> None:
-    tokenizer = copy.deepcopy(tokenizers_by_family["llama-sentencepiece"])
-    plain = encode_prompt(tokenizer, "Add 2 and 2.", 100)
-    assert encode_request(tokenizer, "Add 2 and 2.") == plain
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}{% endfor %}"
-        "{% if add_generation_prompt %} [assistant]{% endif %}"
-    )
-    assert encode_request(tokenizer, "Add 2 and 2.", chat_template=False) == plain
-    turn = encode_request(tokenizer, "Add 2 and 2.")
-    assert turn[0] == tokenizer.bos_token_id
-    assert turn.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(turn[1:]).strip() == "[user] Add 2 and 2. [assistant]"

@@ -104,7 +104,7 @@ def test_columns_are_mapped_and_others_named_once() -> None:
         ("train.csv", "prompt,answer\nx,\n", 'row 1: "answer" is empty'),
         ("train.parquet", "PAR1", "cannot be read as Parquet"),
         ("train.json.gz", "[]", "Not a gzipped file"),
-        ("train.jsonl", '{"messages": []}', '"messages" holds conversations, which are not read yet'),
+        ("train.jsonl", '{"messages": []}', '"messages" is empty, not a list of messages'),
         ("train.jsonl", '{"a": 1}', 'row 1: no "prompt".*the task file says them: columns'),
     ],
 )

@@ -1,6 +1,7 @@
 """General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import re
@@ -15,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import GeneralConfig
+from codyra_llm.data.chat import find_chat_template
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
@@ -82,6 +84,25 @@ def test_answers_are_those_the_harness_gets(ours: BatchedLM, theirs: HFLM) -> No
         "generate_until", *((text, until) for text in ("The sky is", "One, two, three,", "Question: who?\nAnswer:"))
     )
     assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_in_a_chat_template_it_is_asked_as_the_harness_asks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, theirs: HFLM, tmp_path: Path
+) -> None:
+    """As `lm_eval --apply_chat_template --fewshot_as_multiturn`, with few-shot examples and answers of both kinds."""
+    template = find_chat_template(tokenizer, "auto")
+    ask = functools.partial(answer_questions, model, tokenizer, batch_size=8)
+    ours = BatchedLM(tokenizer, ask, 2048, template)
+    (suite,) = load_suites(
+        GeneralConfig(suites=(write_suite(tmp_path, num_fewshot=2, fewshot_split="test", description="Be exact."),))
+    )
+    mine, answers = score_suite(suite, ours, in_turns=True)
+    their_score, their_answers = score_suite(suite, theirs, in_turns=True)
+    assert mine == their_score
+    _, plain = score_suite(suite, ours)
+    for answer, other, without in zip(answers, their_answers, plain, strict=True):
+        assert answer["prompt_sha256"] == other["prompt_sha256"] != without["prompt_sha256"]
+        assert [nats for nats, _ in answer["answers"]] == pytest.approx([n for n, _ in other["answers"]], abs=1e-3)
 
 
 def test_a_suite_of_ones_own(ours: BatchedLM, theirs: HFLM, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_no_further_try_can_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_models_verdict_is_the_likeliest(tokenizers_by_family: dict[str, PreTrainedTokenizerBase]) -> None:
     tokenizer, model = tokenizers_by_family["llama-sentencepiece"], tiny_model("llama")
-    judge = LikelihoodJudge(tokenizer, lambda questions: answer_questions(model, tokenizer, questions), True, 40)
+    judge = LikelihoodJudge(tokenizer, lambda questions: answer_questions(model, tokenizer, questions), None, 40)
     texts = ["Which one?", "Is A better than B?", "word " * 60]
     *judged, too_long = judge(texts)
     for text, reply in zip(texts, judged, strict=False):

@@ -1,0 +1,216 @@
+"""Conversations in a model's chat template: what is read, what is learned, token by token as transformers has it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.config import load_config
+from codyra_llm.errors import UserError, reason
+from codyra_llm.files import expand, read_text
+
+Learn = Literal["all", "last"]
+Message = dict[str, Any]  # role and content, both text; weight 0 on a turn of the assistant: it is not learned
+# of templates that write the date: a run that is resumed the next day has the same tokens (the date of Llama 3.1's own)
+DATE = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class ChatFacts:
+    """What results say of a chat template: what it was found by, "auto" or a path; its hash; what ends a turn."""
+
+    setting: str
+    sha256: str
+    end_token_id: int
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template.
+
+    Attributes:
+        setting: what it was found by, "auto" or a path. name: what errors call it. source: its Jinja.
+    """
+
+    setting: str
+    name: str
+    source: str
+
+    def text(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        messages: Sequence[Message],
+        reply: bool = False,
+        unfinished: bool = False,
+    ) -> str:
+        """The conversation as text.
+
+        Args:
+            reply: up to where the assistant's next turn begins. unfinished: the last message is yet to be continued.
+
+        Raises:
+            UserError: the template fails on it.
+        """
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        try:
+            text = tokenizer.apply_chat_template(
+                plain,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=reply,
+                continue_final_message=unfinished,
+                date_string=DATE,
+                enable_thinking=False,
+            )
+        except Exception as error:  # a template is a program, which fails in its own ways
+            roles = ", ".join(message["role"] for message in plain)
+            raise UserError(f"{self.name}: fails on a conversation of {roles}: {reason(error)}") from None
+        return str(text)
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation up to where the assistant's next turn begins."""
+        return _ids(tokenizer, self.text(tokenizer, messages, reply=True))
+
+    @lru_cache(maxsize=8)  # noqa: B019  # of a few small values
+    def closing(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+        """(what follows the text of an assistant's turn, the part of it up to the token that ends the turn).
+
+        Raises:
+            UserError: no special token of the tokenizer ends a turn, so no answer could ever end.
+        """
+        probe = "A1b2C3"
+        text = self.text(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}])
+        after = text.rpartition(probe)[2]
+        ends = [(after.find(token), token) for token in _special_tokens(tokenizer) if token in after]
+        if not ends:
+            raise UserError(
+                f"{self.name}: ends the assistant's turn with {after!r}, which holds no special token of "
+                f"{tokenizer.name_or_path}; give a template that ends it with one, such as {tokenizer.eos_token}"
+            )
+        place, token = min(ends)
+        return after, after[: place + len(token)]
+
+    def facts(self, tokenizer: PreTrainedTokenizerBase) -> ChatFacts:
+        """What results say of it."""
+        return ChatFacts(self.setting, hashlib.sha256(self.source.encode()).hexdigest(), self.end_id(tokenizer))
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The id that ends an assistant's turn."""
+        return _ids(tokenizer, self.closing(tokenizer)[1])[-1]
+
+
+def find_chat_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> ChatTemplate | None:
+    """The template that a setting means: "none", "auto" (the tokenizer's own), or the path of a Jinja file.
+
+    Raises:
+        UserError: the tokenizer has none of its own, or the file cannot be read.
+    """
+    if setting == "none":
+        return None
+    if setting != "auto":
+        return ChatTemplate(setting, f"chat template {setting}", read_text(expand(setting)))
+    own = tokenizer.chat_template
+    if isinstance(own, dict):  # several, by name
+        own = own.get("default")
+    if not own:
+        raise UserError(
+            f"data.chat_template auto: the tokenizer of {tokenizer.name_or_path} has no chat template; give the "
+            "path of one, or none"
+        )
+    return ChatTemplate(setting, f"the chat template of {tokenizer.name_or_path}", own)
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, model: str, setting: str) -> ChatTemplate | None:
+    """The template for prompts to a model that is finished.
+
+    Args:
+        tokenizer: the model's. model: its name or folder.
+        setting: "run": that of the run which saved the model, "auto" for others; "auto": the tokenizer's, where it has
+            one; "none"; or the path of a Jinja file.
+    """
+    saved = expand(model).absolute().parent / "config.yaml"
+    if setting == "run" and saved.is_file() and load_config(saved).data.chat_template == "none":
+        return None
+    if setting in ("run", "auto"):  # a run saves its template with the tokenizer
+        return find_chat_template(tokenizer, "auto" if tokenizer.chat_template else "none")
+    return find_chat_template(tokenizer, setting)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, *templates: ChatTemplate | None) -> set[int]:
+    """The ids that end a turn in any of the templates."""
+    return {template.end_id(tokenizer) for template in templates if template}
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, messages: Sequence[Message], learn: Learn
+) -> tuple[list[int], list[int], tuple[tuple[int, int], ...]]:
+    """(ids before the first learned turn, ids from there to the end of the last, ranges of these that are not learned).
+
+    Together they are `tokenizer.apply_chat_template(messages)` up to the end of the last learned turn. Where a token
+    would span the begin of a turn, the text is tokenized apart there, as it is when the turn is generated.
+
+    Args:
+        messages: the last is the assistant's.
+        learn: every turn of the assistant whose weight is not 0, or the last.
+
+    Raises:
+        UserError: the template fails on the conversation, or writes it so that its turns cannot be told apart.
+    """
+    assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    learned = [i for i in assistant if messages[i].get("weight", 1)] if learn == "all" else assistant[-1:]
+    whole = template.text(tokenizer, messages)
+    closing, end_of_turn = template.closing(tokenizer)
+    places: list[int] = []
+    for turn in learned:
+        begin = template.text(tokenizer, messages[:turn], reply=True)
+        end = template.text(tokenizer, messages[: turn + 1])
+        if not whole.startswith(end):  # written otherwise when others follow (reasoning that is left out)
+            end = begin + messages[turn]["content"].strip() + closing
+        if not (whole.startswith(end) and end.startswith(begin) and end.endswith(closing)):
+            raise UserError(
+                f"{template.name}: writes turn {turn + 1} of the conversation otherwise when others follow; "
+                "set learn: last in the task file"
+            )
+        places += [len(begin), len(end) - len(closing) + len(end_of_turn)]
+    ids = _ids_with_cuts(tokenizer, whole, places)
+    first, length = len(ids[0]), [len(part) for part in ids]
+    answer = [token for part in ids[1:-1] for token in part]
+    ranges, begin_of_part = [], 0
+    for number, size in enumerate(length[1:-1]):
+        if number % 2:
+            ranges.append((begin_of_part, begin_of_part + size))
+        begin_of_part += size
+    assert first
+    return ids[0], answer, tuple(ranges)
+
+
+def _ids_with_cuts(tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[int]) -> list[list[int]]:
+    """The ids of a text, cut at places (characters) in it."""
+    whole = _ids(tokenizer, text)
+    counts = [0]
+    for place in places:
+        before = _ids(tokenizer, text[:place])
+        if whole[: len(before)] != before:  # a token spans the place
+            return [_ids(tokenizer, text[begin:end]) for begin, end in pairwise([0, *places, len(text)])]
+        counts.append(len(before))
+    return [whole[begin:end] for begin, end in pairwise([*counts, len(whole)])]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def as_messages(prompt: str, answer: str | None = None) -> list[Message]:
+    """A prompt as the user's turn, an answer as the assistant's."""
+    messages = [{"role": "user", "content": prompt}]
+    return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
