@@ -55,6 +55,8 @@ def scorer_of(task: str, task_file: Path) -> str:
     specs, _, _ = read_task_file(task_file)
     if task not in specs:
         raise UserError(f"unknown task {task!r}; {task_file} has {', '.join(specs)}")
+    if specs[task].is_text:
+        raise UserError(f"task {task}: bits per byte are what the model makes of a text; there is no answer to score")
     return specs[task].scorer
 
 

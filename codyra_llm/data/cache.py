@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -20,8 +20,8 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from codyra_llm.data import chat, encode
-from codyra_llm.data.encode import Example, encode_rows
+from codyra_llm.data import chat, encode, raw_text
+from codyra_llm.data.encode import Example, encode_rows, encode_text
 from codyra_llm.data.rows import Row
 from codyra_llm.files import cache_folder, replace_file
 from codyra_llm.locks import exclusive
@@ -51,10 +51,17 @@ class TokenCache:
         Raises:
             UserError: as `encode_rows` does.
         """
+        return self._kept(
+            rows, limits, lambda: encode_rows(self.tokenizer, rows, where=where, numbers=numbers, **limits)
+        )
 
-        def fresh() -> Iterator[Example]:
-            return encode_rows(self.tokenizer, rows, where=where, numbers=numbers, **limits)
+    def encode_text(self, rows: list[Row], **limits: Any) -> Sequence[Example]:
+        """What `encode_text` gives, likewise."""
+        return self._kept(rows, limits, lambda: encode_text(self.tokenizer, rows, **limits))
 
+    def _kept(
+        self, rows: list[Row], limits: dict[str, Any], fresh: Callable[[], Iterator[Example]]
+    ) -> Sequence[Example]:
         if self.notes:
             return list(fresh())
         try:
@@ -86,7 +93,7 @@ class TokenCache:
     def _method(self) -> bytes:
         """Hash of what turns text into ids: the tokenizer as it would be saved, its library, the encoding's source."""
         digest = hashlib.sha256(f"{transformers.__version__} {tokenizers.__version__}".encode())
-        for module in (chat, encode):
+        for module in (chat, encode, raw_text):
             digest.update(Path(str(module.__file__)).read_bytes())
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.chat import ChatTemplate, Learn, as_messages, encode_conversation
+from codyra_llm.data.raw_text import begin_mark, packed, windows
 from codyra_llm.data.rows import Row
 from codyra_llm.data.stream import Body, Task
 from codyra_llm.errors import UserError
@@ -202,11 +203,22 @@ def encode_rows(
         raise UserError(f"{where}: no answer fits into data.max_answer_length {max_answer_length}; raise it")
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, rows: list[Row], length: int, pack: bool) -> Iterator[Example]:
+    """Documents as examples of at most `length` tokens: packed, to learn from; or by themselves, to be scored."""
+    texts = [row["answer"] for row in rows]
+    if pack:
+        yield from (Example(*block) for block in packed(tokenizer, texts, length))
+    else:
+        yield from (Example(*window) for text in texts for window in windows(tokenizer, text, length))
+
+
 def notes_on_tokens(
     task: Task, tokenizer: PreTrainedTokenizerBase, train: Sequence[Example], test: Sequence[Example]
 ) -> list[str]:
     """What of a task's tokens a user would not expect, a line each: marks twice, answers that come back otherwise."""
-    notes = []
+    notes: list[str] = []
+    if task.spec.is_text:
+        return notes
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if begun := sum(example.prompt[:2] == [bos, bos] for example in train):
         notes.append(f"task {task.name}: {begun} of {len(train)} prompts spell the begin mark, and have it twice")
@@ -223,9 +235,8 @@ def notes_on_tokens(
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """What makes ids of a text as it is: [BOS] where the tokenizer puts one before a text (Llama, Gemma), the text."""
-    bos = tokenizer.bos_token_id
-    begin = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    """What makes ids of a text as it is, behind its begin mark."""
+    begin = begin_mark(tokenizer)
     return lambda text: begin + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

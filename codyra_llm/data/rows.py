@@ -51,20 +51,20 @@ def _row_with_a_key_twice(path: Path) -> int:
     return 1 + whole.index(False)
 
 
-def check_rows(rows: Any, where: str, columns: tuple[str, str] = KEYS) -> list[Row]:
-    """The rows as {"prompt", "answer"}, from two columns.
+def check_rows(rows: Any, where: str, columns: Sequence[str] = KEYS) -> list[Row]:
+    """The rows with these columns alone, each of which holds text.
 
     Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad rows (from 1) and how
     many more there are.
     """
-    expected = 'every row needs {{"{}", "{}"}}'.format(*columns)
+    names = ", ".join(f'"{column}"' for column in columns)
+    expected = f"every row needs {{{names}}}"
     check_list(rows, where, expected + _keys_of(rows, columns))
     bad = [(number, problem) for number, row in enumerate(rows, start=1) if (problem := row_problem(row, columns))]
     if bad:
         has = _keys_of(rows[bad[0][0] - 1], columns)
         raise UserError(faults(where, bad, expected + has) + (MAPPED if has else ""))
-    prompt, answer = columns
-    return [{"prompt": row[prompt], "answer": row[answer]} for row in rows]
+    return [{column: row[column] for column in columns} for row in rows]
 
 
 def check_list(rows: Any, where: str, expected: str) -> None:
@@ -83,7 +83,7 @@ def faults(where: str, bad: Sequence[tuple[int, str]], expected: str) -> str:
     return f"{where} row {number}: {problem}; {expected}{others}{rest}"
 
 
-def _keys_of(row: Any, columns: tuple[str, str]) -> str:
+def _keys_of(row: Any, columns: Sequence[str]) -> str:
     """What an object has, where that is not what a row needs."""
     if not isinstance(row, dict) or set(columns) <= set(row):
         return ""

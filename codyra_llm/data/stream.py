@@ -12,9 +12,10 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field
 
+from codyra_llm.data import raw_text
 from codyra_llm.data.chat import Learn
-from codyra_llm.data.rows import Row, check_rows
-from codyra_llm.data.tables import Split, check_sources, read_split
+from codyra_llm.data.rows import KEYS, Row, check_rows
+from codyra_llm.data.tables import Split, check_sources, read_split, text_rows
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_yaml
 from codyra_llm.text import shown
@@ -72,9 +73,14 @@ class TaskSpec:
     learn: Learn = "all"
 
     def __post_init__(self) -> None:
-        check_sources(self.files, self.columns, SPLITS)
+        check_sources(self.files, self.columns, SPLITS, ("text",) if self.is_text else KEYS)
         if self.files and self.dataset:
             raise ValueError("files and dataset: give one of them")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are raw text, to continue pretraining on."""
+        return self.scorer == raw_text.SCORER
 
     @property
     def content(self) -> dict[str, Any]:
@@ -167,8 +173,10 @@ class TaskStream:
             raise UserError(f"a stream is made of {{task: {{train: rows, test: rows}}}}, found {shown(rows)}")
         for name, splits in rows.items():
             plain_name(name, "the task name")
-            train, test = (check_rows(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
-            tasks.append(Task(name, (specs or {}).get(name, TaskSpec("accuracy")), train, test))
+            spec = (specs or {}).get(name, TaskSpec("accuracy"))
+            check = text_rows if spec.is_text else check_rows
+            train, test = (check(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
+            tasks.append(Task(name, spec, train, test))
         return cls(tuple(tasks))
 
 

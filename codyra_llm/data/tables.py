@@ -41,16 +41,36 @@ def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str
     if spec.dataset:
         where, values = _read_dataset(spec.dataset, split)
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-        rows = to_rows(values, where, spec.columns, note)
+        rows = _rows(spec, values, where, note)
     else:
         paths = find_files(folder, split, spec.files.get(split))
-        rows = [row for path in paths for row in to_rows(read_table(path), str(path), spec.columns, note)]
+        rows = [row for path in paths for row in _rows(spec, read_table(path), str(path), note)]
         digests = [sha256(path) for path in paths]
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         where = str(paths[0]) if len(paths) == 1 else f"{folder}/{spec.files[split]}"
     if repeated := len(rows) - len({(row["prompt"], row["answer"]) for row in rows}):
         note(f"{where}: {repeated} of {len(rows)} rows repeat an earlier one; they are used as they are")
     return rows, digest, where
+
+
+def _rows(spec: "TaskSpec", values: Any, where: str, note: Callable[[str], None]) -> list[Row]:
+    if spec.is_text:
+        return text_rows(values, where, (spec.columns or {}).get("text", "text"), note)
+    return to_rows(values, where, spec.columns, note)
+
+
+def text_rows(
+    values: Any, where: str, column: str = "text", note: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Rows of raw text, which is their answer; the prompt is empty.
+
+    Raises:
+        UserError: a row has no text.
+    """
+    rows = check_rows(values, where, (column,))
+    if others := _unused(values, {column}):
+        note(f"{where}: of its rows, only {column} is used, not {others}")
+    return [{"prompt": "", "answer": row[column]} for row in rows]
 
 
 def find_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:
@@ -110,8 +130,11 @@ def to_rows(
             if others := _unused(values, {conversation, "system"}):
                 note(f"{where}: of its rows, only {conversation} is used, not {others}")
             return rows
+        if not known and "text" in keys and not {*KEYS} & set(keys):
+            raise UserError(f"{where}: holds raw text; say so in the task file by scorer: bits_per_byte")
         prompts, answer = known[0] if known else ((KEYS[0],), KEYS[1])
-    rows = check_rows(values, where, (prompts[0], answer))
+    columns_of_rows = check_rows(values, where, (prompts[0], answer))
+    rows = [{"prompt": row[prompts[0]], "answer": row[answer]} for row in columns_of_rows]
     there = {key for row in values for key in row}
     inputs = [name for name in prompts[1:] if name in there]
     prompt = " and ".join([prompts[0], *inputs])
@@ -190,12 +213,14 @@ def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict
     return where, rows
 
 
-def check_sources(files: Mapping[str, str], columns: Mapping[str, str] | None, keys: Sequence[str]) -> None:
+def check_sources(
+    files: Mapping[str, str], columns: Mapping[str, str] | None, splits: Sequence[str], keys: Sequence[str]
+) -> None:
     """Raises ValueError where what a task file says of its data cannot be meant."""
-    if unknown := sorted(set(files) - set(keys)):
-        raise ValueError(f"files: {shown(unknown[0])} is no split; there are {' and '.join(keys)}")
-    if columns is not None and set(columns) != set(KEYS):
-        raise ValueError(f"columns: names the columns of {' and '.join(KEYS)}, found {shown(sorted(columns))}")
+    if unknown := sorted(set(files) - set(splits)):
+        raise ValueError(f"files: {shown(unknown[0])} is no split; there are {' and '.join(splits)}")
+    if columns is not None and set(columns) != set(keys):
+        raise ValueError(f"columns: names the columns of {' and '.join(keys)}, found {shown(sorted(columns))}")
     for pattern in files.values():
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise ValueError(f"files: {shown(pattern)} leads out of the task's folder")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from codyra_llm.config import EvaluateConfig
+from codyra_llm.data import raw_text
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
-from codyra_llm.evaluation.scorers import score_rows
+from codyra_llm.evaluation.scorers import VARIANTS, score_rows
 from codyra_llm.generation.generate import Answered, Ask, Question
 
 PARITY_NEW_TOKENS = 512
@@ -44,6 +45,8 @@ def evaluate_tasks(
 
 
 def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
+    if task.spec.is_text:
+        return Question(example, max_new_tokens=0)
     if config.parity:
         return Question(example, PARITY_NEW_TOKENS)
     longest = min(task.spec.max_new_tokens, config.max_new_tokens or task.spec.max_new_tokens)
@@ -51,6 +54,8 @@ def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
 
 
 def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered]) -> TaskScores:
+    if task.spec.is_text:
+        return _score_text(task, examples, answers)
     rows: list[dict[str, Any]] = [
         {"prompt": row["prompt"], "prediction": answer.text, "reference": row["answer"]}
         for row, answer in zip(task.test, answers, strict=True)
@@ -65,3 +70,15 @@ def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered])
         nll=sum(answer.loss for answer in answers) / sum(len(example.answer) for example in examples),
         tokens=sum(answer.tokens for answer in answers),
     )
+
+
+def _score_text(task: Task, windows: Sequence[Example], losses: Sequence[Answered]) -> TaskScores:
+    """Bits per byte of all documents together, as a score in every variant; a row for each window."""
+    nats = sum(each.loss for each in losses)
+    score = raw_text.as_percent(raw_text.bits_per_byte(nats, (row["answer"] for row in task.test)))
+    rows = [
+        {"tokens": len(window.answer), "nll": each.loss / len(window.answer) if math.isfinite(each.loss) else None}
+        for window, each in zip(windows, losses, strict=True)
+    ]
+    tokens = sum(len(window.answer) for window in windows)
+    return TaskScores(rows, dict.fromkeys(VARIANTS, score), nll=nats / tokens, tokens=0)

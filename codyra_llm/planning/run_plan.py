@@ -67,12 +67,13 @@ class RunPlan:
         tasks = [
             TaskData(
                 task.name,
-                train_rows=len(batches.own),
-                dropped_train_rows=len(task.train) - len(batches.own),
+                train_rows=len(task.train) if task.spec.is_text else len(batches.own),
+                dropped_train_rows=0 if task.spec.is_text else len(task.train) - len(batches.own),
                 test_rows=len(task.test),
                 steps=batches.total_steps,
                 sha256=task.files,
                 replayed_rows=len(batches.examples) - len(batches.own),
+                scorer=task.spec.scorer,
                 chat_template=template.facts(self.source.tokenizer) if template else None,
             )
             for task, batches, template in zip(self.stream, self.batches, self.templates, strict=True)
@@ -158,6 +159,8 @@ def plan_run(
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> ChatTemplate | None:
+    if task.spec.is_text:
+        return None
     try:
         template = find_chat_template(tokenizer, setting)
         if template:
@@ -176,6 +179,8 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
     if not stream.tasks:
         raise UserError("the stream has no task; give it at least one")
     for task in stream:
+        if task.spec.is_text:
+            continue
         try:
             check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
         except UserError as error:
@@ -188,6 +193,12 @@ def _encode(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """A task's training and test rows as examples."""
     data, folder = config.data, Path(config.data_dir) / task.name
+    if task.spec.is_text:
+        length = max(2, data.max_prompt_length or task.spec.max_prompt_length)
+        train, test = (
+            tokens.encode_text(rows, length=length, pack=rows is task.train) for rows in (task.train, task.test)
+        )
+        return train, test
     both: dict[str, Any] = {
         "max_prompt_length": data.max_prompt_length or task.spec.max_prompt_length,
         "body": task.spec.body,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.hooks import overrides
-from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table
+from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table, text_table
 from codyra_llm.results.schema import RunResults
 
 
@@ -54,7 +54,7 @@ just learned.
 {markdown(matrix_table(results))}
 
 {markdown(metrics_table(results))}
-
+{_of_text(results)}
 Negative log-likelihood of the true answers, nats per token (lower is better):
 
 {markdown(nll_table(results))}
@@ -64,6 +64,15 @@ Mean surviving rank by kind of projection, norm of the task's update, and norm o
 
 {markdown(rank_table(results))}
 """
+
+
+def _of_text(results: RunResults) -> str:
+    table = text_table(results)
+    return (
+        f"\nBits per byte of raw text (lower is better; a score is 100 x 2^-bits):\n\n{markdown(table)}\n"
+        if table
+        else ""
+    )
 
 
 def _prompts(results: RunResults) -> str:

@@ -97,6 +97,8 @@ class Reporter:
                 board.close()
         variant = results.config["evaluate"]["scorer_variant"]
         LOG.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
+        if of_text := tables.text_table(results):
+            LOG.info(f"\nBits per byte of raw text (a score is the probability of a byte, in percent)\n{of_text}")
         LOG.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
         LOG.info(f"\n{tables.metrics_table(results)}")
         if results.general.scores:

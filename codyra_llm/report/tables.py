@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from codyra_llm.data import raw_text
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.results.schema import General, PromptFileResults, RunResults
 from codyra_llm.text import align
@@ -35,6 +36,18 @@ def nll_table(results: RunResults) -> str:
     rows = [["", *tasks]]
     for stage, losses in zip(results.stages, results.answer_nll, strict=True):
         rows.append([stage.title, *("" if nll is None else f"{nll:.3f}" for nll in losses)])
+    return align(rows)
+
+
+def text_table(results: RunResults) -> str:
+    """Bits per byte of the tasks of raw text, which their scores stand for: lower is better; empty if there is none."""
+    numbers = [number for number, task in enumerate(results.data.tasks) if task.scorer == raw_text.SCORER]
+    if not numbers:
+        return ""
+    rows = [["", *(results.tasks[number] for number in numbers)]]
+    for stage, scores in zip(results.stages, results.matrix, strict=True):
+        found = [scores[number] for number in numbers]
+        rows.append([stage.title, *("" if score is None else f"{raw_text.as_bits(score):.3f}" for score in found)])
     return align(rows)
 
 

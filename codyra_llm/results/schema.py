@@ -44,7 +44,7 @@ class TaskData:
         train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
         replayed_rows: rows of earlier tasks among those that are trained on.
         test_rows: rows that are scored. steps: optimizer steps. sha256: of its files, by name.
-        chat_template: that of its prompts; None: they are used as they are.
+        scorer: by name; bits_per_byte of raw text. chat_template: that of its prompts; None: they are used as they are.
     """
 
     task: str
@@ -54,6 +54,7 @@ class TaskData:
     steps: int
     sha256: dict[str, str]
     replayed_rows: int = 0
+    scorer: str = ""
     chat_template: ChatFacts | None = None
 
 

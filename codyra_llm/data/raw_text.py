@@ -1,0 +1,76 @@
+"""Raw text as examples: documents packed for continued pretraining, and windows over them for bits per byte."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+SCORER = "bits_per_byte"  # makes a task one of raw text
+
+
+def packed(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], length: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Documents end to end, an end mark after each, in blocks of `length` tokens: (the first, the others).
+
+    The first token of a block is the last of the block before, so that every token but the very first is learned once.
+    """
+    begin, marks = _prefix(tokenizer), begin_mark(tokenizer)
+    block = [begin]
+    for text in texts:
+        ids = [*marks, *_ids(tokenizer, text), tokenizer.eos_token_id]
+        remaining = ids[1:] if marks and block == [begin] else ids  # the first document's begin mark is there
+        while remaining:
+            room = length - len(block)
+            block += remaining[:room]
+            remaining = remaining[room:]
+            if len(block) == length:
+                yield block[:1], block[1:]
+                block = block[-1:]
+    if len(block) > 1:
+        yield block[:1], block[1:]
+
+
+def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """A document in windows of `length` tokens, (what is read, what is scored): each token is scored once.
+
+    The first window reads the begin mark, the others the last token of the one before, as
+    `get_rolling_token_windows` of lm-evaluation-harness with a context of one token.
+    """
+    ids, before = _ids(tokenizer, text), _prefix(tokenizer)
+    for first in range(0, len(ids), length - 1):
+        window = ids[first : first + length - 1]
+        yield [before], window
+        before = window[-1]
+
+
+def bits_per_byte(nats: float, texts: Iterable[str]) -> float:
+    """Negative log-likelihood of texts, in bits for each of their UTF-8 bytes: lower is better."""
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def as_percent(bits: float) -> float:
+    """Bits per byte on the scale of scores: the mean probability (geometric) that a byte is given, in percent."""
+    return 100 * 2.0**-bits if math.isfinite(bits) else 0.0
+
+
+def as_bits(percent: float) -> float:
+    """The bits per byte that a score stands for."""
+    return -math.log2(percent / 100) if percent > 0 else math.inf
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before the first token: the begin mark, or the end mark of a tokenizer without one."""
+    bos: int | None = tokenizer.bos_token_id
+    return tokenizer.eos_token_id if bos is None else bos
+
+
+def begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """[BOS] where the tokenizer puts one before a text of its own accord (Llama, Gemma)."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
