@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from codyra_llm import TaskStream, run
-from codyra_llm.config import REPOSITORY, load_config
+from codyra_llm.config import load_config
 
 TASKS = 8
 
@@ -26,7 +26,7 @@ def endurance() -> None:
     parser.add_argument("--deepspeed", default=None, help="DeepSpeed JSON; empty: ZeRO stage 0")
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of a task (4 rows each)")
     options = parser.parse_args()
-    rows = json.loads((REPOSITORY / "tasks/trace/sample/FOMC/train.json").read_text(encoding="utf-8"))
+    rows = json.loads((Path(__file__).parents[1] / "tasks/trace/sample/FOMC/train.json").read_text(encoding="utf-8"))
     split = {"train": rows[:32], "test": rows[:4]}
     stream = TaskStream.from_rows({f"task-{number}": split for number in range(1, TASKS + 1)})
     with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, start
 from codyra_llm.engine.train import train_task
-from codyra_llm.methods import CoDyRA
+from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.models.source import resolve_model
 
@@ -41,7 +41,7 @@ def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packin
     batches = GlobalBatches(
         rows, train.global_batch_size, train.per_device_train_batch_size, 1, 0, "mix", packing=packing
     )
-    method = CoDyRA(RunConfig(train=train, adapter=CoDyRAConfig()))
+    method = METHODS["codyra"](RunConfig(train=train, adapter=CoDyRAConfig()))
     prepared = method.prepare(model, "mix", batches.total_steps)
     train_task(model, prepared.optimizer, prepared.schedule, batches, train, {}, ranks)
     unwrap(model)

@@ -66,7 +66,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     """One rank of a measured run; the first writes the bytes."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from codyra_llm.distributed.ranks import gather, start
+    from codyra_llm.distributed.ranks import all_gather, start
     from codyra_llm.engine.zero import load_base
     from codyra_llm.models.source import open_source
 
@@ -91,7 +91,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     gc.collect()
     loaded = resident("VmRSS") - before
     train(model, config, way, length, ranks, on_step)
-    results = gather((loaded, between, peak))
+    results = all_gather((loaded, between, peak))
     if ranks.is_main:
         output.write_text(json.dumps([max(values) for values in zip(*results, strict=True)]))
 

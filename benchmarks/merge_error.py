@@ -29,7 +29,7 @@ from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import read_entry, summed
 from codyra_llm.ledger.ledger import read_ledger
 from codyra_llm.models.load import copy_part, load_model, original_weights
-from codyra_llm.models.quantize import dequantized, hold, is_quantized, quantized
+from codyra_llm.models.quantize import dequantized, is_quantized, quantized, set_weight
 from codyra_llm.models.source import open_source
 
 NF4 = "nf4"
@@ -74,7 +74,7 @@ def held(weight: torch.Tensor, dtype: str) -> nn.Module:
     if dtype == NF4:
         layer = bnb.nn.LinearNF4(weight.shape[1], weight.shape[0], bias=False, device="meta")
         layer.compute_dtype = torch.float32
-        hold(layer, quantized(layer, weight.clone()))
+        set_weight(layer, quantized(layer, weight.clone()))
         return layer
     holder = nn.Module()
     holder.weight = nn.Parameter(weight.to(getattr(torch, dtype), copy=True), requires_grad=False)
@@ -90,7 +90,7 @@ def weight_of(projection: nn.Module) -> torch.Tensor:
 def add_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
     """Adds an update to what the projection holds, and rounds that again."""
     if is_quantized(projection):
-        hold(projection, quantized(projection, dequantized(projection).addmm_(B, A)))
+        set_weight(projection, quantized(projection, dequantized(projection).addmm_(B, A)))
     else:
         add_delta(projection, B, A)
 

@@ -1,6 +1,7 @@
 """What every command shares: bad input ends it with one line and status 2, a stop that was asked for with status 75."""
 
 import argparse
+import difflib
 import os
 import socket
 import sys
@@ -25,6 +26,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class, with the option that an unknown one is closest to."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""

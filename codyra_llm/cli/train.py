@@ -6,18 +6,31 @@
     deepspeed --num_accelerators 2 scripts/train_trace.py --config configs/smoke.yaml
     torchrun --nproc_per_node 2 scripts/train_trace.py --config configs/smoke.yaml
     python scripts/train_trace.py --config configs/smoke.yaml           # one process
+    python scripts/train_trace.py --config smoke --dry_run              # says what it would do, and ends
 
 Every field of the configuration can be overridden: --adapter.rank 8 --train.learning_rate 1e-4 --order FOMC,Py150.
 """
 
 import sys
 
-from codyra_llm.config import parse_command_line
+from codyra_llm.config import config_of, settings_parser
 
 
 def command() -> None:
     """Reads the command line and runs."""
-    config = parse_command_line(sys.argv[1:], __doc__)
-    from codyra_llm.workflows.train import run  # after the command line, so that --help and mistakes answer at once
+    parser = settings_parser(__doc__)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would be done and a row of each task, and end"
+    )
+    options = vars(parser.parse_args(sys.argv[1:]))
+    is_dry = options.pop("dry_run")
+    config = config_of(options)
+    # after the command line, so that --help and mistakes answer at once
+    if is_dry:
+        from codyra_llm.workflows.dry_run import dry_run
 
-    run(config)
+        dry_run(config)
+    else:
+        from codyra_llm.workflows.train import run
+
+        run(config)

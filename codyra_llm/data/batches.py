@@ -42,7 +42,7 @@ class GlobalBatches:
 
     Args:
         examples: the task's rows.
-        global_batch_size, micro_batch_size: rows of a step over all ranks; rows of one forward pass.
+        global_batch_size, micro_batch_size: rows of a step over all ranks; the most of one forward pass.
         epochs: passes over the rows; the number of steps is rounded down.
         seed, task: what the order of rows depends on.
         world_size: number of ranks.
@@ -52,7 +52,8 @@ class GlobalBatches:
         lengthened: whether those add steps; else they take the place of some of the task's own rows.
 
     Raises:
-        UserError: the global batch does not divide, the rows do not fill one step, or the steps have no end in sight.
+        UserError: the global batch cannot be divided among the ranks, the rows do not fill one step, or there are more
+            steps than anyone can wait for.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class GlobalBatches:
         replayed: Sequence[Example] = (),
         lengthened: bool = False,
     ) -> None:
-        check_divides(global_batch_size, micro_batch_size, world_size)
         self.own, self.examples = examples, [*examples, *replayed] if replayed else examples
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = fitting_micro_batch(global_batch_size, micro_batch_size, world_size)
         self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
         self.packing = packing
         counted = self.examples if lengthened else examples
@@ -150,16 +151,17 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
     )
 
 
-def check_divides(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """Raises UserError where a global batch is not a whole number of micro batches on every rank."""
-    unit = micro_batch_size * world_size
-    if global_batch_size % unit:
-        of_rank, left = divmod(global_batch_size, world_size)
-        remedy = f"make it a multiple of {unit}, which changes results"
-        if not left:
-            fits = max(size for size in range(1, micro_batch_size + 1) if of_rank % size == 0)
-            remedy = f"lower train.per_device_train_batch_size to {fits}, which changes no result"
+def fitting_micro_batch(global_batch_size: int, most: int, world_size: int) -> int:
+    """Rows of a forward pass: the largest number up to `most` of which a global batch is whole passes on every rank.
+
+    Raises:
+        UserError: the global batch cannot be divided among the ranks.
+    """
+    of_rank, left = divmod(global_batch_size, world_size)
+    if left:
+        fewer = max(size for size in range(1, world_size) if global_batch_size % size == 0)
         raise UserError(
-            f"train.global_batch_size {global_batch_size} does not divide into micro batches of {micro_batch_size} on "
-            f"{world_size} rank{'s' * (world_size > 1)}; {remedy}"
+            f"train.global_batch_size {global_batch_size} cannot be divided among {world_size} ranks; start {fewer}, "
+            f"or make it a multiple of {world_size}, which changes results"
         )
+    return max(size for size in range(1, most + 1) if of_rank % size == 0)

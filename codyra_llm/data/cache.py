@@ -1,8 +1,7 @@
 """Rows as token ids, kept in the cache folder: whoever needs the same ids again, rank or run, maps them into memory.
 
-A file is an Arrow IPC file of three columns (prompt, answer, ranges that are not learned), named by a hash of all that
-the ids depend on. It is written beside and renamed, under a lock, by the first process that needs it; each batch
-carries its checksum.
+A file is an Arrow IPC file of four columns (`COLUMNS`), named by a hash of all that the ids depend on. It is written
+beside and renamed, under a lock, by the first process that needs it; each batch carries its checksum.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from codyra_llm.data.rows import Row
 from codyra_llm.files import cache_folder, replace_file
 from codyra_llm.locks import exclusive
 
-COLUMNS = ("prompt", "answer", "unlearned")  # the begins and ends of ranges after one another
+COLUMNS = ("prompt", "answer", "unlearned", "cut")  # begins and ends of ranges after one another; 1 where it was cut
 SCHEMA = pa.schema({name: pa.large_list(pa.int32()) for name in COLUMNS})
 ROWS_AT_ONCE = 1000  # held as Python lists while a file is written
 CHECKSUM = "crc32"
@@ -115,8 +114,8 @@ class _Examples(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
-        prompt, answer, places = (column[index].values.to_numpy().tolist() for column in self.columns)
-        return Example(prompt, answer, tuple(zip(places[::2], places[1::2], strict=True)))
+        prompt, answer, places, cut = (column[index].values.to_numpy().tolist() for column in self.columns)
+        return Example(prompt, answer, tuple(zip(places[::2], places[1::2], strict=True)), bool(cut))
 
 
 def _read(file: Path) -> _Examples | None:
@@ -141,7 +140,8 @@ def _write(file: Path, examples: Iterable[Example]) -> None:
     with replace_file(file) as scratch, pa.ipc.new_file(str(scratch), SCHEMA) as writer:
         while some := list(islice(remaining, ROWS_AT_ONCE)):
             unlearned = [list(chain.from_iterable(example.unlearned)) for example in some]
-            columns = [[example.prompt for example in some], [example.answer for example in some], unlearned]
+            cut = [[1] if example.cut else [] for example in some]
+            columns = [[example.prompt for example in some], [example.answer for example in some], unlearned, cut]
             batch = pa.record_batch(columns, schema=SCHEMA)
             writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
 

@@ -31,11 +31,13 @@ class Example:
         prompt: what is read; begins with the tokenizer's begin mark where it has one.
         answer: what is learned; ends with the end mark, or with the token that ends a turn.
         unlearned: ranges (begin, end) of the answer that are read only: what the user says in between.
+        cut: whether the prompt was too long, and lost part of its body.
     """
 
     prompt: list[int]
     answer: list[int]
     unlearned: tuple[tuple[int, int], ...] = ()
+    cut: bool = False
 
     @property
     def learned(self) -> int:
@@ -148,9 +150,11 @@ def encode_row(
                 f"{where}: a conversation of {len(messages)} messages needs a chat template; set data.chat_template to "
                 "auto, which is the model's own, or to the path of one"
             )
-        prompt = encode_prompt(tokenizer, messages[0]["content"], max_prompt_length, body, where)
-        return Example(prompt, encode_answer(tokenizer, messages[1]["content"]))
-    turns = sum(message["role"] == "assistant" for message in messages)
+        text = messages[0]["content"]
+        plain = _plain(tokenizer)
+        fitted = fit_prompt(text, plain, max_prompt_length, body, where)
+        return Example(plain(fitted), encode_answer(tokenizer, messages[1]["content"]), cut=fitted != text)
+    cut, turns = False, sum(message["role"] == "assistant" for message in messages)
     if learn == "last" or turns == 1:
         before, last = messages[:-2], messages[-2]["content"]
 
@@ -158,8 +162,9 @@ def encode_row(
             return template.prompt(tokenizer, [*before, *as_messages(text)])
 
         fitted = fit_prompt(last, ids, max_prompt_length, body, where)
+        cut = fitted != last
         messages = [*before, *as_messages(fitted), messages[-1]]
-    example = Example(*encode_conversation(tokenizer, template, messages, learn))
+    example = Example(*encode_conversation(tokenizer, template, messages, learn), cut)
     if len(example.prompt) > max_prompt_length:
         raise UserError(
             f"{where}: {len(example.prompt)} tokens before the first turn that is learned, more than "

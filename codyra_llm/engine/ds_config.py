@@ -6,6 +6,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from codyra_llm.config import TrainConfig, resolve_path
+from codyra_llm.data.batches import fitting_micro_batch
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json
 
@@ -59,7 +60,7 @@ def zero_stage(content: dict[str, Any]) -> int:
 
 def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
     """The user's part joined with the batch sizes and clipping of the run."""
-    micro = train.per_device_train_batch_size
+    micro = fitting_micro_batch(train.global_batch_size, train.per_device_train_batch_size, world_size)
     return {
         **user,
         "train_batch_size": train.global_batch_size,

@@ -7,6 +7,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,14 @@ class RunPlan:
     def end_ids(self) -> set[int]:
         """The ids that end a turn in the chat templates that are used."""
         return end_ids(self.source.tokenizer, *self.templates, self.general_template)
+
+    @cached_property
+    def tokens(self) -> list[float]:
+        """Tokens that are trained on in each task, from the mean length of its rows."""
+        return [
+            batches.total_steps * batches.global_batch_size * sum(map(len, batches.examples)) / len(batches.examples)
+            for batches in self.batches
+        ]
 
     def name(self, config: RunConfig) -> str:
         """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""

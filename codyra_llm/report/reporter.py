@@ -1,7 +1,8 @@
 """Progress output of a run: log, progress bars, TensorBoard, final tables."""
 
+import datetime
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from codyra_llm.report.folder import RunFolder
 from codyra_llm.results.schema import RunResults, TaskRanks
 
 LOG = logging.getLogger(__name__)
+STEPS_TO_TIME = 3
 CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm", "penalty")
 
 
@@ -31,6 +33,7 @@ class Reporter:
 
     def __init__(self, folder: RunFolder | None, first_step: int) -> None:
         self.folder = folder
+        self.timed: list[tuple[int, float]] | None = []
         self.board = (
             SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
             if folder
@@ -50,6 +53,23 @@ class Reporter:
         )
         self._curves(global_step, {f"train/{name}": getattr(report, name) for name in CURVES})
         self._curves(global_step, {"train/tokens_per_second": speed})
+
+    def estimate(self, report: StepReport, tokens: Sequence[float], task: int, steps: int) -> None:
+        """After a few steps, how long training will take at their speed.
+
+        Args:
+            tokens: of each task. task: the number of the one that is learned. steps: of this one.
+        """
+        if not self.folder or self.timed is None:
+            return
+        self.timed.append((report.tokens, report.seconds))
+        if len(self.timed) == STEPS_TO_TIME and report.step + 1 < steps:
+            done, seconds = map(sum, zip(*self.timed[1:], strict=True))  # the first one allocates and compiles
+            left = tokens[task] * (1 - (report.step + 1) / steps) + sum(tokens[task + 1 :])
+            duration = datetime.timedelta(seconds=round(left * seconds / done))
+            LOG.info(f"at this speed, training takes {duration} more, without evaluation")
+        if len(self.timed) == STEPS_TO_TIME:
+            self.timed = None
 
     def gates(self, layers: Iterable[tuple[str, CoDyRALinear]], number: int) -> None:
         """The gates of a trained task, as one histogram for each kind of projection."""

@@ -50,6 +50,7 @@ def train(run: RunState, stage: Stage) -> None:
 
     def on_step(report: StepReport, read: Callable[[], dict[str, torch.Tensor]]) -> None:
         run.global_step += 1
+        run.report.estimate(report, run.plan.tokens, stage.number - 1, batches.total_steps)
         run.report.step(report, run.global_step, progress)
         losses.append(report.loss)
         phase.tokens += report.tokens

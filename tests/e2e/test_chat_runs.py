@@ -13,6 +13,7 @@ from codyra_llm import run
 from codyra_llm.config import load_config
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import JudgeConfig
+from codyra_llm.workflows.dry_run import dry_run
 from codyra_llm.workflows.evaluate import score_model
 from codyra_llm.workflows.judge import judge_models
 from tests.e2e.test_run import tiny_config
@@ -115,3 +116,17 @@ def test_a_run_in_a_chat_template(tiny_folder: Path, folder: Path) -> None:
     )
     assert refused.returncode == 2
     assert "--system needs a chat template" in refused.stderr
+
+
+def test_a_dry_run_shows_what_is_learned(tiny_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"task_file": str(folder / "tasks.yaml"), "data_dir": str(folder / "data"), "order": ["talks", "sums"]}
+    config = tiny_config(tiny_folder, folder / "run", **own, **{"data.chat_template": str(folder / "chat.jinja")})
+    dry_run(config)
+    said = capsys.readouterr().out
+    assert "a step has 8 rows = 4 (micro batch) x 2 (accumulation) x 1 rank; scored: all tasks after each" in said
+    assert "talks/train.jsonl: the conversations are in messages" in said
+    (row,) = (line.split() for line in said.splitlines() if line.startswith("sums "))
+    assert row[1:4] == ["16", "0", "2"]
+    assert row[-2:] == ["none", "accuracy"]
+    assert "assistant: >>1<s><<\nuser: And then?\nassistant: >>2<s><<" in said
+    assert not (folder / "run").exists()

@@ -117,7 +117,10 @@ def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture[
         ([*LLAMA_2[:2], "--gpus", "8", "--gpu-memory", "80XB"], '"80XB" is not a size of memory; give one like 80GB'),
         ([*LLAMA_2, "--gpus", "0"], "--gpus is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "many"], "--gpus: invalid int value: 'many'"),
-        ([*LLAMA_2, "--gpus", "3"], "train.global_batch_size 32 does not divide into micro batches of 2 on 3 ranks"),
+        (
+            [*LLAMA_2, "--gpus", "3"],
+            "train.global_batch_size 32 cannot be divided among 3 ranks; start 2, or",
+        ),
         ([*LLAMA_2, "--gpus", "8", "--rows", "0"], "--rows is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "8", "--rows", "20"], "FOMC: 20 rows x 1 epochs do not fill one global batch of 32"),
         ([*LLAMA_2, "--gpus", "8", "--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),

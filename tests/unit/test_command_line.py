@@ -69,12 +69,6 @@ def test_steps_have_a_bound_and_take_no_memory() -> None:
         GlobalBatches(examples, 1, 1, 1e9, 1, "task")
 
 
-@pytest.mark.parametrize(("micro", "ranks", "fits"), [(4, 2, 2), (3, 1, 2), (4, 4, 1)])
-def test_the_remedy_for_a_batch_that_does_not_divide_changes_no_result(micro: int, ranks: int, fits: int) -> None:
-    with pytest.raises(UserError, match=f"lower train.per_device_train_batch_size to {fits}, which changes no result"):
-        GlobalBatches([Example([1], [2])] * 8, 4, micro, 1, 1, "task", ranks)
-
-
 def bomb(levels: int = 20) -> str:
     rows = [f"&{chr(97 + n)} [{','.join(['*' + chr(96 + n)] * 10)}]" for n in range(1, levels)]
     return f"seed: [&a [x,x,x,x,x,x,x,x,x,x], {', '.join(rows)}]\n"

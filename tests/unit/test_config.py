@@ -1,5 +1,6 @@
 """Configuration: files, overrides, help, and back to a file."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +32,10 @@ def test_every_field_has_a_help_text_and_can_be_overridden(capsys: pytest.Captur
     shown = capsys.readouterr().out
     for name, field in config_fields():
         assert field.metadata["help"]
-        assert f"--{name} VALUE" in shown
+        assert re.search(rf"^  --{re.escape(name)} ", shown, re.MULTILINE), name
+    assert "settings of `train`:" in shown
+    assert "--data.packing {none,bucket,pack}" in shown
+    assert "--evaluate.parity [true|false]" in shown
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -121,7 +125,10 @@ def test_a_key_may_stand_beside_one_that_is_merged_in(tmp_path: Path) -> None:
 
 
 def test_options_are_not_abbreviated() -> None:
-    with pytest.raises(UserError, match=r"command line: unrecognized arguments: --adapter\.ran 8; see --help"):
+    with pytest.raises(
+        UserError,
+        match=r"command line: unrecognized arguments: --adapter\.ran 8 \(did you mean --adapter\.rank\?\); see --help",
+    ):
         parse_command_line(["--config", "/dev/null", "--adapter.ran", "8"], "")
 
 
@@ -140,3 +147,13 @@ def test_the_specified_defaults() -> None:
     assert (config.adapter.dense_fraction, config.adapter.strength) == (0.5, 0.5)
     assert (config.train.adam_beta1, config.train.adam_beta2, config.train.weight_decay) == (0.9, 0.9999, 0.0)
     assert (config.train.learning_rate, config.train.max_grad_norm, config.train.global_batch_size) == (5e-4, 1.0, 32)
+
+
+def test_a_configuration_by_its_name_and_a_flag_without_a_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_command_line(["--config", "quickstart", "--evaluate.parity", "--seed", "3"], "")
+    assert config == load_config(REPOSITORY / "configs" / "quickstart.yaml", {"evaluate.parity": True, "seed": 3})
+    (tmp_path / "quickstart").write_text("seed: 5")
+    assert parse_command_line(["--config", "quickstart"], "").seed == 5, "a file of the user's comes first"

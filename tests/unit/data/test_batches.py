@@ -63,8 +63,16 @@ def test_published_step_counts() -> None:
 
 
 def test_a_global_batch_that_does_not_divide_is_an_error() -> None:
-    with pytest.raises(UserError, match="global_batch_size 6 does not divide into micro batches of 2 on 2 ranks"):
-        GlobalBatches(examples(20), 6, 2, 1, 0, "task", world_size=2)
+    with pytest.raises(UserError, match="global_batch_size 6 cannot be divided among 4 ranks; start 3, or"):
+        GlobalBatches(examples(20), 6, 2, 1, 0, "task", world_size=4)
+
+
+@pytest.mark.parametrize(("most", "ranks", "fits"), [(4, 2, 2), (3, 1, 2), (4, 4, 1), (9, 1, 4), (2, 1, 2)])
+def test_the_micro_batch_is_the_largest_that_fits(most: int, ranks: int, fits: int) -> None:
+    batches = GlobalBatches(examples(8), 4, most, 1, 1, "task", ranks)
+    assert batches.micro_batch_size == fits
+    numbers = [number for rank in range(ranks) for batch in batches.micro_batches(0, rank) for number in batch.numbers]
+    assert sorted(numbers) == sorted(batches.rows_of(0))
 
 
 @pytest.mark.parametrize("packing", ["none", "bucket", "pack"])

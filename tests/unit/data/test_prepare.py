@@ -156,8 +156,8 @@ def test_carve_must_leave_training_rows() -> None:
         (["--task_file", "OUT"], "out: No such file or directory; task_file is a YAML file"),
         (["--data_dir", "OUT"], "LLM-CL-Benchmark_500"),
         (["--seed", "many"], "command line: argument --seed: invalid int value: 'many'; see --help"),
-        (["--tsk", "clean"], "command line: unrecognized arguments: --tsk clean; see --help"),
-        (["--task", "clean"], "command line: unrecognized arguments: --task clean; see --help"),
+        (["--tsk", "clean"], "command line: unrecognized arguments: --tsk clean (did you mean --tasks?); see --help"),
+        (["--task", "clean"], "command line: unrecognized arguments: --task clean (did you mean --tasks?); see --help"),
     ],
 )
 def test_wrong_calls_get_one_line_and_status_2(

@@ -1,26 +1,12 @@
-"""A run's configuration: frozen dataclasses, read from YAML and overridden on the command line.
+"""A run's configuration: frozen dataclasses, each field of which is a setting with its help and its range."""
 
-Every field can be given as `--section.field value` (or `--field value` at the top level). The resolved
-configuration is saved in the run folder and can be run again.
-"""
-
-import argparse
 import dataclasses
-import difflib
 import operator
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pydantic
-import yaml
-
 from codyra_llm.adapter.config import CoDyRAConfig
-from codyra_llm.command import Parser
-from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_yaml, shipped
 from codyra_llm.methods import METHODS
 from codyra_llm.options import (
     ABOVE_ZERO,
@@ -105,7 +91,7 @@ class TrainConfig:
         32, "rows of one optimizer step, over all ranks and accumulation steps", within=AT_LEAST_ONE
     )
     per_device_train_batch_size: int = option(
-        1, "rows of one forward pass on one rank (the micro batch)", neutral=True, within=AT_LEAST_ONE
+        1, "the most rows of one forward pass on one rank (the micro batch)", neutral=True, within=AT_LEAST_ONE
     )
     learning_rate: float = option(5e-4, "peak learning rate of the adapters", within=ABOVE_ZERO)
     warmup_steps: int = option(0, "linear warm-up steps of each task, before the cosine", within=AT_LEAST_ZERO)
@@ -219,7 +205,7 @@ class _RunConfig:
         check_numbers(self)
         if self.method not in METHODS:
             raise ValueError(f"method is {shown(self.method)}; there are {', '.join(METHODS)}")
-        for name in _not_chosen(self):
+        for name in not_chosen(self):
             if getattr(self, name) != METHODS[name].Settings():
                 raise ValueError(f"{name}: is set, but method is {self.method}; leave the section out")
         if self.model.quantization and self.merge.mode == "in_place":
@@ -238,98 +224,20 @@ else:
         namespace={"__doc__": _RunConfig.__doc__, "__module__": __name__},
     )
 
-DEFAULT_TASK_FILE = shipped(RunConfig.task_file)
-
-
-def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
-
-    Raises:
-        UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or cannot work.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = dict(_flatten(_read_yaml(resolve_path(str(path))), str(path)))
-    known = {name: config_field.type for name, config_field in config_fields()}
-    parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
-    for origin, names in ((str(path), values), ("command line", overrides or {})):
-        for name in names:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
-                raise UserError(f'{origin}: unknown key "{name[:100]}"; {hint}')
-            if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
-                raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
-    values.update(overrides or {})
-    try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part in parts)
-        message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "value_error" else f", found {shown(first['input'])}"
-        if place:  # a section checks its own settings, and names them without itself
-            place += "." if f"{place}.{message.split(' ')[0]}" in known else ": "
-        raise UserError(f"{path or 'configuration'}: {place}{message}{found}") from None
-
-
-def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
-    """The configuration that a command line means: `--config FILE`, then every field as an override.
-
-    Without a file, what is not given has its default.
-    """
-    parser = Parser(description=description)
-    parser.add_argument("--config", help="YAML file, some are in configs/; what it leaves out has the default below")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    for name, config_field in config_fields():
-        default = "" if config_field.default is None else f" (default: {_show(config_field.default)})"
-        help_text = config_field.metadata["help"].replace("%", "%%") + default
-        parser.add_argument(f"--{name}", help=help_text, metavar="VALUE", default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--accept-gemma-terms",
-        dest="model.accept_gemma_terms",
-        action="store_const",
-        const="true",
-        default=argparse.SUPPRESS,
-        help="the same as --model.accept_gemma_terms true",
-    )
-    given = vars(parser.parse_args(arguments))
-    path = given.pop("config")
-    given.pop("local_rank")
-    return load_config(path, {name: _parse_value(name, text) for name, text in given.items()})
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML that `load_config` reads back; sections of methods that are not chosen are left out."""
-    content = _plain(dataclasses.asdict(config))
-    for name in _not_chosen(config):
-        del content[name]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def resolve_path(path: str) -> Path:
-    """A path as given or, where that does not exist, that of the files which the project ships.
-
-    Raises:
-        UserError: it begins with a `~name` that has no home folder.
-    """
-    given, known = expand(path), shipped(path)
-    return known if not os.path.exists(given) and os.path.exists(known) else given
-
 
 def config_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     """(dotted name, field) of every setting."""
     return options(RunConfig)
 
 
-def _not_chosen(config: _RunConfig) -> list[str]:
+def not_chosen(config: _RunConfig) -> list[str]:
     """The sections of methods other than the run's."""
     return [name for name in METHOD_SECTIONS if name != config.method]
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
-    others = tuple(f"{name}." for name in _not_chosen(config))
+    others = tuple(f"{name}." for name in not_chosen(config))
     names = (
         name
         for name, config_field in config_fields()
@@ -346,55 +254,9 @@ def describe(config: RunConfig) -> str:
         for name, _ in config_fields()
         if (value := operator.attrgetter(name)(config)) != operator.attrgetter(name)(default) or name in ALWAYS_SHOWN
     }
-    return ", ".join(f"{name} {_show(value)}" for name, value in found.items())
+    return ", ".join(f"{name} {show_value(value)}" for name, value in found.items())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content = read_yaml(path, "--config takes a YAML file, configs/ has some")
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(content).__name__}")
-    return content or {}
-
-
-def _flatten(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    sections = {name.split(".")[0] for name, _ in config_fields() if "." in name}
-    for key, value in values.items():
-        if key not in sections:
-            yield str(key), value
-        elif isinstance(value, dict):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        elif value is not None:
-            raise UserError(f"{path}: {key} is a section with keys of its own, found {shown(value)}")
-
-
-def _nest(values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        section, _, key = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[key] = value
-    return nested
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Command-line text as the YAML value it spells; `a,b` is a list where the field is one."""
-    field_type = str(dict(config_fields())[name].type)
-    if "tuple" in field_type and "," in text and not text.startswith("["):
-        return [part.strip() for part in text.split(",")]
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
-        return [value]
-    is_text = field_type == "<class 'str'>" or "str" in field_type.split(" | ")
-    return text if is_text and not isinstance(value, list | type(None)) else value
-
-
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A setting's value as the command line takes it."""
     return ",".join(value) if isinstance(value, tuple) else "empty" if value is None else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value

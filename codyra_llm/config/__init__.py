@@ -1,0 +1,43 @@
+"""A run's configuration: what can be set (schema.py), and how it is read (load.py)."""
+
+from codyra_llm.config.load import (
+    DEFAULT_TASK_FILE,
+    config_of,
+    load_config,
+    parse_command_line,
+    resolve_path,
+    settings_parser,
+    to_yaml,
+)
+from codyra_llm.config.schema import (
+    DataConfig,
+    EvaluateConfig,
+    GeneralConfig,
+    MergeConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    config_fields,
+    decisive,
+    describe,
+)
+
+__all__ = [
+    "DEFAULT_TASK_FILE",
+    "DataConfig",
+    "EvaluateConfig",
+    "GeneralConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "config_fields",
+    "config_of",
+    "decisive",
+    "describe",
+    "load_config",
+    "parse_command_line",
+    "resolve_path",
+    "settings_parser",
+    "to_yaml",
+]

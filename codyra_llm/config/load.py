@@ -1,0 +1,188 @@
+"""A run's configuration from YAML and the command line, and as YAML again.
+
+Every field can be given as `--section.field value` (or `--field value` at the top level). The resolved
+configuration is saved in the run folder and can be run again.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pydantic
+import yaml
+
+from codyra_llm.command import Parser
+from codyra_llm.config.schema import RunConfig, config_fields, not_chosen, show_value
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand, read_yaml, shipped
+from codyra_llm.text import shown
+
+DEFAULT_TASK_FILE = shipped(RunConfig.task_file)
+
+
+def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or cannot work.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = dict(_flatten(_read_yaml(_find_config(str(path))), str(path)))
+    known = {name: config_field.type for name, config_field in config_fields()}
+    parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
+    for origin, names in ((str(path), values), ("command line", overrides or {})):
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
+                raise UserError(f'{origin}: unknown key "{name[:100]}"; {hint}')
+            if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
+                raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
+    values.update(overrides or {})
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if part in parts)
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "value_error" else f", found {shown(first['input'])}"
+        if place:  # a section checks its own settings, and names them without itself
+            place += "." if f"{place}.{message.split(' ')[0]}" in known else ": "
+        raise UserError(f"{path or 'configuration'}: {place}{message}{found}") from None
+
+
+def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
+    """The configuration that a command line means: `--config FILE`, then every field as an override.
+
+    Without a file, what is not given has its default.
+    """
+    parser = settings_parser(description)
+    return config_of(vars(parser.parse_args(arguments)))
+
+
+def settings_parser(description: str) -> Parser:
+    """A parser of `--config FILE` and of every field as an override, in a group for each section."""
+    parser = Parser(description=description, usage="%(prog)s [--config FILE] [--SECTION.FIELD VALUE ...]")
+    parser.add_argument(
+        "--config", help="YAML file, or the name of one in configs/; what it leaves out has the default below"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    groups: dict[str, Any] = {}
+    for name, config_field in config_fields():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(
+                f"settings of `{section}`" if section else "settings of the run"
+            )
+        default = "" if config_field.default is None else f" (default: {show_value(config_field.default)})"
+        how: dict[str, Any] = {"nargs": "?", "const": "true"} if config_field.type is bool else {}
+        groups[section].add_argument(
+            f"--{name}",
+            help=config_field.metadata["help"].replace("%", "%%") + default,
+            metavar=_kind(config_field.type),
+            default=argparse.SUPPRESS,
+            **how,
+        )
+    parser.add_argument(
+        "--accept-gemma-terms",
+        dest="model.accept_gemma_terms",
+        action="store_const",
+        const="true",
+        default=argparse.SUPPRESS,
+        help="the same as --model.accept_gemma_terms true",
+    )
+    return parser
+
+
+def _find_config(path: str) -> Path:
+    """The file of a configuration, which may be given by its name in configs/."""
+    named = resolve_path(f"configs/{path}.yaml")
+    return (
+        named if re.fullmatch(r"[\w-]+", path) and not os.path.exists(path) and named.is_file() else resolve_path(path)
+    )
+
+
+def config_of(options: dict[str, Any]) -> RunConfig:
+    """The configuration that the options of `settings_parser` mean; as `load_config`."""
+    overrides = {name: text for name, text in options.items() if name not in ("config", "local_rank")}
+    return load_config(options["config"], {name: _parse_value(name, text) for name, text in overrides.items()})
+
+
+def _kind(field_type: Any) -> str:
+    """What a setting takes, for --help: a kind of value, or the values that there are."""
+    choices = [str(value) for part in (field_type, *get_args(field_type)) for value in get_args(part)]
+    if choices and not any("<class" in choice or "NoneType" in choice for choice in choices):
+        return "{" + ",".join(choices) + "}"
+    names = {"bool": "true|false", "int": "N", "float": "NUMBER"}
+    return next((shown_as for name, shown_as in names.items() if name in str(field_type)), "VALUE")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML that `load_config` reads back; sections of methods that are not chosen are left out."""
+    content = _plain(dataclasses.asdict(config))
+    for name in not_chosen(config):
+        del content[name]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def resolve_path(path: str) -> Path:
+    """A path as given or, where that does not exist, that of the files which the project ships.
+
+    Raises:
+        UserError: it begins with a `~name` that has no home folder.
+    """
+    given, known = expand(path), shipped(path)
+    return known if not os.path.exists(given) and os.path.exists(known) else given
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = read_yaml(path, "--config takes a YAML file, configs/ has some")
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(content).__name__}")
+    return content or {}
+
+
+def _flatten(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    sections = {name.split(".")[0] for name, _ in config_fields() if "." in name}
+    for key, value in values.items():
+        if key not in sections:
+            yield str(key), value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        elif value is not None:
+            raise UserError(f"{path}: {key} is a section with keys of its own, found {shown(value)}")
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[key] = value
+    return nested
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Command-line text as the YAML value it spells; `a,b` is a list where the field is one."""
+    field_type = str(dict(config_fields())[name].type)
+    if "tuple" in field_type and "," in text and not text.startswith("["):
+        return [part.strip() for part in text.split(",")]
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
+        return [value]
+    is_text = field_type == "<class 'str'>" or "str" in field_type.split(" | ")
+    return text if is_text and not isinstance(value, list | type(None)) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,67 @@
+"""What a run will do, as it is said before it begins: data by task, batches, evaluation."""
+
+import statistics
+
+from codyra_llm.config import RunConfig
+from codyra_llm.data.batches import fitting_micro_batch
+from codyra_llm.data.chat import ChatTemplate
+from codyra_llm.planning.run_plan import RunPlan
+from codyra_llm.text import align
+
+HEADS = (
+    "task",
+    "rows",
+    "dropped",
+    "test rows",
+    "tokens (median",
+    "longest",
+    "cut)",
+    "epochs",
+    "steps",
+    "answer limit",
+    "template",
+    "scorer",
+)
+
+
+def data_table(plan: RunPlan, config: RunConfig) -> str:
+    """The tasks in order; of each the rows, the tokens of a training row, and how it is learned and scored."""
+    rows = [list(HEADS)]
+    for task, batches, template, facts in zip(
+        plan.stream, plan.batches, plan.templates, plan.data(config).tasks, strict=True
+    ):
+        lengths = [len(row) for row in batches.own]
+        epochs = config.train.num_train_epochs or task.spec.epochs
+        cells = [
+            facts.train_rows,
+            facts.dropped_train_rows,
+            facts.test_rows,
+            int(statistics.median(lengths)),
+            max(lengths),
+            sum(row.cut for row in batches.own),
+            f"{epochs:g}",
+            facts.steps,
+            "-" if task.spec.is_text else min(task.spec.max_new_tokens, config.evaluate.max_new_tokens or 10**9),
+            _setting(template),
+            task.spec.scorer,
+        ]
+        rows.append([task.name, *map(str, cells)])
+    return align(rows)
+
+
+def batch_line(config: RunConfig, ranks: int) -> str:
+    """The batch of an optimizer step and how it comes about, the method, when what is evaluated."""
+    train, evaluate = config.train, config.evaluate
+    micro = fitting_micro_batch(train.global_batch_size, train.per_device_train_batch_size, ranks)
+    accumulation = train.global_batch_size // (micro * ranks)
+    scored = {"all": "all tasks after each", "seen": "those learned so far after each", "last": "all tasks at the end"}
+    general = f"; general ability: {', '.join(config.general.suites)}" if config.general.suites else ""
+    return (
+        f"{config.method}, learning rate {train.learning_rate:g}; a step has {train.global_batch_size} rows = "
+        f"{micro} (micro batch) x {accumulation} (accumulation) x {ranks} "
+        f"rank{'s' * (ranks > 1)}; scored: {scored[evaluate.tasks]}{general}"
+    )
+
+
+def _setting(template: ChatTemplate | None) -> str:
+    return template.setting if template else "none"

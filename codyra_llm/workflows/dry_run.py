@@ -1,0 +1,57 @@
+"""A run up to where it would load the model: its table, and a training row of each task as the model would read it."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from codyra_llm.config import RunConfig, describe
+from codyra_llm.data.encode import Example
+from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.planning.data_table import batch_line, data_table
+from codyra_llm.planning.run_plan import plan_run
+
+READ, LEARNED, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
+
+
+def dry_run(config: RunConfig) -> None:
+    """Prints what a run would do, on rank 0; no weight is read, and nothing is written.
+
+    Raises:
+        UserError: the configuration, data or model is unfit.
+    """
+    ranks = Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu"))
+    plan = plan_run(config, ranks)
+    if not ranks.is_main:
+        return
+    print(f"settings: {describe(config)}; all others by default")
+    for note in plan.notes:
+        print(f"note: {note}")
+    print(f"\n{data_table(plan, config)}\n\n{batch_line(config, ranks.size)}")
+    colored = sys.stdout.isatty()
+    print(f"\nOne training row of each task; what is learned is {'green' if colored else 'between >> and <<'}")
+    for batches in plan.batches:
+        print(f"\n{batches.task}:\n{_rendered(plan.source.tokenizer, batches.own[0], colored)}")
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, colored: bool) -> str:
+    """The text of an example with its special tokens, what is learned set apart."""
+    read, learned = ((READ, PLAIN), (LEARNED, PLAIN)) if colored else (("", ""), (">>", "<<"))
+    text = ""
+    for ids, is_learned in _segments(example):
+        before, after = learned if is_learned else read
+        text += f"{before}{tokenizer.decode(ids)}{after}"
+    return text
+
+
+def _segments(example: Example) -> Iterator[tuple[list[int], bool]]:
+    """An example in parts that are learned, or not."""
+    yield example.prompt, False
+    at = 0
+    for begin, end in example.unlearned:
+        yield example.answer[at:begin], True
+        yield example.answer[begin:end], False
+        at = end
+    yield example.answer[at:], True
