@@ -178,6 +178,8 @@ def _parse_value(name: str, text: str) -> Any:
         return text
     if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
         return [value]
+    if field_type.startswith("str | float") and isinstance(value, int | float):
+        return value
     is_text = field_type == "<class 'str'>" or "str" in field_type.split(" | ")
     return text if is_text and not isinstance(value, list | type(None)) else value
 

@@ -104,12 +104,31 @@ class TrainConfig:
     adam_epsilon: float = option(1e-8, "AdamW's epsilon", within=ABOVE_ZERO)
     weight_decay: float = option(0.0, "AdamW's weight decay", within=AT_LEAST_ZERO)
     max_grad_norm: float = option(1.0, "gradient norm to clip to", within=ABOVE_ZERO)
+    validation: str | float | None = option(
+        None,
+        "rows to validate on: eval (a split of its own), or a share of the training rows (0.05) or a number of them, "
+        "which are then not trained on; empty: none",
+    )
+    validate_every: int = option(25, "optimizer steps between validations, if there are any", within=AT_LEAST_ONE)
+    early_stopping: int | None = option(
+        None, "end a task after so many validations without a lower loss; empty: never", within=AT_LEAST_ONE
+    )
+    keep_best: bool = option(False, "merge the step with the lowest validation loss, not the last one")
     checkpoint_every: int = option(
         25,
         "optimizer steps between checkpoints; each phase of a task ends with one as well",
         neutral=True,
         within=AT_LEAST_ONE,
     )
+
+    def check(self) -> None:
+        """Raises ValueError where settings cannot be meant together."""
+        value = self.validation
+        is_size = isinstance(value, int | float) and (0 < value < 1 or value == int(value) > 0)
+        if value is not None and value != "eval" and not is_size:
+            raise ValueError(f"train.validation is {value}; it must be eval, a share below 1, or a number of rows")
+        if value is None and (self.early_stopping or self.keep_best):
+            raise ValueError("train.early_stopping and train.keep_best need train.validation")
 
 
 @dataclass(frozen=True)
@@ -203,6 +222,7 @@ class _RunConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        self.train.check()
         if self.method not in METHODS:
             raise ValueError(f"method is {shown(self.method)}; there are {', '.join(METHODS)}")
         for name in not_chosen(self):

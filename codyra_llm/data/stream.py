@@ -73,7 +73,7 @@ class TaskSpec:
     learn: Learn = "all"
 
     def __post_init__(self) -> None:
-        check_sources(self.files, self.columns, SPLITS, ("text",) if self.is_text else KEYS)
+        check_sources(self.files, self.columns, (*SPLITS, "eval"), ("text",) if self.is_text else KEYS)
         if self.files and self.dataset:
             raise ValueError("files and dataset: give one of them")
 
@@ -96,6 +96,7 @@ class Task:
     spec: TaskSpec
     train: list[Row]
     test: list[Row]
+    validation: list[Row] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     row_numbers: dict[str, list[int]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -133,10 +134,14 @@ class TaskStream:
         order: str | Sequence[str] = "order1",
         max_train_examples: int | None = None,
         max_test_examples: int | None = None,
+        with_eval: bool = False,
     ) -> "TaskStream":
         """Reads the tasks of an order and their rows.
 
         A limit takes a fixed random subset of a split: the same rows for every method and seed.
+
+        Args:
+            with_eval: whether to read a third split, `eval`.
 
         Raises:
             UserError: a file is missing or malformed, a task or order is unknown, or a task is named twice.
@@ -149,7 +154,8 @@ class TaskStream:
         tasks: list[Task] = []
         notes: list[str] = []
         for name in names:
-            read = {split: read_split(specs[name], folder / name, split, notes.append) for split in SPLITS}
+            splits: tuple[Split, ...] = (*SPLITS, "eval") if with_eval else SPLITS
+            read = {split: read_split(specs[name], folder / name, split, notes.append) for split in splits}
             rows = {split: found for split, (found, _, _) in read.items()}
             numbers = {
                 "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
@@ -158,12 +164,12 @@ class TaskStream:
             train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
             hashes: dict[str, str] = {split: digest for split, (_, digest, _) in read.items()}
             places: dict[str, str] = {split: place for split, (_, _, place) in read.items()}
-            tasks.append(Task(name, specs[name], train, test, hashes, numbers, places))
+            tasks.append(Task(name, specs[name], train, test, rows.get("eval", []), hashes, numbers, places))
         return cls(tuple(tasks), label, folder.resolve().name, tuple(notes))
 
     @classmethod
     def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":
-        """A stream of {task: {"train": rows, "test": rows}}; a task without a spec is scored by `accuracy`.
+        """A stream of {task: {"train": rows, "test": rows}}, also "eval"; a task without a spec is scored by `accuracy`.
 
         Raises:
             UserError: a task lacks a split, or a row is malformed.
@@ -176,7 +182,8 @@ class TaskStream:
             spec = (specs or {}).get(name, TaskSpec("accuracy"))
             check = text_rows if spec.is_text else check_rows
             train, test = (check(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
-            tasks.append(Task(name, spec, train, test))
+            validation = check(splits["eval"], f"task {name} eval") if "eval" in splits else []
+            tasks.append(Task(name, spec, train, test, validation))
         return cls(tuple(tasks))
 
 

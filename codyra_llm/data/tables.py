@@ -17,7 +17,7 @@ from codyra_llm.text import shown
 if TYPE_CHECKING:
     from codyra_llm.data.stream import DatasetSource, TaskSpec
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "eval"]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 # (columns of the prompt, of which the first must be there; column of the answer) that need no mapping
 LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (

@@ -1,5 +1,6 @@
 """Training one task: the loop over optimizer steps, under any ZeRO stage."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
-from codyra_llm.engine.state import TaskState, read_state, write_branches, write_moments
+from codyra_llm.engine.state import TaskState, read_state, trainable, write_branches, write_moments
+from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
 from codyra_llm.errors import UserError
 from codyra_llm.methods.hooks import NO_HOOKS, Hooks
@@ -33,7 +35,8 @@ class StepReport:
     """One optimizer step: mean loss per answer token in nats, peak rate times schedule, threshold, live rank, speed.
 
     `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out;
-    `penalty` is the value of the method's term on the branches, which is not part of `loss`.
+    `penalty` is the value of the method's term on the branches, which is not part of `loss`; `validation` is the loss
+    on the validation rows where it was measured after the step.
     """
 
     step: int
@@ -45,6 +48,7 @@ class StepReport:
     tokens: int
     penalty: float
     seconds: float
+    validation: float | None = None
 
 
 OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
@@ -62,6 +66,7 @@ def train_task(
     on_step: OnStep = lambda report, read: None,
     resumed: TaskState | None = None,
     hooks: Hooks = NO_HOOKS,
+    validation: Validation | None = None,
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
@@ -78,6 +83,7 @@ def train_task(
             trainable state on rank 0 (`read_state`; every rank must call it, or none).
         resumed: a state to resume from; its branches replace those of the model. It is emptied.
         hooks: the method's.
+        validation: rows to validate on, and what follows from their loss.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -95,6 +101,8 @@ def train_task(
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
     for step in range(first_step, batches.total_steps):
+        if validation and validation.stops:
+            break
         began = time.perf_counter()
         # what a model draws (dropout) depends on the step alone, not on what ran before it
         torch.manual_seed(batches.draw_seed(step, ranks.rank))
@@ -126,13 +134,26 @@ def train_task(
             penalty=penalty,
             seconds=time.perf_counter() - began,
         )
+        if validation and validation.is_due(step + 1, batches.total_steps):
+            found = validation.measure(step + 1, attached.passes, batches.micro_batch_size, ranks)
+            report = dataclasses.replace(report, validation=found)
+            if train.keep_best and validation.best_step == step + 1:
+                state = read_state(model, engine, optimizer, ranks)
+                validation.best = {name: state[name] for name, _, _ in trainable(model) if state}
         reports.append(report)
-        on_step(report, lambda: read_state(model, engine, optimizer, ranks))
+        on_step(report, lambda: read_state(model, engine, optimizer, ranks) | _best(validation))
     attached.end_training(batches.own)
     engine.destroy()
     unpartition_branches(model)
+    if validation and train.keep_best:
+        validation.restore_best(model)
     _check_branches(batches.task, model)
     return reports
+
+
+def _best(validation: Validation | None) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of the best step."""
+    return {BEST + name: tensor for name, tensor in validation.best.items()} if validation else {}
 
 
 def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:

@@ -12,6 +12,7 @@ HEADS = (
     "task",
     "rows",
     "dropped",
+    "validation",
     "test rows",
     "tokens (median",
     "longest",
@@ -35,6 +36,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
         cells = [
             facts.train_rows,
             facts.dropped_train_rows,
+            facts.validation_rows or "-",
             facts.test_rows,
             int(statistics.median(lengths)),
             max(lengths),

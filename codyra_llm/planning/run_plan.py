@@ -5,11 +5,9 @@ import hashlib
 import json
 import operator
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +20,7 @@ from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
@@ -32,6 +31,7 @@ from codyra_llm.methods import METHODS
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.quantize import check_widths
 from codyra_llm.models.source import Source, open_source
+from codyra_llm.planning.encoding import check_examples, encode_split
 from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
 
@@ -44,6 +44,7 @@ class RunPlan:
     """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability.
 
     Attributes:
+        validation: rows of each task to validate on, none of most runs.
         templates: the chat template of each task. general_template: that of general ability.
         notes: what whoever runs it should know, a line each.
     """
@@ -53,6 +54,7 @@ class RunPlan:
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
     test_examples: list[Sequence[Example]]
+    validation: list[Sequence[Example]]
     suites: "list[Suite]"
     templates: list[ChatTemplate | None]
     general_template: ChatTemplate | None
@@ -74,6 +76,7 @@ class RunPlan:
                 steps=batches.total_steps,
                 sha256=task.files,
                 replayed_rows=len(batches.examples) - len(batches.own),
+                validation_rows=len(task.validation),
                 scorer=task.spec.scorer,
                 chat_template=template.facts(self.source.tokenizer) if template else None,
             )
@@ -101,6 +104,8 @@ class RunPlan:
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in chain(batches.examples, test):
                 digest.update(example.to_bytes())
+        for example in chain.from_iterable(self.validation):
+            digest.update(example.to_bytes())
         for suite in self.suites:
             digest.update(suite.digest.encode())
         return digest.hexdigest()
@@ -138,9 +143,13 @@ def plan_run(
     general_template = find_chat_template(tokenizer, config.data.chat_template)
     batches: list[GlobalBatches] = []
     test_examples: list[Sequence[Example]] = []
+    validation: list[Sequence[Example]] = []
     for task, template in zip(stream, templates, strict=True):
-        train_examples, of_test = _encode(config, task, tokens, template)
+        splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
+        check_examples(task, splits, source)
+        train_examples, of_test = splits["train"], splits["test"]
         test_examples.append(of_test)
+        validation.append(splits["eval"])
         batches.append(
             GlobalBatches(
                 train_examples,
@@ -157,14 +166,12 @@ def plan_run(
             )
         )
         method.check(task.name, batches[-1].total_steps)
-        _check_positions(task.name, chain(train_examples, of_test), source)
-        for split, examples in (("train", train_examples), ("test", of_test)):
-            _check_ids(task, split, examples, source)
         notes += notes_on_tokens(task, tokenizer, train_examples, of_test)
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
     notes += tokens.notes
-    return RunPlan(source, stream, deepspeed_json, batches, test_examples, suites, templates, general_template, notes)
+    rows = (batches, test_examples, validation)
+    return RunPlan(source, stream, deepspeed_json, *rows, suites, templates, general_template, notes)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> ChatTemplate | None:
@@ -184,7 +191,8 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
     if stream is None:
         limits = config.data.max_train_examples, config.data.max_test_examples
         task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
-        stream = TaskStream.load(task_file, data_dir, config.order, *limits)
+        with_eval = config.train.validation == "eval"
+        stream = TaskStream.load(task_file, data_dir, config.order, *limits, with_eval)
     if not stream.tasks:
         raise UserError("the stream has no task; give it at least one")
     for task in stream:
@@ -194,38 +202,8 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
             check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
         except UserError as error:
             raise UserError(f"task {task.name}: {error}") from None
-    return stream
-
-
-def _encode(
-    config: RunConfig, task: Task, tokens: TokenCache, template: ChatTemplate | None
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """A task's training and test rows as examples."""
-    data, folder = config.data, Path(config.data_dir) / task.name
-    if task.spec.is_text:
-        length = max(2, data.max_prompt_length or task.spec.max_prompt_length)
-        train, test = (
-            tokens.encode_text(rows, length=length, pack=rows is task.train) for rows in (task.train, task.test)
-        )
-        return train, test
-    both: dict[str, Any] = {
-        "max_prompt_length": data.max_prompt_length or task.spec.max_prompt_length,
-        "body": task.spec.body,
-        "template": template,
-    }
-    train = tokens.encode_rows(
-        task.train,
-        task.places.get("train", f"{folder}/train"),
-        task.row_numbers.get("train"),
-        max_answer_length=data.max_answer_length,
-        drop_long_answers=data.long_answers == "drop",
-        learn=task.spec.learn,
-        **both,
-    )
-    test = tokens.encode_rows(
-        task.test, task.places.get("test", f"{folder}/test"), task.row_numbers.get("test"), learn="last", **both
-    )
-    return train, test
+    setting, seed = config.train.validation, config.seed
+    return dataclasses.replace(stream, tasks=tuple(with_validation(task, setting, seed) for task in stream))
 
 
 def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: RunPlan | None = None) -> None:
@@ -275,26 +253,6 @@ def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
     return load_suites(config.general)
 
 
-def _check_ids(
-    task: Task,
-    split: str,
-    examples: Sequence[Example],
-    source: Source,
-) -> None:
-    """Raises UserError where a row has a token that the embedding has no row for; padding is masked, and may be any."""
-    size = getattr(source.config.get_text_config(), "vocab_size", None) or sys.maxsize
-    numbers = task.row_numbers.get(split) or range(1, len(examples) + 1)
-    for place, example in enumerate(examples):
-        largest = max(chain(example.prompt, example.answer))
-        if largest >= size:
-            number = f" row {numbers[place]}" if len(numbers) == len(examples) else ""  # none was dropped
-            token = f"token {largest} ({shown(source.tokenizer.convert_ids_to_tokens(largest))})"
-            raise UserError(
-                f"task {task.name} {split}{number}: {token} is not among the {size} of the model's vocabulary; "
-                "give the tokenizer that belongs to the model"
-            )
-
-
 def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
     """Raises UserError where a file of the run folder would have a name longer than file systems take."""
     seconds = [*stream.names, *(f"general.{suite.label}" for suite in suites)]
@@ -306,12 +264,3 @@ def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
                 f"task {shown(task)}: a file of the run would have a name of {longest} bytes, and file systems take "
                 f"{LONGEST_NAME}; shorten the names of tasks"
             )
-
-
-def _check_positions(task: str, examples: Iterable[Example], source: Source) -> None:
-    longest = max(len(example) for example in examples)
-    if longest > source.context_length:
-        raise UserError(
-            f"task {task}: the longest row has {longest} tokens, the context length is {source.context_length}; "
-            "lower data.max_prompt_length or data.max_answer_length"
-        )

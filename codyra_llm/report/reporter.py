@@ -33,6 +33,7 @@ class Reporter:
 
     def __init__(self, folder: RunFolder | None, first_step: int) -> None:
         self.folder = folder
+        self.validation: float | None = None  # of this task, as measured last
         self.timed: list[tuple[int, float]] | None = []
         self.board = (
             SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -42,14 +43,19 @@ class Reporter:
 
     def progress(self, task: str, total: int, done: int) -> Any:
         """The progress bar of a task in training."""
+        self.validation = None
         return tqdm(total=total, initial=done, desc=task, unit="step", disable=self.folder is None)
 
     def step(self, report: StepReport, global_step: int, progress: Any) -> None:
         """One optimizer step."""
         speed = report.tokens / report.seconds
+        self.validation = report.validation or self.validation
+        self._curves(global_step, {"validation/loss": report.validation})
         progress.update()
+        validation = "" if self.validation is None else f", validation {self.validation:.3f}"
         progress.set_postfix_str(
-            f"loss {report.loss:.3f}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, {speed:.0f} tokens/s"
+            f"loss {report.loss:.3f}{validation}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, "
+            f"{speed:.0f} tokens/s"
         )
         self._curves(global_step, {f"train/{name}": getattr(report, name) for name in CURVES})
         self._curves(global_step, {"train/tokens_per_second": speed})

@@ -43,7 +43,8 @@ class TaskData:
     Attributes:
         train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
         replayed_rows: rows of earlier tasks among those that are trained on.
-        test_rows: rows that are scored. steps: optimizer steps. sha256: of its files, by name.
+        validation_rows: rows to validate on. test_rows: rows that are scored.
+        steps: optimizer steps. sha256: of its files, by name.
         scorer: by name; bits_per_byte of raw text. chat_template: that of its prompts; None: they are used as they are.
     """
 
@@ -54,6 +55,7 @@ class TaskData:
     steps: int
     sha256: dict[str, str]
     replayed_rows: int = 0
+    validation_rows: int = 0
     scorer: str = ""
     chat_template: ChatFacts | None = None
 
@@ -103,11 +105,26 @@ class Resumption:
 
 
 @dataclass
+class ValidationLoss:
+    """The mean loss per answer token of the validation rows, in nats, after so many steps of a task."""
+
+    step: int
+    loss: float
+
+
+@dataclass
 class TaskLosses:
-    """The loss of each optimizer step of a task: mean over its answer tokens, in nats."""
+    """The loss of each optimizer step of a task: mean over its answer tokens, in nats.
+
+    Attributes:
+        validation: on rows that are not trained on, where there are any.
+        kept_step: of those with validation, the steps done of what was merged; None: all.
+    """
 
     task: str
     loss: list[float] = field(default_factory=list)
+    validation: list[ValidationLoss] = field(default_factory=list)
+    kept_step: int | None = None
 
 
 @dataclass

@@ -12,7 +12,9 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.distributed.ranks import broadcast
 from codyra_llm.engine.passes import measure_before
+from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.train import StepReport, train_task
+from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import check_updates
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
@@ -26,7 +28,7 @@ from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.save import save_model
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
-from codyra_llm.results.schema import TaskLosses, TaskRanks
+from codyra_llm.results.schema import TaskLosses, TaskRanks, ValidationLoss
 from codyra_llm.workflows.evaluate import score_tasks
 from codyra_llm.workflows.general_ability import base_identity, score_general
 from codyra_llm.workflows.run_state import RunState
@@ -43,7 +45,8 @@ def train(run: RunState, stage: Stage) -> None:
     resumed, run.resumed = run.resumed, None
     if not resumed:
         run.results.losses.append(TaskLosses(stage.task))
-    losses = run.results.losses[-1].loss
+    losses = run.results.losses[-1]
+    validation = _validation(run, stage, resumed)
     tasks = len(run.plan.stream)
     LOG.info(f"\ntask {stage.number} of {tasks}: {stage.task}, {describe_targets(prepared.wrapped)}")
     progress = run.report.progress(stage.task, batches.total_steps, resumed.step if resumed else 0)
@@ -52,7 +55,9 @@ def train(run: RunState, stage: Stage) -> None:
         run.global_step += 1
         run.report.estimate(report, run.plan.tokens, stage.number - 1, batches.total_steps)
         run.report.step(report, run.global_step, progress)
-        losses.append(report.loss)
+        losses.loss.append(report.loss)
+        if report.validation is not None:
+            losses.validation.append(ValidationLoss(report.step + 1, report.validation))
         phase.tokens += report.tokens
         done, stop = report.step + 1, run.session.stop.agreed()
         if stop or (done % run.config.train.checkpoint_every == 0 and done < batches.total_steps):
@@ -71,9 +76,24 @@ def train(run: RunState, stage: Stage) -> None:
         on_step,
         resumed,
         run.method,
+        validation,
     )
     progress.close()
+    if validation:
+        losses.kept_step = validation.best_step if run.config.train.keep_best else validation.losses[-1][0]
     _finish(run, stage)
+
+
+def _validation(run: RunState, stage: Stage, resumed: TaskState | None) -> Validation | None:
+    """The validation of a stage's task, with what an interrupted one found until the checkpoint."""
+    rows = run.plan.validation[stage.number - 1]
+    if not rows:
+        return None
+    known = [(found.step, found.loss) for found in run.results.losses[-1].validation]
+    best = {}
+    for name in [name for name in (resumed.tensors if resumed else {}) if name.startswith(BEST)]:
+        best[name.removeprefix(BEST)] = resumed.tensors.pop(name)  # type: ignore[union-attr]
+    return Validation(rows, run.config.train, known, best)
 
 
 def _finish(run: RunState, stage: Stage) -> None:

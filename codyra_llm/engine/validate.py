@@ -1,0 +1,79 @@
+"""The loss on rows that are not trained on, at intervals, and what follows from it: an early stop, the best step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from codyra_llm.config import TrainConfig
+from codyra_llm.data.batches import collate
+from codyra_llm.data.encode import Example
+from codyra_llm.distributed.ranks import Ranks, broadcast
+from codyra_llm.engine.passes import ModelPasses
+from codyra_llm.engine.state import trainable
+
+BEST = "best."  # before the names of what a checkpoint holds of the best step
+
+
+@dataclass
+class Validation:
+    """The validation of one task.
+
+    Attributes:
+        rows: what the loss is taken on.
+        losses: (optimizer steps done, mean loss per answer token in nats), those from before a resumption included.
+        best: of `train.keep_best`, the trainable parameters of the best step, whole; on rank 0.
+    """
+
+    rows: Sequence[Example]
+    train: TrainConfig
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def best_step(self) -> int | None:
+        """The steps done where the loss was least."""
+        return min(self.losses, key=lambda found: found[1])[0] if self.losses else None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the loss has not fallen for as many validations as `train.early_stopping` says."""
+        patience = self.train.early_stopping
+        if not patience or not self.losses:
+            return False
+        return sum(step > (self.best_step or 0) for step, _ in self.losses) >= patience
+
+    def is_due(self, done: int, total: int) -> bool:
+        """Whether there is a validation after so many of the steps."""
+        return done % self.train.validate_every == 0 or done == total
+
+    def measure(self, done: int, passes: ModelPasses, size: int, ranks: Ranks) -> float:
+        """Adds the loss after `done` steps, which is the same on every rank; every rank must call it.
+
+        Args:
+            passes: over the model in an engine. size: rows of a forward pass.
+        """
+        order = sorted(self.rows, key=len)
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        passes.loss.eval()
+        with passes.apart(), torch.no_grad():
+            for first in range(0, len(batches), ranks.size):  # at stage 3 every rank must take part in every pass
+                number = first + ranks.rank
+                batch = collate(batches[min(number, len(batches) - 1)], passes.pad_token_id)
+                loss = passes.loss(batch.input_ids.to(ranks.device), batch.labels.to(ranks.device))
+                if number < len(batches):
+                    total += loss.double()
+        passes.loss.train()
+        dist.all_reduce(total)
+        found = float(total) / sum(row.learned for row in self.rows)
+        self.losses.append((done, found))
+        return found
+
+    def restore_best(self, model: torch.nn.Module) -> None:
+        """Puts the parameters of the best step into a model whose branches are whole again; every rank must call it."""
+        best: dict[str, torch.Tensor] = broadcast(self.best)
+        with torch.no_grad():
+            for name, parameter, _ in trainable(model):
+                parameter.copy_(best[name])
