@@ -51,13 +51,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def scorer_of(task: str, task_file: Path) -> str:
-    """The name of a task's scorer."""
+    """The name of a task's first scorer."""
     specs, _, _ = read_task_file(task_file)
     if task not in specs:
         raise UserError(f"unknown task {task!r}; {task_file} has {', '.join(specs)}")
     if specs[task].is_text:
         raise UserError(f"task {task}: bits per byte are what the model makes of a text; there is no answer to score")
-    return specs[task].scorer
+    return specs[task].scorers[0]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

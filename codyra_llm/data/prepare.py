@@ -257,7 +257,7 @@ def prepare(arguments: Sequence[str]) -> int:
     not_ready = []
     for task in _choose(list(specs), args.tasks, args.task_file):
         splits, problems = read_task(args.data_dir, task)
-        numbers[task] = {**check(splits, specs[task].scorer), "problems": problems}
+        numbers[task] = {**check(splits, specs[task].scorers[0]), "problems": problems}
         numbers[task]["findings"] = findings(numbers[task])
         if problems:
             not_ready.append(task)

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from codyra_llm.data import raw_text
 from codyra_llm.data.chat import Learn
-from codyra_llm.data.rows import KEYS, Row, check_rows
-from codyra_llm.data.tables import Split, check_sources, read_split, text_rows
+from codyra_llm.data.rows import KEYS, Row
+from codyra_llm.data.tables import Split, check_sources, read_split, text_rows, to_rows
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_yaml
 from codyra_llm.text import shown
@@ -60,7 +60,7 @@ class TaskSpec:
     Raises pydantic's ValidationError, a ValueError, where a value cannot work.
     """
 
-    scorer: str
+    scorer: str | Annotated[tuple[str, ...], Field(min_length=1)]
     max_new_tokens: _Count = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     epochs: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1
@@ -76,11 +76,18 @@ class TaskSpec:
         check_sources(self.files, self.columns, (*SPLITS, "eval"), ("text",) if self.is_text else KEYS)
         if self.files and self.dataset:
             raise ValueError("files and dataset: give one of them")
+        if self.is_text and len(self.scorers) > 1:
+            raise ValueError(f"scorer: {raw_text.SCORER} stands alone")
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The names of its scorers; the first is the headline, which stands in the matrix."""
+        return (self.scorer,) if isinstance(self.scorer, str) else self.scorer
 
     @property
     def is_text(self) -> bool:
         """Whether its rows are raw text, to continue pretraining on."""
-        return self.scorer == raw_text.SCORER
+        return raw_text.SCORER in self.scorers
 
     @property
     def content(self) -> dict[str, Any]:
@@ -169,7 +176,7 @@ class TaskStream:
 
     @classmethod
     def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":
-        """A stream of {task: {"train": rows, "test": rows}}, also "eval"; a task without a spec is scored by `accuracy`.
+        """A stream of {task: {"train": rows, "test": rows}}, also "eval"; without a spec, the scorer is accuracy.
 
         Raises:
             UserError: a task lacks a split, or a row is malformed.
@@ -180,7 +187,7 @@ class TaskStream:
         for name, splits in rows.items():
             plain_name(name, "the task name")
             spec = (specs or {}).get(name, TaskSpec("accuracy"))
-            check = text_rows if spec.is_text else check_rows
+            check = text_rows if spec.is_text else to_rows
             train, test = (check(splits.get(split), f"task {name} {split}") for split in ("train", "test"))
             validation = check(splits["eval"], f"task {name} eval") if "eval" in splits else []
             tasks.append(Task(name, spec, train, test, validation))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from codyra_llm.data.conversations import COLUMNS, conversation_rows
-from codyra_llm.data.rows import KEYS, Row, check_rows, read_values
+from codyra_llm.data.rows import KEYS, Row, check_rows, read_values, text_problem
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_bytes, read_text, sha256
 from codyra_llm.text import shown
@@ -109,32 +109,35 @@ def read_table(path: Path) -> Any:
 
 
 def to_rows(
-    values: Any, where: str, columns: Mapping[str, str] | None, note: Callable[[str], None] = lambda line: None
+    values: Any, where: str, columns: Mapping[str, str] | None = None, note: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
     """Rows of prompt and answer, from the columns that are named or, if none are, by the layout of the first row.
+
+    An answer may be a list of texts: the first is learned, and `references` has all, the best of which counts.
 
     Raises:
         UserError: the layout is not known, or a row is unfit.
     """
     first = values[0] if isinstance(values, list) and values else None
     keys: Mapping[str, Any] = first if isinstance(first, dict) else {}
-    prompts: tuple[str, ...]
-    if columns:
-        prompts, answer = (columns["prompt"],), columns["answer"]
-    else:
-        known = [layout for layout in LAYOUTS if layout[0][0] in keys and layout[1] in keys]
-        conversation = next((name for name in COLUMNS if isinstance(keys.get(name), list)), None)
-        if not known and conversation:
-            rows = conversation_rows(values, where, conversation)
-            note(f"{where}: the conversations are in {conversation}")
-            if others := _unused(values, {conversation, "system"}):
-                note(f"{where}: of its rows, only {conversation} is used, not {others}")
-            return rows
-        if not known and "text" in keys and not {*KEYS} & set(keys):
-            raise UserError(f"{where}: holds raw text; say so in the task file by scorer: bits_per_byte")
-        prompts, answer = known[0] if known else ((KEYS[0],), KEYS[1])
-    columns_of_rows = check_rows(values, where, (prompts[0], answer))
-    rows = [{"prompt": row[prompts[0]], "answer": row[answer]} for row in columns_of_rows]
+    conversation = next((name for name in COLUMNS if isinstance(keys.get(name), list)), None)
+    if conversation and not columns and not _known(keys):
+        found = conversation_rows(values, where, conversation)
+        note(f"{where}: the conversations are in {conversation}")
+        if others := _unused(values, {conversation, "system"}):
+            note(f"{where}: of its rows, only {conversation} is used, not {others}")
+        return found
+    prompts, answer = ((columns["prompt"],), columns["answer"]) if columns else _layout(keys, where)
+    references: list[list[str]] = []
+    if isinstance(values, list):
+        references = [_references(row, answer) for row in values]
+        pairs = zip(values, references, strict=True)
+        values = [{**row, answer: several[0]} if several else row for row, several in pairs]
+    checked = check_rows(values, where, (prompts[0], answer))
+    rows: list[Row] = [{"prompt": row[prompts[0]], "answer": row[answer]} for row in checked]
+    for row, several in zip(rows, references, strict=True):
+        if len(several) > 1:
+            row["references"] = several
     there = {key for row in values for key in row}
     inputs = [name for name in prompts[1:] if name in there]
     prompt = " and ".join([prompts[0], *inputs])
@@ -143,12 +146,35 @@ def to_rows(
     if others := _unused(values, {*prompts, answer}):
         note(f"{where}: of its rows, only {prompt} and {answer} are used, not {others}")
     for name in inputs:
-        for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
-            more = value.get(name)
-            if more is not None and not isinstance(more, str):
-                raise UserError(f'{where} row {number}: "{name}" is not text')
-            row["prompt"] += f"\n\n{more}" if more and more.strip() else ""
+        _append_inputs(rows, values, name, where)
     return rows
+
+
+def _known(keys: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
+    return next((layout for layout in LAYOUTS if layout[0][0] in keys and layout[1] in keys), None)
+
+
+def _layout(keys: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str]:
+    """(columns of the prompt, column of the answer) of rows with these keys."""
+    known = _known(keys)
+    if not known and "text" in keys and not {*KEYS} & set(keys):
+        raise UserError(f"{where}: holds raw text; say so in the task file by scorer: bits_per_byte")
+    return known or ((KEYS[0],), KEYS[1])
+
+
+def _append_inputs(rows: Sequence[Row], values: Sequence[Row], name: str, where: str) -> None:
+    """Adds what a column has to the prompts, where it has something."""
+    for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
+        more = value.get(name)
+        if more is not None and not isinstance(more, str):
+            raise UserError(f'{where} row {number}: "{name}" is not text')
+        row["prompt"] += f"\n\n{more}" if more and more.strip() else ""
+
+
+def _references(row: Any, answer: str) -> list[str]:
+    """The texts of an answer that is a list of them; empty where it is not."""
+    found = row.get(answer) if isinstance(row, dict) else None
+    return list(found) if isinstance(found, list) and found and not any(map(text_problem, found)) else []
 
 
 def _unused(values: Sequence[Row], used: set[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from codyra_llm.config import EvaluateConfig
@@ -25,12 +25,14 @@ class TaskScores:
         totals: mean score by variant, 0 to 100.
         nll: mean over all answer tokens, in nats.
         tokens: tokens generated, over all ranks.
+        further: scorer -> variant -> mean score, of the task's scorers but the first.
     """
 
     rows: list[dict[str, Any]]
     totals: dict[str, float]
     nll: float
     tokens: int
+    further: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate_tasks(
@@ -58,17 +60,24 @@ def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered])
         return _score_text(task, examples, answers)
     rows: list[dict[str, Any]] = [
         {"prompt": row["prompt"], "prediction": answer.text, "reference": row["answer"]}
+        | ({"references": row["references"]} if "references" in row else {})
         for row, answer in zip(task.test, answers, strict=True)
     ]
-    scores = score_rows(task.spec.scorer, rows)
+    headline, *others = task.spec.scorers
+    scores = score_rows(headline, rows)
+    further = {name: score_rows(name, rows) for name in others}
     for row, answer, example, of_row in zip(rows, answers, examples, scores["rows"], strict=True):
         row["nll"] = answer.loss / len(example.answer) if math.isfinite(answer.loss) else None
         row["scores"] = of_row
+    for name, found in further.items():
+        for row, of_row in zip(rows, found["rows"], strict=True):
+            row.setdefault("further_scores", {})[name] = of_row
     return TaskScores(
         rows,
         scores["totals"],
         nll=sum(answer.loss for answer in answers) / sum(len(example.answer) for example in examples),
         tokens=sum(answer.tokens for answer in answers),
+        further={name: found["totals"] for name, found in further.items()},
     )
 
 

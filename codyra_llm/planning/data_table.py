@@ -45,7 +45,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
             facts.steps,
             "-" if task.spec.is_text else min(task.spec.max_new_tokens, config.evaluate.max_new_tokens or 10**9),
             _setting(template),
-            task.spec.scorer,
+            ", ".join(task.spec.scorers),
         ]
         rows.append([task.name, *map(str, cells)])
     return align(rows)

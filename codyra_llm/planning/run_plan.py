@@ -77,7 +77,7 @@ class RunPlan:
                 sha256=task.files,
                 replayed_rows=len(batches.examples) - len(batches.own),
                 validation_rows=len(task.validation),
-                scorer=task.spec.scorer,
+                scorer=task.spec.scorers[0],
                 chat_template=template.facts(self.source.tokenizer) if template else None,
             )
             for task, batches, template in zip(self.stream, self.batches, self.templates, strict=True)
@@ -104,6 +104,9 @@ class RunPlan:
         for batches, test in zip(self.batches, self.test_examples, strict=True):
             for example in chain(batches.examples, test):
                 digest.update(example.to_bytes())
+        for row in chain.from_iterable(task.test for task in self.stream):
+            if "references" in row:
+                digest.update(json.dumps(row["references"]).encode())
         for example in chain.from_iterable(self.validation):
             digest.update(example.to_bytes())
         for suite in self.suites:
@@ -199,7 +202,8 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
         if task.spec.is_text:
             continue
         try:
-            check_scorer(task.spec.scorer, config.data.allow_code, "data.allow_code true")
+            for scorer in task.spec.scorers:
+                check_scorer(scorer, config.data.allow_code, "data.allow_code true")
         except UserError as error:
             raise UserError(f"task {task.name}: {error}") from None
     setting, seed = config.train.validation, config.seed

@@ -123,6 +123,8 @@ class Reporter:
                 board.close()
         variant = results.config["evaluate"]["scorer_variant"]
         LOG.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
+        if further := tables.further_table(results):
+            LOG.info(f"\nFurther scores\n{further}")
         if of_text := tables.text_table(results):
             LOG.info(f"\nBits per byte of raw text (a score is the probability of a byte, in percent)\n{of_text}")
         LOG.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")

@@ -51,6 +51,18 @@ def text_table(results: RunResults) -> str:
     return align(rows)
 
 
+def further_table(results: RunResults) -> str:
+    """The scores of tasks that have several scorers, but for the first of each; empty if there are none."""
+    columns = [(task, name, scores) for task, found in results.further.items() for name, scores in found.items()]
+    if not columns:
+        return ""
+    rows = [["", *(f"{task} {name}" for task, name, _ in columns)]]
+    for stage in results.stages:
+        found = [scores[stage.number] for _, _, scores in columns]
+        rows.append([stage.title, *("" if score is None else f"{score:.1f}" for score in found)])
+    return align(rows)
+
+
 def metrics_table(results: RunResults) -> str:
     """The matrix's summary numbers in every scoring variant."""
     variants = list(results.metrics)

@@ -196,6 +196,7 @@ class ModelScores(GeneralScores):
     Attributes:
         scores: scoring variant -> task -> 0 to 100. mean: variant -> mean over tasks.
         answer_nll: task -> nats per token of the true answers; None where they are not finite.
+        further: task -> scorer -> scoring variant -> score, of the task's scorers but the first.
     """
 
     data: Data
@@ -203,6 +204,7 @@ class ModelScores(GeneralScores):
     scores: dict[str, dict[str, float]]
     mean: dict[str, float]
     answer_nll: dict[str, float | None]
+    further: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -212,7 +214,8 @@ class RunResults(ModelProvenance):
     Attributes:
         tasks: their names, in order.
         matrix: scores of `evaluate.scorer_variant`, 0 to 100: a row for each stage, a column for each task.
-        matrices: the same in every scoring variant. metrics: variant -> what `matrix_metrics` gives.
+        matrices: the same in every scoring variant. further: task -> scorer -> its score at each stage, in the variant
+            of the matrix, of the task's scorers but the first. metrics: variant -> what `matrix_metrics` gives.
         answer_nll: nats per token of the true answers, as `matrix`; None where not measured, or not finite.
         seconds: of all sessions. checkpoint_seconds: those of them that went into checkpoints.
         peak_memory_bytes: of rank 0's resident memory.
@@ -231,6 +234,7 @@ class RunResults(ModelProvenance):
     losses: list[TaskLosses] = field(default_factory=list)
     ranks: list[TaskRanks] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
+    further: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)
 
     @property

@@ -97,6 +97,7 @@ def score_model(config: RunConfig) -> ModelScores:
             scores=scores,
             mean={variant: sum(of_tasks.values()) / len(of_tasks) for variant, of_tasks in scores.items()},
             answer_nll={task: each.nll if math.isfinite(each.nll) else None for task, each in by_task.items()},
+            further={task: each.further for task, each in by_task.items() if each.further},
             general=general_of_model(plan.suites, found),
         )
 

@@ -197,6 +197,10 @@ def _record_scores(run: RunState, stage: Stage, task: int, scores: TaskScores) -
     for variant in VARIANTS:
         results.matrices[variant][stage.number][task] = scores.totals[variant]
     results.matrix[stage.number][task] = scores.totals[run.config.evaluate.scorer_variant]
+    for name, totals in scores.further.items():
+        of_task = results.further.setdefault(results.tasks[task], {})
+        of_stages = of_task.setdefault(name, [None] * len(results.matrix))
+        of_stages[stage.number] = totals[run.config.evaluate.scorer_variant]
     results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
 
 

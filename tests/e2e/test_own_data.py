@@ -21,7 +21,7 @@ TASKS = {
             "columns": {"prompt": "question", "answer": "reply"},
             "files": {"train": "*.csv"},
         },
-        "letters": {"scorer": "chrf", "max_new_tokens": 4, "dataset": {"path": "letters"}},
+        "letters": {"scorer": ["chrf", "accuracy"], "max_new_tokens": 4, "dataset": {"path": "letters"}},
     }
 }
 
@@ -55,6 +55,10 @@ def test_a_stream_of_ones_own(tiny_folder: Path, folder: Path) -> None:
     results = run(config)
     assert [(task.train_rows, task.test_rows) for task in results.data.tasks] == [(16, 2), (16, 2)]
     assert all(0 <= score <= 100 for row in results.matrix for score in row if score is not None)
+    (further,) = results.further["letters"].items()
+    assert further[0] == "accuracy"
+    assert all(score is not None and 0 <= score <= 100 for score in further[1])
+    assert "letters accuracy" in (folder / "run" / "train.log").read_text()
     log = (folder / "run" / "train.log").read_text()
     assert "the prompt is question, the answer is reply" in log
     assert "only question and reply are used, not 'source'" in log

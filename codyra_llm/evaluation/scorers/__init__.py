@@ -12,6 +12,7 @@ lenient           ours: what the answer means, however it is written
 import importlib
 import logging
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -48,13 +49,13 @@ SCORERS: dict[str, dict[str, Score]] = {
 
 def check_scorer(name: str, allow_code: bool, how: str) -> None:
     """Raises UserError where there is no such scorer, or it is code that is not allowed; `how` says how to allow it."""
-    if name not in SCORERS and ":" in name and not allow_code:
+    if name not in SCORERS and ":" in name and not name.startswith("regex:") and not allow_code:
         raise UserError(f"scorer {name} is code of its own; read it, and set {how}")
     find_scorer(name)
 
 
 def find_scorer(name: str) -> dict[str, Score]:
-    """The functions of a scorer by variant: a built-in one, or `module:function` of the user's own, for all variants.
+    """The functions of a scorer by variant: a built-in one, `regex:PATTERN`, or `module:function` of the user's own.
 
     A function takes (prompt, prediction, reference) and gives percent. Its module is imported, from the working folder
     too, which runs its code.
@@ -64,9 +65,13 @@ def find_scorer(name: str) -> dict[str, Score]:
     """
     if name in SCORERS:
         return SCORERS[name]
+    if name.startswith("regex:"):
+        return same_in_all(_by_pattern(name))
     module, _, function = name.partition(":")
     if not function:
-        raise UserError(f'unknown scorer "{name}"; there are {", ".join(SCORERS)}, or module:function of your own')
+        raise UserError(
+            f'unknown scorer "{name}"; there are {", ".join(SCORERS)}, regex:PATTERN, or module:function of your own'
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -76,6 +81,20 @@ def find_scorer(name: str) -> dict[str, Score]:
     if not callable(found):
         raise UserError(f"scorer {name}: is no function of (prompt, prediction, reference)")
     return same_in_all(_own(name, found))
+
+
+def _by_pattern(name: str) -> Score:
+    """`regex:PATTERN`: whether what it finds first in an answer, or the first group of that, is the reference."""
+    try:
+        pattern = re.compile(name.partition(":")[2], re.MULTILINE)
+    except re.error as error:
+        raise UserError(f"scorer {name}: not a regular expression: {error}") from None
+
+    def score(prompt: str, prediction: str, reference: str) -> float:
+        found = pattern.search(prediction)
+        return 100.0 * (found is not None and (found[1 if pattern.groups else 0] or "").strip() == reference.strip())
+
+    return score
 
 
 def _own(name: str, function: Callable[[str, str, str], Any]) -> Score:
@@ -91,12 +110,12 @@ def _own(name: str, function: Callable[[str, str, str], Any]) -> Score:
     return score
 
 
-def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def score_rows(scorer: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Score predictions in every variant, in percent of the task's headline metric.
 
     Args:
         scorer: as of `find_scorer`.
-        rows: each with "prompt", "prediction" and "reference".
+        rows: each with "prompt", "prediction" and "reference"; with several "references", the best score counts.
 
     Returns:
         {"n": rows, "totals": {variant: percent}, "rows": [{variant: percent}]}; a total is the mean over all rows.
@@ -115,9 +134,20 @@ def score_rows(scorer: str, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]
 
 
 def _score_row(
-    variants: Mapping[str, Score], index: int, row: Mapping[str, str], crashes: dict[tuple[str, str], list[int]]
+    variants: Mapping[str, Score], index: int, row: Mapping[str, Any], crashes: dict[tuple[str, str], list[int]]
 ) -> dict[str, float]:
-    as_written = row["prompt"], row["prediction"], row["reference"]
+    references = row.get("references") or [row["reference"]]
+    texts = [(row["prompt"], row["prediction"], reference) for reference in references]
+    of_references = [_score_texts(variants, index, each, crashes) for each in texts]
+    return {variant: max(found[variant] for found in of_references) for variant in VARIANTS}
+
+
+def _score_texts(
+    variants: Mapping[str, Score],
+    index: int,
+    as_written: tuple[str, str, str],
+    crashes: dict[tuple[str, str], list[int]],
+) -> dict[str, float]:
     # a letter with its accent is one character or two, by the tokenizer's choice; ours compares what they show
     composed = tuple(unicodedata.normalize("NFC", text) for text in as_written)
     percent: dict[tuple[Score, tuple[str, ...]], float] = {}  # variants share functions, and SARI is slow

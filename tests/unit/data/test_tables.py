@@ -198,3 +198,16 @@ def test_where_rows_come_from_is_no_part_of_what_a_task_is() -> None:
         TaskSpec("accuracy", files={"train": "x"}, columns={"prompt": "p", "answer": "a"}),
     )
     assert plain.content == elsewhere.content and "columns" not in plain.content
+
+
+def test_an_answer_may_be_several(tmp_path: Path) -> None:
+    rows = [{"question": "Capital?", "answer": ["Rome", "Roma"]}, {"question": "River?", "answer": ["Tiber"]}]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    found = read_split(TaskSpec(("f1", "accuracy")), tmp_path, "test", lambda line: None)[0]
+    assert found == [
+        {"prompt": "Capital?", "answer": "Rome", "references": ["Rome", "Roma"]},
+        {"prompt": "River?", "answer": "Tiber"},
+    ]
+    (tmp_path / "test.json").write_text(json.dumps([{**rows[0], "answer": ["Rome", " "]}]))
+    with pytest.raises(UserError, match='row 1: "answer" is a list, not text'):
+        read_split(TaskSpec("f1"), tmp_path, "test", lambda line: None)

@@ -86,3 +86,29 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]:
         with pytest.raises(UserError, match=problem):
             score(name, "four", "x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prediction", "reference", "right"),
+    [
+        (r"answer is (\d+)", "So the answer is 12.", "12", True),
+        (r"answer is (\d+)", "So the answer is 12.", "1", False),
+        (r"^\w+", "Paris, of course", "Paris", True),
+        (r"answer is (\d+)", "I do not know", "12", False),
+        (r"(x)|y", "y", "y", False),
+    ],
+)
+def test_a_pattern_finds_the_answer(pattern: str, prediction: str, reference: str, right: bool) -> None:
+    assert score(f"regex:{pattern}", prediction, reference) == 100 * right
+    check_scorer(f"regex:{pattern}", False, "")
+
+
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"scorer regex:\(: not a regular expression"):
+        check_scorer("regex:(", False, "")
+
+
+def test_the_best_of_several_references_counts() -> None:
+    row = {"prompt": "", "prediction": "the cat", "reference": "dog", "references": ["dog", "a cat", "cat food"]}
+    assert score_rows("f1", [row])["totals"]["lenient"] == 100
+    assert score_rows("accuracy", [{**row, "references": ["cat", "the cat"]}])["totals"]["lenient"] == 100
