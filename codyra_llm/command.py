@@ -14,6 +14,13 @@ from codyra_llm.distributed.environment import prints
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.text import shown
 
+EXTRAS = {  # package that is imported -> what installs it
+    **dict.fromkeys(
+        ("transformers", "deepspeed", "datasets", "pyarrow", "pydantic", "yaml", "tqdm", "psutil"), "train"
+    ),
+    "lm_eval": "general",
+    "bitsandbytes": "quantized",
+}
 STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command resumes where it stopped
 
 
@@ -69,6 +76,12 @@ def main(command: Callable[[], int | None]) -> None:
             time.sleep(5)
             who = f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')} on {socket.gethostname()}: "
         print(f"error: {who}{error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(str(error.name).split(".")[0])
+        if not extra:
+            raise
+        print(f"error: {error.name} is not installed; pip install 'codyra_llm[{extra}]'", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped:
         _leave()

@@ -1,31 +1,70 @@
-"""`codyra NAME ...` (`python -m codyra_llm.cli NAME ...`): what scripts/NAME.py does, wherever it is installed."""
+"""`codyra NAME ...` (`python -m codyra_llm.cli NAME ...`): what scripts/NAME.py does, wherever it is installed.
 
+`codyra launch -n 8 -- train ...` starts a command on 8 ranks of this machine, by torchrun; for the deepspeed launcher,
+`deepspeed $(codyra path train) ...` names the file to start.
+"""
+
+import ast
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
-from codyra_llm.command import main
+from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "judge", "chat", "prepare", "plan", "score", "ledger", "materialize")
+COMMANDS = ("train", "evaluate", "judge", "chat", "init", "prepare", "plan", "score", "ledger", "materialize")
 
 
 def run() -> None:
     """Starts the command that the first argument names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    # the deepspeed launcher puts this first; LOCAL_RANK says the same
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    name, *rest = arguments or ["--help"]
+    sys.argv = [f"codyra {name}", *rest]
     if name in COMMANDS:
-        sys.argv = [f"codyra {name}", *sys.argv[2:]]
-        main(import_module(f"codyra_llm.cli.{name}").command)
+        main(lambda: import_module(f"codyra_llm.cli.{name}").command())
+    elif name in OTHERS:
+        main(OTHERS[name])
     elif name in ("-h", "--help"):
-        print("codyra COMMAND --help says what a command takes:\n")
-        for each in COMMANDS:
-            summary = str(import_module(f"codyra_llm.cli.{each}").__doc__).split("\n")[0]
-            print(f"  {each:12} {summary}")
+        _help()
     else:
         main(lambda: _unknown(name))
 
 
+def _help() -> None:
+    print("codyra COMMAND --help says what a command takes:\n")
+    for name in COMMANDS:
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")  # not imported: that takes seconds
+        print(f"  {name:12} {str(ast.get_docstring(ast.parse(source))).splitlines()[0]}")
+    print("\n  launch       codyra launch -n 8 -- train ...: starts a command on so many ranks of this machine.")
+    print("  path         deepspeed $(codyra path train) ...: the file that the deepspeed launcher starts.")
+
+
+def _path() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
+        raise UserError(f"command line: codyra path takes one of {', '.join(COMMANDS)}")
+    print(__file__, sys.argv[1])
+
+
+def _launch() -> None:
+    parser = Parser(prog="codyra launch", usage="%(prog)s -n RANKS -- COMMAND ...")
+    parser.add_argument("-n", type=int, required=True, metavar="RANKS", help="ranks to start on this machine")
+    parser.add_argument("command", nargs="+", help="a command of codyra, and its options")
+    options = parser.parse_args(sys.argv[1:])
+    if options.command[0] not in COMMANDS:
+        _unknown(options.command[0])
+    if options.n < 1:
+        raise UserError(f"command line: -n is {options.n}; it must be at least 1")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.n)]
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "codyra_llm.cli", *options.command])
+
+
+OTHERS = {"path": _path, "launch": _launch}
+
+
 def _unknown(name: str) -> None:
-    raise UserError(f"command line: there is no command {name}; there are {', '.join(COMMANDS)}")
+    raise UserError(f"command line: there is no command {name}; there are {', '.join([*COMMANDS, *OTHERS])}")
 
 
 if __name__ == "__main__":

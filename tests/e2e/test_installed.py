@@ -1,5 +1,7 @@
 """An installed wheel, without the clone: the command, and the files that it needs."""
 
+import csv
+import email
 import json
 import os
 import shutil
@@ -9,8 +11,12 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from transformers import AutoTokenizer
 
+from tests.chat_templates import LLAMA_2
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -23,7 +29,7 @@ def codyra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"  # building leaves its marks in the sources
     for part in ("codyra_llm", "tasks", "configs", "ds_configs"):
         shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("setup.py", "pyproject.toml"):
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, source)
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel: list[str | Path] = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
@@ -35,6 +41,17 @@ def codyra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = str(folder / "venv" / "bin" / "python")
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--ignore-installed", found], check=True)
     return folder / "venv" / "bin" / "codyra"
+
+
+@pytest.fixture(scope="module")
+def chat_model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    shutil.copytree(tiny_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = LLAMA_2
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def call(codyra: Path, *arguments: object, folder: Path) -> str:
@@ -75,3 +92,89 @@ def test_a_run_of_the_sample(codyra: Path, tiny_folder: Path, tmp_path: Path) ->
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     call(codyra, "train", "--config", "configs/smoke.yaml", *options, folder=tmp_path)
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_what_the_wheel_says_of_itself(codyra: Path) -> None:
+    (folder,) = codyra.parents[1].glob("lib/python*/site-packages/codyra_llm-*.dist-info")
+    metadata = email.message_from_string((folder / "METADATA").read_text())
+    always = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert sorted(each.split(">")[0] for each in always) == ["numpy", "safetensors", "torch"]
+    assert {"all", "train", "general", "quantized", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "Apache License" in next(folder.rglob("LICENSE")).read_text()
+    assert (folder.parent / "codyra_llm" / "py.typed").exists()
+
+
+def test_the_adapter_needs_nothing_but_torch(codyra: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(
+        """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "deepspeed", "datasets", "pydantic", "yaml", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import torch
+import codyra_llm
+
+model = torch.nn.Sequential()
+model.add_module("q_proj", torch.nn.Linear(16, 16))
+config = codyra_llm.CoDyRAConfig(rank=4, target_modules=("q_proj",))
+print(codyra_llm.inject(model, config), codyra_llm.__version__)
+sys.argv = ["codyra", "train"]
+from codyra_llm.cli.__main__ import run
+run()
+"""
+    )
+    done = subprocess.run([codyra.with_name("python"), "alone.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split()[0] == "['q_proj']"
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: pydantic is not installed; pip install 'codyra_llm[train]'"
+
+
+def test_from_tables_to_a_model_that_talks(codyra: Path, chat_model: Path, tmp_path: Path) -> None:
+    """A CSV file, conversations and a Parquet file of raw text, by nothing but the command."""
+    with (tmp_path / "tickets.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["question", "answer"])
+        table.writerows([f"Reset device {n}?", f"Hold it for {n} seconds."] for n in range(20))
+    talks = [
+        {"messages": [{"role": "user", "content": f"After {n}?"}, {"role": "assistant", "content": str(n + 1)}]}
+        for n in range(20)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    texts = [{"text": f"On day {n} it rained, and the river rose by {n} feet. " * 3} for n in range(20)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(texts), tmp_path / "news.parquet")
+
+    data = ("--data", "tickets.csv", "--data", "talks=talks.jsonl", "--data", "news=news.parquet")
+    said = call(codyra, "init", "mine", *data, "--model", chat_model, folder=tmp_path)
+    assert "talks: 18 rows to learn, 2 to score" in said
+    refused = subprocess.run([codyra, "init", "mine", *data], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "mine: is there already" in refused.stderr
+
+    config = ("--config", "mine/config.yaml")
+    assert ">>After" not in call(codyra, "train", *config, "--dry_run", folder=tmp_path)
+    assert json.loads(call(codyra, "plan", *config, "--gpus", 2, "--gpu-memory", "24GiB", "--json", folder=tmp_path))
+    how = ("--adapter.rank", 4, "--evaluate.max_new_tokens", 2, "--train.num_train_epochs", 2)
+    call(codyra, "launch", "-n", 2, "--", "train", *config, *how, folder=tmp_path)
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert results["world_size"] == 2
+    templates = [task["chat_template"] and task["chat_template"]["setting"] for task in results["data"]["tasks"]]
+    assert templates == ["auto", "auto", None]
+
+    model = tmp_path / "runs" / "mine" / "model"
+    scored = ("--model.name_or_path", model, "--output_dir", "scores", "--evaluate.max_new_tokens", 2)
+    call(codyra, "evaluate", *config, *scored, folder=tmp_path)
+    found = json.loads((tmp_path / "scores" / "results.json").read_text())["scores"]["lenient"]
+    assert list(found.values()) == pytest.approx(results["matrix"][-1], abs=1e-3)
+
+    talk = [codyra, "chat", model, "--max_new_tokens", "3"]
+    assert subprocess.run(talk, input="After 3?", cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    train = call(codyra, "path", "train", folder=tmp_path).split()
+    assert Path(train[0]).exists()
+    assert "usage: codyra train" in call(
+        codyra.with_name("python"), *train, "--local_rank=0", "--help", folder=tmp_path
+    )

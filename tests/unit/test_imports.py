@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from tests.conftest import REPOSITORY
 
 ORDER = [
+    "version",
     "text",
     "errors",
     "files",
