@@ -31,7 +31,11 @@ class CoDyRAConfig:
     """
 
     rank: int = option(16, "rank components that each branch starts a task with", within=AT_LEAST_ONE)
-    target_modules: tuple[str, ...] = option(DEFAULT_TARGETS, "names of the projections that get a branch")
+    target_modules: tuple[str, ...] = option(
+        DEFAULT_TARGETS,
+        "names of the projections that get a branch; auto: these where a model has all of them, else all-linear; "
+        "all-linear: every linear layer of the decoder",
+    )
     threshold_mode: ThresholdMode = option(
         "importance",
         "importance: threshold by what the loss says of each component; budget: a fixed total shrink for all; "

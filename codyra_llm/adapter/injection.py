@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from codyra_llm.adapter import kernels
 from codyra_llm.adapter import products as torch_products
-from codyra_llm.adapter.config import CoDyRAConfig
+from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.layer import CoDyRALinear, SharedInput
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # kinds that read the same input
@@ -19,8 +19,9 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # ki
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
     """Names of the projections that `config.target_modules` means, in the model's order.
 
-    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj). In a model
-    of several parts, only those of its text decoder and its head are looked at.
+    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj); "all-linear"
+    means all but the head, and "auto" the default ones where a model has all of these, else all-linear. In a model of
+    several parts, only those of its text decoder and its head are looked at.
 
     Raises:
         ValueError: a target matches no projection (the message names those that exist), or one whose weight is tied
@@ -30,8 +31,9 @@ def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
     projections = {
         name: module for name, module in model.named_modules() if id(module) in inside and _is_projection(module)
     }
-    found = [name for name in projections if any(_matches(name, target) for target in config.target_modules)]
-    for target in config.target_modules:
+    targets = _named_targets(model, projections, config.target_modules)
+    found = [name for name in projections if any(_matches(name, target) for target in targets)]
+    for target in targets:
         if not any(_matches(name, target) for name in found):
             known = ", ".join(sorted(set(map(kind_of, projections)))) or "none"
             raise ValueError(f'target_modules: "{target}" matches no projection of this model; it has {known}')
@@ -40,6 +42,18 @@ def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
         if users[id(projections[name].weight)] > 1:
             raise ValueError(f"target_modules: the weight of {name} is tied to another module's; leave {name} out")
     return found
+
+
+def _named_targets(model: Any, projections: Mapping[str, Any], targets: Sequence[str]) -> Sequence[str]:
+    """The targets by name, where they are meant by "auto" or "all-linear"."""
+    if tuple(targets) not in (("auto",), ("all-linear",)):
+        return targets
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = [name for name, projection in projections.items() if projection is not head]
+    if not names:
+        raise ValueError(f"target_modules: {targets[0]} finds no linear layer in {type(model).__name__}")
+    has_all = set(DEFAULT_TARGETS) <= set(map(kind_of, names))
+    return DEFAULT_TARGETS if has_all and tuple(targets) == ("auto",) else names
 
 
 def check_rank(model: nn.Module, names: Sequence[str], rank: int) -> None:

@@ -6,7 +6,8 @@
     python scripts/evaluate.py --model runs/x/model --suites general --general.data_dir DATA
     python scripts/evaluate.py --run runs/x --suites mmlu,bbh --after FOMC,Py150
 
---model is a folder that a run saved, or whatever a run can start from. With --suites, general ability alone is measured
+--model is a folder that a run saved, whose tasks, limits and chat template are then those of the run; or whatever a run
+can start from. With --suites, general ability alone is measured
 (`general`: mmlu, gsm8k, bbh, tydiqa, boolq, piqa), for which no task data is needed.
 
 --run measures what a finished run lacks of its general ability, because a suite failed or was not asked for: the base
@@ -34,7 +35,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
     parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
-    parser.add_argument("--config", help="YAML file (default: that of --run; else every setting has its default)")
+    parser.add_argument(
+        "--config", help="YAML file (default: that of the run that saved the model; else every setting has its default)"
+    )
     options, overrides = parser.parse_known_args(arguments)
     if options.run and options.model:
         raise UserError("--run and --model: give one of them; a run names its model itself")
@@ -45,13 +48,28 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     options.run = expand(options.run) if options.run else None
     if options.run and not (options.run / "config.yaml").is_file():
         raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
+    beside = expand(options.model).absolute().parent / "config.yaml" if options.model else None
+    if options.run:
+        beside = options.run / "config.yaml"
     if options.model:
         overrides += ["--model.name_or_path", options.model]
+    if options.config or not (beside and beside.is_file()):
+        beside = None
+    if options.model and beside:
+        # what was quantized is saved so, and loads as it is
+        given = {each.split("=")[0] for each in overrides}
+        overrides += [] if "--model.quantization" in given else ["--model.quantization", ""]
+        overrides += [] if "--output_dir" in given else ["--output_dir", f"runs/scores-{beside.parent.name}"]
     if options.suites:
         overrides += ["--general.suites", options.suites]
-    file = options.config or (str(options.run / "config.yaml") if options.run else None)
+    file = options.config or (str(beside) if beside else None)
     config = parse_command_line([*(["--config", file] if file else []), *overrides], __doc__)
-    if options.suites and not options.run and not any(each.startswith("--output_dir") for each in overrides):
+    if (
+        options.suites
+        and not options.run
+        and not beside
+        and not any(each.startswith("--output_dir") for each in overrides)
+    ):
         name = re.sub(r"[^\w.-]+", "-", config.model.name_or_path).strip("-")
         config = dataclasses.replace(config, output_dir=f"runs/general-{name}")
     return options, config

@@ -20,6 +20,7 @@ from codyra_llm.config.schema import (
     config_fields,
     decisive,
     describe,
+    differences,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "config_of",
     "decisive",
     "describe",
+    "differences",
     "load_config",
     "parse_command_line",
     "resolve_path",

@@ -266,6 +266,13 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     return {name: operator.attrgetter(name)(config) for name in names}
 
 
+def differences(saved: RunConfig, given: RunConfig) -> list[str]:
+    """The settings that results depend on and in which two configurations differ: name, saved value, given one."""
+    names = dict.fromkeys([*decisive(saved), *decisive(given)])
+    pairs = [(name, *(operator.attrgetter(name)(config) for config in (saved, given))) for name in names]
+    return [f"{name} {show_value(old)}, now {show_value(new)}" for name, old, new in pairs if old != new]
+
+
 def describe(config: RunConfig) -> str:
     """The settings that decide how long a run takes, and all that are not as by default, as one line."""
     default = RunConfig()

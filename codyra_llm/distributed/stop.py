@@ -1,7 +1,8 @@
-"""Stop requests: SIGTERM, SIGUSR1 or a trigger file; all ranks agree before anything is done about one."""
+"""Stop requests: SIGTERM, SIGUSR1, Ctrl-C or a trigger file; all ranks agree before anything is done about one."""
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -9,7 +10,7 @@ from typing import Any
 
 from codyra_llm.distributed.ranks import Ranks, any_rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -40,4 +41,8 @@ class StopRequest:
         return any_rank(asked, self.ranks.device)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signalled:  # a second Ctrl-C
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and self.ranks.is_main:
+            print("\nstopping as soon as all is saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
         self._signalled = True

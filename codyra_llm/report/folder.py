@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.adapter.merge import ModuleRank
-from codyra_llm.config import RunConfig, decisive, load_config, to_yaml
+from codyra_llm.config import RunConfig, differences, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import write_matrix_csv
 from codyra_llm.files import append_json_line, expand, read_json, read_json_lines, remove, write_text
@@ -184,12 +184,13 @@ class RunFolder(OutputFolder):
         saved = self.path / "config.yaml"
         if saved.exists():
             try:
-                same = decisive(load_config(saved)) == decisive(self.config)
+                differing = differences(load_config(saved), self.config)
             except UserError:
-                same = False
-            if not same:
+                differing = ["config.yaml cannot be read"]
+            if differing:
                 raise UserError(
-                    f"output_dir {self.path}: holds a run with another configuration; choose another folder"
+                    f"output_dir {self.path}: holds a run with another configuration ({'; '.join(differing[:10])}); "
+                    "give its settings to resume it, or another output_dir"
                 )
         elif not self.is_unused():
             raise UserError(f"output_dir {self.path}: holds files that are not a run; choose an empty or new folder")

@@ -39,6 +39,10 @@ model has. It learned the tasks below one after another by low-rank updates that
 
 {_prompts(results)}
 
+```python
+{_usage(results)}
+```
+
 Data: {results.data.stream}, version {results.data.version}.
 
 {tasks}
@@ -84,3 +88,19 @@ def _prompts(results: RunResults) -> str:
     if len(plain) == len(used):
         return "Give it prompts as they are, without a chat template, as they were while it learned."
     return f"Put prompts into its chat template, but for {', '.join(plain)}, which it learned without."
+
+
+def _usage(results: RunResults) -> str:
+    """A program that puts a prompt to the model; FOLDER is where it lies."""
+    templates = [task.chat_template for task in results.data.tasks]
+    prompt = 'tokenizer("PROMPT", return_tensors="pt").input_ids'
+    if any(templates):
+        prompt = 'tokenizer.apply_chat_template([{"role": "user", "content": "PROMPT"}], add_generation_prompt=True,\n'
+        prompt += '                                       return_tensors="pt", return_dict=True)["input_ids"]'
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+ids = {prompt}
+answer = model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1]:]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""

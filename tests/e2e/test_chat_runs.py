@@ -1,6 +1,7 @@
 """A run in a chat template: conversations and prompts of two tasks, and what carries the template on."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def test_a_run_in_a_chat_template(tiny_folder: Path, folder: Path) -> None:
     assert sorted(ends) == sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})
     card = (saved / "README.md").read_text()
     assert "Put prompts into its chat template, but for sums, which it learned without." in card
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(program.replace("FOLDER", str(saved)).replace("PROMPT", "What comes after 3?"), {})
     rows = [
         json.loads(line) for line in (folder / "run" / "predictions" / "2-sums.talks.jsonl").read_text().splitlines()
     ]
@@ -126,7 +129,7 @@ def test_a_dry_run_shows_what_is_learned(tiny_folder: Path, folder: Path, capsys
     assert "a step has 8 rows = 4 (micro batch) x 2 (accumulation) x 1 rank; scored: all tasks after each" in said
     assert "talks/train.jsonl: the conversations are in messages" in said
     (row,) = (line.split() for line in said.splitlines() if line.startswith("sums "))
-    assert row[1:4] == ["16", "0", "2"]
+    assert row[1:5] == ["16", "0", "-", "2"]
     assert row[-2:] == ["none", "accuracy"]
     assert "assistant: >>1<s><<\nuser: And then?\nassistant: >>2<s><<" in said
     assert not (folder / "run").exists()

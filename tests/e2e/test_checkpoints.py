@@ -137,7 +137,9 @@ def test_other_data_is_another_run(stopped: tuple[RunConfig, list[Path]], tmp_pa
     data = tmp_path / "data"
     shutil.copytree("tasks/trace/sample", data)
     changed = load_config(Path(config.output_dir) / "config.yaml", {"data_dir": str(data)})
-    with pytest.raises(UserError, match="holds a run with another configuration"):
+    with pytest.raises(
+        UserError, match=r"holds a run with another configuration \(data_dir tasks/trace/sample, now .*data\); give its"
+    ):
         run(changed)
 
 

@@ -34,5 +34,5 @@ def test_the_table_of_the_run_folder_is_the_code_s() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    for path in re.findall(r"(?:configs|ds_configs|scripts|docs|tasks)/[\w./-]+\.\w+", README):
+    for path in re.findall(r"(?<![\w/])(?:configs|ds_configs|scripts|docs|tasks)/[\w./-]+\.\w+", README):
         assert (REPOSITORY / path).exists(), path

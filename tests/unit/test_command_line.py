@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 import pytest
 
+from codyra_llm.cli import evaluate
 from codyra_llm.command import main
-from codyra_llm.config import RunConfig, config_fields, describe, load_config, parse_command_line
+from codyra_llm.config import RunConfig, config_fields, describe, load_config, parse_command_line, to_yaml
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import on_rank_0, start
@@ -172,3 +173,18 @@ def test_a_batch_script_refuses_what_only_python_would_expand() -> None:
     command = ["bash", "scripts/slurm/train_trace.sbatch", "--output_dir=~somebody/x"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --output_dir ~somebody/x: write the path without ~\n")
+
+
+def test_a_model_of_a_run_is_scored_as_the_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = load_config(None, {"model.quantization": "nf4", "order": ["FOMC"], "data.chat_template": "auto", "seed": 3})
+    (tmp_path / "x" / "model").mkdir(parents=True)
+    (tmp_path / "x" / "config.yaml").write_text(to_yaml(saved))
+    _, config = evaluate.parse_arguments(["--model", "x/model", "--evaluate.batch_size", "2"])
+    assert (config.order, config.data.chat_template, config.seed) == (("FOMC",), "auto", 3)
+    assert (config.model.name_or_path, config.model.quantization) == ("x/model", None), "it is saved quantized"
+    assert (config.output_dir, config.evaluate.batch_size) == ("runs/scores-x", 2)
+    _, suites = evaluate.parse_arguments(["--model", "x/model", "--suites", "boolq", "--output_dir", "y"])
+    assert (suites.general.suites, suites.data.chat_template, suites.output_dir) == (("boolq",), "auto", "y")
+    _, other = evaluate.parse_arguments(["--model", "x/model", "--config", "smoke"])
+    assert (other.data.chat_template, other.output_dir) == ("none", "runs/smoke")
