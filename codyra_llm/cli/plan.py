@@ -3,6 +3,7 @@
     python scripts/plan.py --model meta-llama/Llama-2-7b-chat-hf --config configs/trace500_llama2_7b.yaml \\
         --gpus 8 --gpu-memory 80GB
     python scripts/plan.py --config configs/smoke.yaml --gpus 2 --gpu-memory 24GiB --json
+    python scripts/plan.py --config configs/trace500_llama2_7b.yaml --gpu-memory 24GB        # a table for 1 to 8 GPUs
 
 The model is built without memory from its configuration; nothing is downloaded but smollm2-135m-instruct. Every field
 of the run's configuration can be overridden as in train_trace.py: --train.per_device_train_batch_size 4.
@@ -24,7 +25,9 @@ def command() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
     parser.add_argument("--config", help="YAML file; what it leaves out has its default")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of all nodes together")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs of all nodes together (default: a table for 1 to 8 of them)"
+    )
     parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="memory of one GPU: 80GB, 24GiB")
     parser.add_argument("--rows", type=int, metavar="N", help="training rows of a task, where the data is not here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -37,9 +40,15 @@ def command() -> None:
     # after the command line: mistakes answer at once; DeepSpeed's logger writes to what stdout is when it is imported
     with contextlib.redirect_stdout(sys.stderr):
         from codyra_llm.planning.footprint import parse_size, plan_footprint
-        from codyra_llm.planning.report import report
+        from codyra_llm.planning.report import report, table
 
-    planned = plan_footprint(config, options.gpus, parse_size(options.gpu_memory), options.rows)
+    memory = parse_size(options.gpu_memory)
+    if options.gpus is None:
+        counts = [count for count in range(1, 9) if config.train.global_batch_size % count == 0]
+        plans = [plan_footprint(config, count, memory, options.rows) for count in counts]
+        print(json.dumps([each.as_dict() for each in plans], indent=2) if options.json else table(plans))
+        return
+    planned = plan_footprint(config, options.gpus, memory, options.rows)
     if options.json:
         print(json.dumps(planned.as_dict(), indent=2))
     else:

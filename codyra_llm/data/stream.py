@@ -141,14 +141,14 @@ class TaskStream:
         order: str | Sequence[str] = "order1",
         max_train_examples: int | None = None,
         max_test_examples: int | None = None,
-        with_eval: bool = False,
+        splits: Sequence[Split] = SPLITS,
     ) -> "TaskStream":
         """Reads the tasks of an order and their rows.
 
         A limit takes a fixed random subset of a split: the same rows for every method and seed.
 
         Args:
-            with_eval: whether to read a third split, `eval`.
+            splits: those to read, of train, test and eval.
 
         Raises:
             UserError: a file is missing or malformed, a task or order is unknown, or a task is named twice.
@@ -161,17 +161,16 @@ class TaskStream:
         tasks: list[Task] = []
         notes: list[str] = []
         for name in names:
-            splits: tuple[Split, ...] = (*SPLITS, "eval") if with_eval else SPLITS
             read = {split: read_split(specs[name], folder / name, split, notes.append) for split in splits}
-            rows = {split: found for split, (found, _, _) in read.items()}
-            numbers = {
-                "train": _subset(len(rows["train"]), max_train_examples, f"{name}/train"),
-                "test": _subset(len(rows["test"]), max_test_examples, f"{name}/test"),
-            }
-            train, test = ([rows[split][number - 1] for number in numbers[split]] for split in ("train", "test"))
+            limits: dict[Split, int | None] = {"train": max_train_examples, "test": max_test_examples}
+            rows: dict[Split, list[Row]] = {"train": [], "test": [], "eval": []}
+            numbers: dict[str, list[int]] = {}
+            for split, (found, _, _) in read.items():
+                numbers[split] = _subset(len(found), limits.get(split), f"{name}/{split}")
+                rows[split] = [found[number - 1] for number in numbers[split]]
             hashes: dict[str, str] = {split: digest for split, (_, digest, _) in read.items()}
             places: dict[str, str] = {split: place for split, (_, _, place) in read.items()}
-            tasks.append(Task(name, specs[name], train, test, rows.get("eval", []), hashes, numbers, places))
+            tasks.append(Task(name, specs[name], rows["train"], rows["test"], rows["eval"], hashes, numbers, places))
         return cls(tuple(tasks), label, folder.resolve().name, tuple(notes))
 
     @classmethod

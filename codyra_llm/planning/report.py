@@ -19,6 +19,22 @@ def report(plan: Footprint, arguments: Sequence[str]) -> str:
     return "\n\n".join([_head(plan), _memory(plan), _moved(plan), _steps(plan), _verdict(plan, arguments)])
 
 
+def table(plans: Sequence[Footprint]) -> str:
+    """The first way that fits on each number of GPUs, a line each."""
+    rows = [["GPUs", "micro batch", "accumulation", "first that fits", "recompute", "needs GB per GPU", "host GB"]]
+    for plan in plans:
+        batch = [str(plan.gpus), str(plan.micro_batch), str(plan.accumulation)]
+        best = plan.recommended
+        if best is None:
+            rows.append([*batch, "nothing", "", _gb(min(needed(way.memory) for way in plan.ways)), ""])
+            continue
+        recompute = "yes" if best.checkpointing else "no"
+        rows.append([*batch, best.name, recompute, _gb(needed(best.memory)), _gb(best.memory.host_peak)])
+    first = plans[0]
+    head = f"{first.model}: {first.architecture}, {first.parameters:,} parameters in {first.dtype}"
+    return f"{head}\n\n{align(rows)}\n\n--gpus N says more of one of them."
+
+
 def _head(plan: Footprint) -> str:
     share = plan.trainable / (plan.parameters + plan.trainable)
     work = plan.workload
@@ -76,7 +92,7 @@ def _verdict(plan: Footprint, arguments: Sequence[str]) -> str:
             f"Nothing fits on {size}: lower train.per_device_train_batch_size or data.max_prompt_length, "
             "or give more GPUs."
         )
-    command = ["deepspeed", "--num_accelerators", str(plan.gpus), "scripts/train_trace.py", *arguments]
+    command = ["codyra", "launch", "-n", str(plan.gpus), "--", "train", *arguments]
     command += ["--deepspeed", best.deepspeed or "null"]
     command += ["--model.gradient_checkpointing", str(best.checkpointing).lower()]
     return f"The first that fits on {size}:\n    {shlex.join(command)}"

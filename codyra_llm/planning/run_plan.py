@@ -19,7 +19,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
-from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
@@ -28,6 +28,7 @@ from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
+from codyra_llm.methods.base import Method
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.quantize import check_widths
 from codyra_llm.models.source import Source, open_source
@@ -70,18 +71,23 @@ class RunPlan:
         tasks = [
             TaskData(
                 task.name,
-                train_rows=len(task.train) if task.spec.is_text else len(batches.own),
-                dropped_train_rows=0 if task.spec.is_text else len(task.train) - len(batches.own),
+                train_rows=0,
+                dropped_train_rows=0,
                 test_rows=len(task.test),
-                steps=batches.total_steps,
+                steps=0,
                 sha256=task.files,
-                replayed_rows=len(batches.examples) - len(batches.own),
                 validation_rows=len(task.validation),
                 scorer=task.spec.scorers[0],
                 chat_template=template.facts(self.source.tokenizer) if template else None,
             )
-            for task, batches, template in zip(self.stream, self.batches, self.templates, strict=True)
+            for task, template in zip(self.stream, self.templates, strict=True)
         ]
+        for facts, task, batches in zip(
+            tasks, self.stream, self.batches, strict=False
+        ):  # none where nothing is learned
+            facts.train_rows = len(task.train) if task.spec.is_text else len(batches.own)
+            facts.dropped_train_rows = len(task.train) - facts.train_rows
+            facts.steps, facts.replayed_rows = batches.total_steps, len(batches.examples) - len(batches.own)
         return Data(self.stream.name, config.data.version or self.stream.version, tasks)
 
     @property
@@ -101,8 +107,9 @@ class RunPlan:
         """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
         settings = [decisive(config), [task.spec.content for task in self.stream]]
         digest = hashlib.sha256(json.dumps(settings).encode())
-        for batches, test in zip(self.batches, self.test_examples, strict=True):
-            for example in chain(batches.examples, test):
+        learned = [batches.examples for batches in self.batches] or [()] * len(self.test_examples)
+        for train, test in zip(learned, self.test_examples, strict=True):
+            for example in chain(train, test):
                 digest.update(example.to_bytes())
         for row in chain.from_iterable(task.test for task in self.stream):
             if "references" in row:
@@ -131,16 +138,18 @@ def plan_run(
     Raises:
         UserError: the configuration, data or model is unfit.
     """
-    train, stream = config.train, _checked_stream(config, stream)
+    stream = _checked_stream(config, stream, to_train)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     source = source or open_source(config.model.name_or_path, config.model.accept_gemma_terms)
     tokenizer = source.tokenizer
     check_tokenizer(tokenizer)
     _check_quantization(config, source.config, deepspeed_json, to_train)
-    method, structure = METHODS[config.method](config), meta_model(source.config)
-    method.check_run(zero_stage(deepspeed_json))
+    structure = meta_model(source.config)
     check_widths(structure, config.model.quantization)
-    check_adapter(structure, method.adapter)
+    method = METHODS[config.method](config)
+    if to_train:
+        method.check_run(zero_stage(deepspeed_json))
+        check_adapter(structure, method.adapter)
     tokens, notes = TokenCache(tokenizer), list(stream.notes)
     templates = [_template(tokenizer, task.spec.chat_template or config.data.chat_template, task) for task in stream]
     general_template = find_chat_template(tokenizer, config.data.chat_template)
@@ -150,31 +159,43 @@ def plan_run(
     for task, template in zip(stream, templates, strict=True):
         splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
         check_examples(task, splits, source)
-        train_examples, of_test = splits["train"], splits["test"]
-        test_examples.append(of_test)
+        test_examples.append(splits["test"])
         validation.append(splits["eval"])
-        batches.append(
-            GlobalBatches(
-                train_examples,
-                train.global_batch_size,
-                train.per_device_train_batch_size,
-                train.num_train_epochs or task.spec.epochs,
-                config.seed,
-                task.name,
-                ranks.size,
-                padding_id(tokenizer),
-                config.data.packing,
-                method.replayed(task.name, {each.task: each.own for each in batches}),
-                method.lengthens,
-            )
-        )
-        method.check(task.name, batches[-1].total_steps)
-        notes += notes_on_tokens(task, tokenizer, train_examples, of_test)
+        notes += notes_on_tokens(task, tokenizer, splits["train"], splits["test"])
+        if to_train:
+            batches.append(_batches(config, task, splits["train"], batches, method, ranks, padding_id(tokenizer)))
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
     notes += tokens.notes
     rows = (batches, test_examples, validation)
     return RunPlan(source, stream, deepspeed_json, *rows, suites, templates, general_template, notes)
+
+
+def _batches(
+    config: RunConfig,
+    task: Task,
+    examples: Sequence[Example],
+    earlier: Sequence[GlobalBatches],
+    method: Method,
+    ranks: Ranks,
+    pad_token_id: int,
+) -> GlobalBatches:
+    """The steps of a task, checked by the method."""
+    batches = GlobalBatches(
+        examples,
+        config.train.global_batch_size,
+        config.train.per_device_train_batch_size,
+        config.train.num_train_epochs or task.spec.epochs,
+        config.seed,
+        task.name,
+        ranks.size,
+        pad_token_id,
+        config.data.packing,
+        method.replayed(task.name, {each.task: each.own for each in earlier}),
+        method.lengthens,
+    )
+    method.check(task.name, batches.total_steps)
+    return batches
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> ChatTemplate | None:
@@ -189,13 +210,14 @@ def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> C
     return template
 
 
-def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
+def _checked_stream(config: RunConfig, stream: TaskStream | None, to_train: bool) -> TaskStream:
     """The stream, by default that of the configuration, whose tasks can be scored."""
     if stream is None:
         limits = config.data.max_train_examples, config.data.max_test_examples
         task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
-        with_eval = config.train.validation == "eval"
-        stream = TaskStream.load(task_file, data_dir, config.order, *limits, with_eval)
+        learned: tuple[Split, ...] = ("train", "test", "eval") if config.train.validation == "eval" else SPLITS
+        splits: tuple[Split, ...] = learned if to_train else ("test",)
+        stream = TaskStream.load(task_file, data_dir, config.order, *limits, splits)
     if not stream.tasks:
         raise UserError("the stream has no task; give it at least one")
     for task in stream:
@@ -206,7 +228,7 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None) -> TaskStream:
                 check_scorer(scorer, config.data.allow_code, "data.allow_code true")
         except UserError as error:
             raise UserError(f"task {task.name}: {error}") from None
-    setting, seed = config.train.validation, config.seed
+    setting, seed = config.train.validation if to_train else None, config.seed
     return dataclasses.replace(stream, tasks=tuple(with_validation(task, setting, seed) for task in stream))
 
 

@@ -85,7 +85,7 @@ def test_a_run_in_a_chat_template(tiny_folder: Path, folder: Path) -> None:
     assert rows[0]["prompt"] == "user: What comes after 16?\n\nassistant: 17\n\nuser: And then?"
     assert rows[0]["reference"] == "18"
 
-    settings = {"model.name_or_path": str(saved), "output_dir": str(folder / "scores"), "train.global_batch_size": 8}
+    settings = {"model.name_or_path": str(saved), "output_dir": str(folder / "scores")}
     scored = score_model(load_config(None, {**settings, **own, "data.chat_template": "auto"}))
     assert scored.scores["lenient"] == dict(zip(results.tasks, results.matrix[-1], strict=True))
     assert scored.answer_nll == pytest.approx(dict(zip(results.tasks, results.answer_nll[-1], strict=True)), abs=1e-4)

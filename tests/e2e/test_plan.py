@@ -125,7 +125,6 @@ def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture[
         ([*LLAMA_2, "--gpus", "8", "--rows", "20"], "FOMC: 20 rows x 1 epochs do not fill one global batch of 32"),
         ([*LLAMA_2, "--gpus", "8", "--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),
         ([*LLAMA_2, "--gpus", "8", "--adapter.rank", "9999"], "adapter: rank is 9999, but model.layers.0"),
-        ([*LLAMA_2], "the following arguments are required: --gpus"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -137,3 +136,12 @@ def test_bad_input_is_one_line(
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_without_a_number_of_gpus_there_is_a_table(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(*LLAMA_2)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    assert [row[0] for row in rows] == ["1", "2", "4", "8"], "those among which 32 rows can be divided"
+    for row in rows:
+        (alone,) = [way for way in planned(plan, capsys, *LLAMA_2, "--gpus", row[0])["ways"] if way["fits"]][:1]
+        assert row[3] == alone["name"]

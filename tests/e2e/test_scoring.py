@@ -94,3 +94,15 @@ def test_scoring_that_was_stopped_goes_on(tiny_folder: Path, tmp_path: Path, mon
     assert not (tmp_path / "scores" / "stopped").exists()
     again = score_model(load_config(None, {**overrides(tiny_folder, tmp_path / "again"), "evaluate.batch_size": 4}))
     assert results.answer_nll == again.answer_nll
+
+
+def test_no_training_rows_are_needed_to_score(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "sums").mkdir(parents=True)
+    (tmp_path / "data" / "sums" / "test.json").write_text('[{"prompt": "1 + 1?", "answer": "2"}]')
+    (tmp_path / "tasks.yaml").write_text("tasks: {sums: {scorer: accuracy, max_new_tokens: 2}}")
+    own = {"task_file": str(tmp_path / "tasks.yaml"), "data_dir": str(tmp_path / "data")}
+    settings = {"model.name_or_path": str(tiny_folder), "output_dir": str(tmp_path / "scores")}
+    results = score_model(load_config(None, {**own, **settings, "train.validation": "eval"}))
+    (facts,) = results.data.tasks
+    assert (facts.train_rows, facts.test_rows, facts.steps) == (0, 1, 0)
+    assert list(results.scores["lenient"]) == ["sums"]
