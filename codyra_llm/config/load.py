@@ -102,10 +102,15 @@ def settings_parser(description: str) -> Parser:
 
 def _find_config(path: str) -> Path:
     """The file of a configuration, which may be given by its name in configs/."""
+    if not re.fullmatch(r"[\w-]+", path) or os.path.exists(path):
+        return resolve_path(path)
     named = resolve_path(f"configs/{path}.yaml")
-    return (
-        named if re.fullmatch(r"[\w-]+", path) and not os.path.exists(path) and named.is_file() else resolve_path(path)
-    )
+    if not named.is_file():
+        there = sorted(file.stem for file in shipped("configs").glob("*.yaml"))
+        close = difflib.get_close_matches(path, there, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(there)}"
+        raise UserError(f"--config {path}: no such file, and no configuration of that name; {hint}")
+    return named
 
 
 def config_of(options: dict[str, Any]) -> RunConfig:

@@ -230,7 +230,11 @@ def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
         return pydantic.TypeAdapter(TaskSpec).validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # a union's alternatives are in `loc` as well
+        parts = [str(part) for part in first["loc"] if part != "str" and not str(part).startswith("tuple[")]
+        place = ".".join(parts)
+        if first["type"] == "value_error":
+            raise UserError(f"{path}: task {name}: {first['msg'].removeprefix('Value error, ')}") from None
         raise UserError(f"{path}: task {name}: {place}: {first['msg']}, found {shown(first['input'])}") from None
 
 

@@ -61,7 +61,7 @@ def begin_stream(
         UserError: the folder has something in it, or a table cannot be read or has too few rows.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; give a new or empty folder")
+        raise UserError(f"{folder}: already exists; give a new or empty folder")
     if not 0 < test < 1:
         raise UserError(f"--test is {test:g}; it must be between 0 and 1")
     said: list[str] = []
@@ -73,7 +73,7 @@ def begin_stream(
         specs[task] = _spec(rows, columns, is_text)
         length = specs[task].get("max_prompt_length")
         sizes.append(_blocks(rows, length) if length else len(splits[task]["train"]))
-    config = _config(folder, model, min(sizes), any_chat(splits))
+    config = _config(folder, model, min(sizes), _has_conversations(splits))
     with replace_folder(folder) as scratch:
         for task, split in splits.items():
             (scratch / "data" / task).mkdir(parents=True)
@@ -89,7 +89,7 @@ def begin_stream(
     return "\n".join([*said, *counts, f"begin with: codyra train --config {folder / 'config.yaml'} --dry_run"])
 
 
-def any_chat(splits: Mapping[str, Mapping[str, list[Any]]]) -> bool:
+def _has_conversations(splits: Mapping[str, Mapping[str, list[Any]]]) -> bool:
     """Whether a table holds conversations, which need a chat template."""
     return any("messages" in row or "conversations" in row for split in splits.values() for row in split["train"])
 

@@ -154,7 +154,7 @@ def test_from_tables_to_a_model_that_talks(codyra: Path, chat_model: Path, tmp_p
     assert "talks: 18 rows to learn, 2 to score" in said
     refused = subprocess.run([codyra, "init", "mine", *data], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "mine: is there already" in refused.stderr
+    assert "mine: already exists" in refused.stderr
 
     config = ("--config", "mine/config.yaml")
     assert ">>After" not in call(codyra, "train", *config, "--dry_run", folder=tmp_path)

@@ -157,3 +157,5 @@ def test_a_configuration_by_its_name_and_a_flag_without_a_value(
     assert config == load_config(REPOSITORY / "configs" / "quickstart.yaml", {"evaluate.parity": True, "seed": 3})
     (tmp_path / "quickstart").write_text("seed: 5")
     assert parse_command_line(["--config", "quickstart"], "").seed == 5, "a file of the user's comes first"
+    with pytest.raises(UserError, match=r"--config quickstrt: no such file, .*; did you mean quickstart\?"):
+        parse_command_line(["--config", "quickstrt"], "")

@@ -33,7 +33,7 @@ def test_what_is_written_is_a_stream(tiny_folder: Path, tmp_path: Path) -> None:
         assert len(task.test) >= 10
         assert not {row["prompt"] for row in task.train} & {row["prompt"] for row in task.test}
     assert stream.tasks[0].spec.max_new_tokens < 16 < stream.tasks[1].spec.max_new_tokens
-    with pytest.raises(UserError, match="mine: is there already; give a new or empty folder"):
+    with pytest.raises(UserError, match="mine: already exists; give a new or empty folder"):
         begin_stream(tmp_path / "mine", files, None, 0.25, str(tiny_folder))
 
 
