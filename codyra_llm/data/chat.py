@@ -177,14 +177,12 @@ def encode_conversation(
             )
         places += [len(begin), len(end) - len(closing) + len(end_of_turn)]
     ids = _ids_with_cuts(tokenizer, whole, places)
-    first, length = len(ids[0]), [len(part) for part in ids]
-    answer = [token for part in ids[1:-1] for token in part]
-    ranges, begin_of_part = [], 0
-    for number, size in enumerate(length[1:-1]):
+    answer: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    for number, part in enumerate(ids[1:-1]):  # learned, read, learned, ...
         if number % 2:
-            ranges.append((begin_of_part, begin_of_part + size))
-        begin_of_part += size
-    assert first
+            ranges.append((len(answer), len(answer) + len(part)))
+        answer += part
     return ids[0], answer, tuple(ranges)
 
 

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,9 +157,14 @@ def _known(keys: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
 def _layout(keys: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str]:
     """(columns of the prompt, column of the answer) of rows with these keys."""
     known = _known(keys)
-    if not known and "text" in keys and not {*KEYS} & set(keys):
+    if not known and is_raw_text(keys):
         raise UserError(f"{where}: holds raw text; say so in the task file by scorer: bits_per_byte")
     return known or ((KEYS[0],), KEYS[1])
+
+
+def is_raw_text(keys: Iterable[str]) -> bool:
+    """Whether rows with these keys look like raw text: a text, and nothing that could be an answer to it."""
+    return "text" in keys and not {"prompt", "answer", "label", "labels", "messages", "output"} & set(keys)
 
 
 def _append_inputs(rows: Sequence[Row], values: Sequence[Row], name: str, where: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 from codyra_llm.data import raw_text
 from codyra_llm.data.chat import find_chat_template
 from codyra_llm.data.rows import Row
-from codyra_llm.data.tables import read_table, text_rows, to_rows
+from codyra_llm.data.tables import is_raw_text, read_table, text_rows, to_rows
 from codyra_llm.errors import UserError
 from codyra_llm.files import plain_name, replace_folder, write_text
 from codyra_llm.models.source import open_source
@@ -98,10 +98,7 @@ def _read(file: Path, columns: Mapping[str, str] | None, said: list[str]) -> tup
     """(checked rows, the table as it is, whether it is raw text)."""
     values = read_table(file)
     first = values[0] if isinstance(values, list) and values and isinstance(values[0], dict) else {}
-    is_text = set(columns or ()) == {"text"} or (
-        not columns and "text" in first and not {"prompt", "messages"} & set(first)
-    )
-    if is_text:
+    if set(columns or ()) == {"text"} or (not columns and is_raw_text(first)):
         return text_rows(values, str(file), (columns or {}).get("text", "text"), said.append), values, True
     return to_rows(values, str(file), columns, said.append), values, False
 

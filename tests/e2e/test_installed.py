@@ -182,3 +182,13 @@ def test_from_tables_to_a_model_that_talks(codyra: Path, chat_model: Path, tmp_p
     assert "usage: codyra train" in call(
         codyra.with_name("python"), *train, "--local_rank=0", "--help", folder=tmp_path
     )
+
+
+def test_the_example(codyra: Path, chat_model: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{codyra.parent}:{os.environ['PATH']}", "MODEL": str(chat_model)}
+    how = ["--adapter.rank", "4", "--evaluate.max_new_tokens", "2", "--evaluate.tasks", "last"]
+    script = REPOSITORY / "examples" / "tickets.sh"
+    done = subprocess.run(["bash", script, *how], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "50 rows to learn, 6 to score" in done.stdout
+    assert (tmp_path / "runs" / "tickets" / "model" / "config.json").exists()

@@ -44,6 +44,7 @@ def test_what_is_written_is_a_stream(tiny_folder: Path, tmp_path: Path) -> None:
         (ROWS, 0.001, "40 different prompts are too few"),
         (ROWS, 1.0, "--test is 1; it must be between 0 and 1"),
         ([{"prompt": "x"}], 0.5, 'row 1: no "answer"'),
+        ([{"text": "x", "label": "y"}], 0.5, "the task file says them: columns"),
         ([{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}] * 2, 0.5, "too few"),
     ],
 )
