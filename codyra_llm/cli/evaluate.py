@@ -48,28 +48,20 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     options.run = expand(options.run) if options.run else None
     if options.run and not (options.run / "config.yaml").is_file():
         raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
-    beside = expand(options.model).absolute().parent / "config.yaml" if options.model else None
-    if options.run:
-        beside = options.run / "config.yaml"
+    given = {each.split("=")[0] for each in overrides}
+    run = expand(options.model).absolute().parent if options.model else options.run
+    saved = run / "config.yaml" if run and not options.config and (run / "config.yaml").is_file() else None
     if options.model:
         overrides += ["--model.name_or_path", options.model]
-    if options.config or not (beside and beside.is_file()):
-        beside = None
-    if options.model and beside:
+    if options.model and saved:
         # what was quantized is saved so, and loads as it is
-        given = {each.split("=")[0] for each in overrides}
         overrides += [] if "--model.quantization" in given else ["--model.quantization", ""]
-        overrides += [] if "--output_dir" in given else ["--output_dir", f"runs/scores-{beside.parent.name}"]
+        overrides += [] if "--output_dir" in given else ["--output_dir", f"runs/scores-{run.name}"]
     if options.suites:
         overrides += ["--general.suites", options.suites]
-    file = options.config or (str(beside) if beside else None)
+    file = options.config or (str(saved) if saved else None)
     config = parse_command_line([*(["--config", file] if file else []), *overrides], __doc__)
-    if (
-        options.suites
-        and not options.run
-        and not beside
-        and not any(each.startswith("--output_dir") for each in overrides)
-    ):
+    if options.suites and not options.run and not saved and "--output_dir" not in given:
         name = re.sub(r"[^\w.-]+", "-", config.model.name_or_path).strip("-")
         config = dataclasses.replace(config, output_dir=f"runs/general-{name}")
     return options, config

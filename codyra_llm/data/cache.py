@@ -19,7 +19,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from codyra_llm.data import chat, encode, raw_text
+from codyra_llm.data import chat, encode, ids, raw_text
 from codyra_llm.data.encode import Example, encode_rows, encode_text
 from codyra_llm.data.rows import Row
 from codyra_llm.files import cache_folder, replace_file
@@ -92,7 +92,7 @@ class TokenCache:
     def _method(self) -> bytes:
         """Hash of what turns text into ids: the tokenizer as it would be saved, its library, the encoding's source."""
         digest = hashlib.sha256(f"{transformers.__version__} {tokenizers.__version__}".encode())
-        for module in (chat, encode, raw_text):
+        for module in (chat, encode, ids, raw_text):
             digest.update(Path(str(module.__file__)).read_bytes())
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import load_config
+from codyra_llm.data.ids import text_ids
 from codyra_llm.errors import UserError, reason
 from codyra_llm.files import expand, read_text
 
@@ -73,7 +74,7 @@ class ChatTemplate:
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the assistant's next turn begins."""
-        return _ids(tokenizer, self.text(tokenizer, messages, reply=True))
+        return text_ids(tokenizer, self.text(tokenizer, messages, reply=True))
 
     @lru_cache(maxsize=8)  # noqa: B019  # of a few small values
     def closing(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -100,7 +101,7 @@ class ChatTemplate:
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """The id that ends an assistant's turn."""
-        return _ids(tokenizer, self.closing(tokenizer)[1])[-1]
+        return text_ids(tokenizer, self.closing(tokenizer)[1])[-1]
 
 
 def find_chat_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> ChatTemplate | None:
@@ -188,19 +189,14 @@ def encode_conversation(
 
 def _ids_with_cuts(tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[int]) -> list[list[int]]:
     """The ids of a text, cut at places (characters) in it."""
-    whole = _ids(tokenizer, text)
+    whole = text_ids(tokenizer, text)
     counts = [0]
     for place in places:
-        before = _ids(tokenizer, text[:place])
+        before = text_ids(tokenizer, text[:place])
         if whole[: len(before)] != before:  # a token spans the place
-            return [_ids(tokenizer, text[begin:end]) for begin, end in pairwise([0, *places, len(text)])]
+            return [text_ids(tokenizer, text[begin:end]) for begin, end in pairwise([0, *places, len(text)])]
         counts.append(len(before))
     return [whole[begin:end] for begin, end in pairwise([*counts, len(whole)])]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

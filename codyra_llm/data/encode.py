@@ -16,7 +16,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.chat import ChatTemplate, Learn, as_messages, encode_conversation
-from codyra_llm.data.raw_text import begin_mark, packed, windows
+from codyra_llm.data.ids import begin_mark, text_ids
+from codyra_llm.data.raw_text import packed, windows
 from codyra_llm.data.rows import Row
 from codyra_llm.data.stream import Body, Task
 from codyra_llm.errors import UserError
@@ -75,14 +76,13 @@ def encode_prompt(
     Raises:
         UserError: as `fit_prompt`.
     """
-    ids = _plain(tokenizer)
-    return ids(fit_prompt(prompt, ids, max_length, body, where))
+    return fit_prompt(prompt, _plain(tokenizer), max_length, body, where)[1]
 
 
 def fit_prompt(
     prompt: str, ids: Callable[[str], list[int]], max_length: int, body: Body | None = None, where: str = "prompt"
-) -> str:
-    """The prompt or, where `ids` makes more than `max_length` tokens of it, what is left of it when its body is cut.
+) -> tuple[str, list[int]]:
+    """(text, ids) of the prompt or, where `ids` makes more than `max_length` of it, of what a cut body leaves of it.
 
     The instruction before the body and the question after it are never cut.
 
@@ -90,12 +90,12 @@ def fit_prompt(
         UserError: a prompt that must be cut has no marked body, or instruction and question alone are longer than
             `max_length` (the message begins with `where`).
     """
-    length = len(ids(prompt))
-    if length <= max_length:
-        return prompt
+    whole = ids(prompt)
+    if len(whole) <= max_length:
+        return prompt, whole
     if body is None:
         raise UserError(
-            f"{where}: the prompt has {length} tokens, more than {max_length}; raise data.max_prompt_length, "
+            f"{where}: the prompt has {len(whole)} tokens, more than {max_length}; raise data.max_prompt_length, "
             "or say with `body` in the task file what of it may be cut"
         )
     before, text, after = _split_body(prompt, body, where)
@@ -112,7 +112,7 @@ def fit_prompt(
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if len(ids(cut(middle))) <= max_length else (low, middle - 1)
-    return cut(low)
+    return cut(low), ids(cut(low))
 
 
 def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, template: ChatTemplate | None) -> list[int]:
@@ -126,7 +126,7 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, template: Chat
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Ids of an answer and the end mark, never cut."""
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*text_ids(tokenizer, answer), tokenizer.eos_token_id]
 
 
 def encode_row(
@@ -151,9 +151,8 @@ def encode_row(
                 "auto, which is the model's own, or to the path of one"
             )
         text = messages[0]["content"]
-        plain = _plain(tokenizer)
-        fitted = fit_prompt(text, plain, max_prompt_length, body, where)
-        return Example(plain(fitted), encode_answer(tokenizer, messages[1]["content"]), cut=fitted != text)
+        fitted, prompt = fit_prompt(text, _plain(tokenizer), max_prompt_length, body, where)
+        return Example(prompt, encode_answer(tokenizer, messages[1]["content"]), cut=fitted != text)
     cut, turns = False, sum(message["role"] == "assistant" for message in messages)
     if learn == "last" or turns == 1:
         before, last = messages[:-2], messages[-2]["content"]
@@ -161,7 +160,7 @@ def encode_row(
         def ids(text: str) -> list[int]:
             return template.prompt(tokenizer, [*before, *as_messages(text)])
 
-        fitted = fit_prompt(last, ids, max_prompt_length, body, where)
+        fitted, _ = fit_prompt(last, ids, max_prompt_length, body, where)
         cut = fitted != last
         messages = [*before, *as_messages(fitted), messages[-1]]
     example = Example(*encode_conversation(tokenizer, template, messages, learn), cut)
@@ -242,7 +241,7 @@ def notes_on_tokens(
 def _plain(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
     """What makes ids of a text as it is, behind its begin mark."""
     begin = begin_mark(tokenizer)
-    return lambda text: begin + tokenizer(text, add_special_tokens=False)["input_ids"]
+    return lambda text: begin + text_ids(tokenizer, text)
 
 
 def _split_body(prompt: str, body: Body, where: str) -> tuple[str, str, str]:

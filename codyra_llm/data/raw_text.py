@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedTokenizerBase
 
+from codyra_llm.data.ids import begin_mark, text_ids
+
 SCORER = "bits_per_byte"  # makes a task one of raw text
 
 
@@ -18,7 +20,7 @@ def packed(
     begin, marks = _prefix(tokenizer), begin_mark(tokenizer)
     block = [begin]
     for text in texts:
-        ids = [*marks, *_ids(tokenizer, text), tokenizer.eos_token_id]
+        ids = [*marks, *text_ids(tokenizer, text), tokenizer.eos_token_id]
         remaining = ids[1:] if marks and block == [begin] else ids  # the first document's begin mark is there
         while remaining:
             room = length - len(block)
@@ -37,7 +39,7 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Itera
     The first window reads the begin mark, the others the last token of the one before, as
     `get_rolling_token_windows` of lm-evaluation-harness with a context of one token.
     """
-    ids, before = _ids(tokenizer, text), _prefix(tokenizer)
+    ids, before = text_ids(tokenizer, text), _prefix(tokenizer)
     for first in range(0, len(ids), length - 1):
         window = ids[first : first + length - 1]
         yield [before], window
@@ -59,18 +61,7 @@ def as_bits(percent: float) -> float:
     return -math.log2(percent / 100) if percent > 0 else math.inf
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands before the first token: the begin mark, or the end mark of a tokenizer without one."""
     bos: int | None = tokenizer.bos_token_id
     return tokenizer.eos_token_id if bos is None else bos
-
-
-def begin_mark(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """[BOS] where the tokenizer puts one before a text of its own accord (Llama, Gemma)."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []

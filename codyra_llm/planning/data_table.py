@@ -25,6 +25,11 @@ HEADS = (
 )
 
 
+def describe_plan(plan: RunPlan, config: RunConfig, ranks: int) -> str:
+    """The table of the tasks, and the line about batches and evaluation."""
+    return f"{data_table(plan, config)}\n\n{batch_line(config, ranks)}"
+
+
 def data_table(plan: RunPlan, config: RunConfig) -> str:
     """The tasks in order; of each the rows, the tokens of a training row, and how it is learned and scored."""
     rows = [list(HEADS)]

@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,18 +60,19 @@ class Reporter:
         self._curves(global_step, {f"train/{name}": getattr(report, name) for name in CURVES})
         self._curves(global_step, {"train/tokens_per_second": speed})
 
-    def estimate(self, report: StepReport, tokens: Sequence[float], task: int, steps: int) -> None:
+    def estimate(self, report: StepReport, tokens: Callable[[], Sequence[float]], task: int, steps: int) -> None:
         """After a few steps, how long training will take at their speed.
 
         Args:
-            tokens: of each task. task: the number of the one that is learned. steps: of this one.
+            tokens: gives those of each task, which takes a pass over all rows. task: the number of the one that is learned. steps: of this one.
         """
         if not self.folder or self.timed is None:
             return
         self.timed.append((report.tokens, report.seconds))
         if len(self.timed) == STEPS_TO_TIME and report.step + 1 < steps:
             done, seconds = map(sum, zip(*self.timed[1:], strict=True))  # the first one allocates and compiles
-            left = tokens[task] * (1 - (report.step + 1) / steps) + sum(tokens[task + 1 :])
+            of_tasks = tokens()
+            left = of_tasks[task] * (1 - (report.step + 1) / steps) + sum(of_tasks[task + 1 :])
             duration = datetime.timedelta(seconds=round(left * seconds / done))
             LOG.info(f"at this speed, training takes {duration} more, without evaluation")
         if len(self.timed) == STEPS_TO_TIME:

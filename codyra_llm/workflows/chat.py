@@ -30,6 +30,12 @@ def chat(name: str, setting: str, system: str | None, max_new_tokens: int, dtype
         raise UserError("--system needs a chat template, and this model's prompts are used as they are")
     model = load_model(source, dtype).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     add_end_ids(model, {template.end_id(tokenizer)} if template else ())
+    how = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(end_ids(model, tokenizer)),
+        pad_token_id=padding_id(tokenizer),
+    )
     begin: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(begin)
     for line in _lines("prompts are in the chat template" if template else "prompts are used as they are, one by one"):
@@ -43,12 +49,6 @@ def chat(name: str, setting: str, system: str | None, max_new_tokens: int, dtype
                 f"{len(ids)} tokens and {max_new_tokens} of an answer, the context length is {source.context_length}; "
                 "begin anew with /new, or lower --max_new_tokens"
             )
-        how = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(end_ids(model, tokenizer)),
-            pad_token_id=padding_id(tokenizer),
-        )
         prompt = torch.tensor([ids], device=model.device)
         given = model.generate(
             prompt,

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from codyra_llm.config import RunConfig, describe
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks
-from codyra_llm.planning.data_table import batch_line, data_table
+from codyra_llm.planning.data_table import describe_plan
 from codyra_llm.planning.run_plan import plan_run
 
 READ, LEARNED, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
@@ -29,7 +29,7 @@ def dry_run(config: RunConfig) -> None:
     print(f"settings: {describe(config)}; all others by default")
     for note in plan.notes:
         print(f"note: {note}")
-    print(f"\n{data_table(plan, config)}\n\n{batch_line(config, ranks.size)}")
+    print(f"\n{describe_plan(plan, config, ranks.size)}")
     colored = sys.stdout.isatty()
     print(f"\nOne training row of each task; what is learned is {'green' if colored else 'between >> and <<'}")
     for batches in plan.batches:

@@ -27,7 +27,7 @@ from codyra_llm.ledger.kept import read_kept
 from codyra_llm.ledger.ledger import Ledger, copy_entries, open_ledger, write_ledger
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
-from codyra_llm.planning.data_table import batch_line, data_table
+from codyra_llm.planning.data_table import describe_plan
 from codyra_llm.planning.run_plan import RunPlan
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results.provenance import provenance
@@ -217,6 +217,6 @@ def _log_start(run: RunState) -> None:
         f"{run.plan.stream.name}: {len(run.plan.stream)} tasks; method {config.method}; "
         f"ZeRO stage {run.results.zero_stage} on {ranks.size} x {ranks.device.type}"
     )
-    LOG.info(f"\n{data_table(run.plan, config)}\n\n{batch_line(config, ranks.size)}")
+    LOG.info(f"\n{describe_plan(run.plan, config, ranks.size)}")
     if not run.original and config.model.dtype != "float32":
         LOG.info(f"updates are merged in place: each task rounds the weights to {config.model.dtype} again")

@@ -53,7 +53,7 @@ def train(run: RunState, stage: Stage) -> None:
 
     def on_step(report: StepReport, read: Callable[[], dict[str, torch.Tensor]]) -> None:
         run.global_step += 1
-        run.report.estimate(report, run.plan.tokens, stage.number - 1, batches.total_steps)
+        run.report.estimate(report, lambda: run.plan.tokens, stage.number - 1, batches.total_steps)
         run.report.step(report, run.global_step, progress)
         losses.loss.append(report.loss)
         if report.validation is not None:
@@ -209,8 +209,7 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
     model, source, config = run.model, run.plan.source, run.config
     identity = None if stage.number else base_identity(run.session, config, source, model, run.ledger)
     with run.method.serving(model, None):
-        plan = run.plan
-        how = (plan.suites, plan.general_template, config.evaluate, stage.name, identity)
+        how = (run.plan.suites, run.plan.general_template, config.evaluate, stage.name, identity)
         found = score_general(run.session, source, model, *how)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
