@@ -64,7 +64,8 @@ class Reporter:
         """After a few steps, how long training will take at their speed.
 
         Args:
-            tokens: gives those of each task, which takes a pass over all rows. task: the number of the one that is learned. steps: of this one.
+            tokens: gives those of each task, which takes a pass over all rows.
+            task: the number of the one that is learned. steps: of this one.
         """
         if not self.folder or self.timed is None:
             return
