@@ -44,8 +44,7 @@ def command() -> None:
 
     memory = parse_size(options.gpu_memory)
     if options.gpus is None:
-        counts = [count for count in range(1, 9) if config.train.global_batch_size % count == 0]
-        plans = [plan_footprint(config, count, memory, options.rows) for count in counts]
+        plans = [plan_footprint(config, count, memory, options.rows) for count in range(1, 9)]
         print(json.dumps([each.as_dict() for each in plans], indent=2) if options.json else table(plans))
         return
     planned = plan_footprint(config, options.gpus, memory, options.rows)

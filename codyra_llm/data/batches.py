@@ -20,7 +20,7 @@ class MicroBatch:
     """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens].
 
     `position_ids` is there where examples are packed into one row: it starts again with each of them. `numbers` are
-    those of the examples in the task's rows, in order.
+    those of the examples in the task's rows, in order; a pass that has none reads padding and learns nothing.
     """
 
     input_ids: torch.Tensor
@@ -51,9 +51,10 @@ class GlobalBatches:
         replayed: rows of earlier tasks, which are shuffled together with the task's own.
         lengthened: whether those add steps; else they take the place of some of the task's own rows.
 
+    Where the rows of a step do not fill the passes of all ranks, the last passes have fewer, or none.
+
     Raises:
-        UserError: the global batch cannot be divided among the ranks, the rows do not fill one step, or there are more
-            steps than anyone can wait for.
+        UserError: the rows do not fill one step, or there are more steps than anyone can wait for.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class GlobalBatches:
     ) -> None:
         self.own, self.examples = examples, [*examples, *replayed] if replayed else examples
         self.global_batch_size = global_batch_size
-        self.micro_batch_size = fitting_micro_batch(global_batch_size, micro_batch_size, world_size)
+        self.micro_batch_size, self.accumulation = divide_batch(global_batch_size, micro_batch_size, world_size)
         self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
         self.packing = packing
         counted = self.examples if lengthened else examples
@@ -107,10 +108,14 @@ class GlobalBatches:
         return sum(len(self.examples[row]) for row in self.rows_of(step))
 
     def micro_batches(self, step: int, rank: int = 0) -> Iterator[MicroBatch]:
-        """The forward passes of one rank in a step."""
+        """The forward passes of one rank in a step, as many on every rank: under ZeRO-3 all take part in each."""
         rows = self.rows_of(step)
-        for first in range(rank * self.micro_batch_size, len(rows), self.world_size * self.micro_batch_size):
+        for number in range(self.accumulation):
+            first = (number * self.world_size + rank) * self.micro_batch_size
             numbers = tuple(rows[first : first + self.micro_batch_size])
+            if not numbers:
+                yield MicroBatch(torch.full((1, 2), self.pad_token_id), torch.full((1, 2), IGNORED))
+                continue
             examples = [self.examples[row] for row in numbers]
             batch = pack(examples) if self.packing == "pack" else collate(examples, self.pad_token_id)
             yield dataclasses.replace(batch, numbers=numbers)
@@ -151,17 +156,10 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
     )
 
 
-def fitting_micro_batch(global_batch_size: int, most: int, world_size: int) -> int:
-    """Rows of a forward pass: the largest number up to `most` of which a global batch is whole passes on every rank.
+def divide_batch(global_batch_size: int, most: int, world_size: int) -> tuple[int, int]:
+    """(rows of a forward pass, forward passes of each rank): the fewest passes of at most `most` rows, evenly filled.
 
-    Raises:
-        UserError: the global batch cannot be divided among the ranks.
+    Where a step's rows do not fill all passes of all ranks, the last passes have fewer rows, or none.
     """
-    of_rank, left = divmod(global_batch_size, world_size)
-    if left:
-        fewer = max(size for size in range(1, world_size) if global_batch_size % size == 0)
-        raise UserError(
-            f"train.global_batch_size {global_batch_size} cannot be divided among {world_size} ranks; start {fewer}, "
-            f"or make it a multiple of {world_size}, which changes results"
-        )
-    return max(size for size in range(1, most + 1) if of_rank % size == 0)
+    accumulation = -(-global_batch_size // (most * world_size))
+    return -(-global_batch_size // (accumulation * world_size)), accumulation

@@ -6,7 +6,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from codyra_llm.config import TrainConfig, resolve_path
-from codyra_llm.data.batches import fitting_micro_batch
+from codyra_llm.data.batches import divide_batch
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json
 
@@ -60,12 +60,12 @@ def zero_stage(content: dict[str, Any]) -> int:
 
 def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
     """The user's part joined with the batch sizes and clipping of the run."""
-    micro = fitting_micro_batch(train.global_batch_size, train.per_device_train_batch_size, world_size)
+    micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, world_size)
     return {
         **user,
-        "train_batch_size": train.global_batch_size,
+        "train_batch_size": micro * accumulation * world_size,  # some of which may stay empty
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": train.global_batch_size // (micro * world_size),
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": train.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -112,7 +112,7 @@ def summed_loss(
     ) -> torch.Tensor:
         logits = answer_logits(model, hidden)
         likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        if term is None or places is None:
+        if term is None or places is None or not len(targets):  # a pass without rows
             return likelihood
         with torch.no_grad():
             known = None if teacher is None else answer_logits(model, teacher)

@@ -98,10 +98,8 @@ def own_piece(engine: Any, parameter: Any) -> Piece | None:
     if stage == 0:
         return Piece(parameter, 0, 0, parameter.numel())
     if stage == 3:
-        group, start, length = zero.grad_position[zero.get_param_id(parameter)]
-        offset = dist.get_rank(zero.dp_process_group) * length
-        length = min(length, parameter.ds_numel - offset)  # the last part may end in padding
-        return Piece(zero.fp32_partitioned_groups_flat[group], start, offset, length) if length > 0 else None
+        piece, _ = _partition(zero, parameter)
+        return piece if piece.length else None
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -109,3 +107,19 @@ def own_piece(engine: Any, parameter: Any) -> Piece | None:
     return Piece(
         zero.single_partition_of_fp32_groups[mapping.param_group_index], flat.start, inside.start, inside.numel
     )
+
+
+def clear_padding(model: nn.Module, engine: Any) -> None:
+    """Zeroes what ZeRO-3 pads the last parts of parameters with, which DeepSpeed leaves as the memory was."""
+    with torch.no_grad():
+        for _, parameter, _ in trainable(model):
+            piece, padded = _partition(engine.optimizer, parameter)
+            piece.flat[piece.start + piece.length : piece.start + padded] = 0
+
+
+def _partition(zero: Any, parameter: Any) -> tuple[Piece, int]:
+    """This rank's part of a parameter under ZeRO-3, and its length with padding."""
+    group, start, padded = zero.grad_position[zero.get_param_id(parameter)]
+    offset = dist.get_rank(zero.dp_process_group) * padded
+    length = max(0, min(padded, parameter.ds_numel - offset))
+    return Piece(zero.fp32_partitioned_groups_flat[group], start, offset, length), padded

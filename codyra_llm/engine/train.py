@@ -23,7 +23,7 @@ from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
-from codyra_llm.engine.state import TaskState, read_state, trainable, write_branches, write_moments
+from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
 from codyra_llm.errors import UserError
@@ -169,6 +169,8 @@ def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], re
     )
     if engine.zero_optimization_stage() == 0:
         _keep_grad_norm(engine)
+    if engine.zero_optimization_stage() == 3:
+        clear_padding(loss.model, engine)  # zeros are not counted among the live gates
     if resumed:
         write_moments(loss.model, engine, optimizer, resumed)
         resumed.tensors.clear()  # as much memory as the branches and their moments take

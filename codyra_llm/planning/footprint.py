@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from codyra_llm.adapter.injection import inject
 from codyra_llm.config import RunConfig, resolve_path
-from codyra_llm.data.batches import GlobalBatches, fitting_micro_batch
+from codyra_llm.data.batches import GlobalBatches, divide_batch
 from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
 from codyra_llm.distributed.ranks import Ranks
@@ -112,7 +112,7 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}; it must be at least 1")
     train = config.train
-    micro = fitting_micro_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
+    micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
     source = find_source(config.model.name_or_path)
     model, projections = model_on_meta(config, source)
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -129,7 +129,7 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
         gpus=gpus,
         gpu_memory=gpu_memory,
         micro_batch=micro,
-        accumulation=train.global_batch_size // (micro * gpus),
+        accumulation=accumulation,
         workload=workload,
         checkpoint=(3 * sizes.trainable + sizes.gates) * FP32,  # values, two moments, the gates' importance
         ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded in
@@ -174,8 +174,8 @@ def parse_size(text: str) -> int:
 def _ways(
     config: RunConfig, model: PreTrainedModel, sizes: ModelSizes, workload: Workload, gpus: int, gpu_memory: int
 ) -> list[Way]:
-    micro = fitting_micro_batch(config.train.global_batch_size, config.train.per_device_train_batch_size, gpus)
-    accumulation = config.train.global_batch_size // (micro * gpus)
+    train = config.train
+    micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
     order = [(name, None if name == "zero0" else f"ds_configs/{name}.json", recompute) for name, recompute in ORDER]
     if config.deepspeed and config.deepspeed not in [file for _, file, _ in order]:  # the user's own comes first
         order = [(config.deepspeed, config.deepspeed, recompute) for recompute in (False, True)] + order

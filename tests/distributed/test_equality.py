@@ -17,6 +17,11 @@ FP32 = [
     {**ONE, "checkpointing": True},
     {**ONE, "zero": "zero3"},
 ] + [{**ONE, "zero": zero, "ranks": 2, "micro": micro} for zero in ("zero1", "zero3") for micro in (1, 4)]
+# three ranks share eight rows: some passes have fewer, or none
+UNEVEN = [
+    {**ONE, "zero": zero, "ranks": 3, "settings": {"data.packing": packing}, "checkpointing": zero == "zero3"}
+    for zero, packing in (("zero0", "bucket"), ("zero2", "pack"), ("zero3", "bucket"))
+]
 BF16 = [
     {**ONE, "zero": zero, "ranks": 2, "micro": (1, 2, 4)[s % 3], "checkpointing": True, "dtype": "bfloat16"}
     for s, zero in enumerate(STAGES)
@@ -33,7 +38,7 @@ EIGHT_BITS = [
     {**ONE, "zero": zero, "ranks": 2, "rank": 16, "adam_bits": 8}  # fewer than 4096 values would stay in 32 bits
     for zero in ("zero1", "zero2", "zero3", "zero2-offload")
 ]
-WAYS = [*FP32, *BF16, *MODES]
+WAYS = [*FP32, *UNEVEN, *BF16, *MODES]
 ALL = [*WAYS, *QUANTIZED, *EIGHT_BITS]
 
 

@@ -117,10 +117,6 @@ def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture[
         ([*LLAMA_2[:2], "--gpus", "8", "--gpu-memory", "80XB"], '"80XB" is not a size of memory; give one like 80GB'),
         ([*LLAMA_2, "--gpus", "0"], "--gpus is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "many"], "--gpus: invalid int value: 'many'"),
-        (
-            [*LLAMA_2, "--gpus", "3"],
-            "train.global_batch_size 32 cannot be divided among 3 ranks; start 2, or",
-        ),
         ([*LLAMA_2, "--gpus", "8", "--rows", "0"], "--rows is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "8", "--rows", "20"], "FOMC: 20 rows x 1 epochs do not fill one global batch of 32"),
         ([*LLAMA_2, "--gpus", "8", "--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),
@@ -141,7 +137,7 @@ def test_bad_input_is_one_line(
 def test_without_a_number_of_gpus_there_is_a_table(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
     plan(*LLAMA_2)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
-    assert [row[0] for row in rows] == ["1", "2", "4", "8"], "those among which 32 rows can be divided"
+    assert [row[0] for row in rows] == [*"12345678"]
     for row in rows:
         (alone,) = [way for way in planned(plan, capsys, *LLAMA_2, "--gpus", row[0])["ways"] if way["fits"]][:1]
         assert row[3] == alone["name"]

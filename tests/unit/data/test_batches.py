@@ -62,17 +62,18 @@ def test_published_step_counts() -> None:
     assert counts == [15, 31, 46, 78, 109]
 
 
-def test_a_global_batch_that_does_not_divide_is_an_error() -> None:
-    with pytest.raises(UserError, match="global_batch_size 6 cannot be divided among 4 ranks; start 3, or"):
-        GlobalBatches(examples(20), 6, 2, 1, 0, "task", world_size=4)
-
-
-@pytest.mark.parametrize(("most", "ranks", "fits"), [(4, 2, 2), (3, 1, 2), (4, 4, 1), (9, 1, 4), (2, 1, 2)])
-def test_the_micro_batch_is_the_largest_that_fits(most: int, ranks: int, fits: int) -> None:
+@pytest.mark.parametrize(
+    ("most", "ranks", "rows", "passes"),
+    [(4, 2, 2, 1), (3, 1, 2, 2), (4, 4, 1, 1), (9, 1, 4, 1), (2, 1, 2, 2), (4, 3, 2, 1), (1, 3, 1, 2), (1, 8, 1, 1)],
+)
+def test_any_number_of_ranks_shares_a_global_batch(most: int, ranks: int, rows: int, passes: int) -> None:
     batches = GlobalBatches(examples(8), 4, most, 1, 1, "task", ranks)
-    assert batches.micro_batch_size == fits
-    numbers = [number for rank in range(ranks) for batch in batches.micro_batches(0, rank) for number in batch.numbers]
-    assert sorted(numbers) == sorted(batches.rows_of(0))
+    assert batches.micro_batch_size == rows
+    of_ranks = [list(batches.micro_batches(0, rank)) for rank in range(ranks)]
+    assert {len(of_rank) for of_rank in of_ranks} == {passes}, "at ZeRO-3 every rank takes part in every pass"
+    every = [batch for of_rank in of_ranks for batch in of_rank]
+    assert sorted(number for batch in every for number in batch.numbers) == sorted(batches.rows_of(0))
+    assert sum(int((batch.labels != IGNORED).sum()) for batch in every) == batches.answer_tokens(0)
 
 
 @pytest.mark.parametrize("packing", ["none", "bucket", "pack"])
