@@ -112,10 +112,12 @@ def summed_loss(
     ) -> torch.Tensor:
         logits = answer_logits(model, hidden)
         likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        if term is None or places is None or not len(targets):  # a pass without rows
+        if term is None or places is None:
             return likelihood
         with torch.no_grad():
             known = None if teacher is None else answer_logits(model, teacher)
+        if not len(targets):  # a pass without rows, in which the head was gathered as often as on the other ranks
+            return likelihood
         added = term(logits, AnswerTokens(targets, *places.unbind(1)), known)
         return likelihood if added is None else likelihood + added
 

@@ -29,9 +29,10 @@ NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "olora": ("lora", {"olora.orthogonality": 0.0}),
 }
 WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+UNEVEN = [("distilled", "zero3", 3), ("ewc", "zero3", 3)]  # three ranks share eight rows unevenly
 RUNS = [
     (method, *way) for method in OTHERS for way in WAYS if method in PACKAGED or way in [("zero2", 2), ("zero3", 2)]
-]
+] + UNEVEN
 Results = dict[tuple[Any, ...], dict[str, Any]]  # by (method, stage, ranks), or (method, "nothing")
 SHORT = {"data.max_train_examples": 24, "data.max_test_examples": 1, "train.num_train_epochs": 1}
 
@@ -41,7 +42,7 @@ def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> 
         **ONE,
         "zero": zero,
         "ranks": ranks,
-        "micro": 2 // ranks,
+        "micro": max(1, 2 // ranks),
         "settings": {"method": method, **SHORT, **settings},
     }
 
