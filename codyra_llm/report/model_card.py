@@ -1,15 +1,31 @@
 """The README.md beside a finished model: what it learned, from what, and how well."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.hooks import overrides
-from codyra_llm.report.tables import markdown, matrix_table, metrics_table, nll_table, rank_table, text_table
+from codyra_llm.report.tables import (
+    general_table,
+    markdown,
+    matrix_table,
+    metrics_table,
+    nll_table,
+    rank_table,
+    text_table,
+)
 from codyra_llm.results.schema import RunResults
 
 
-def model_card(results: RunResults) -> str:
-    """A model card in Markdown, from the run's results."""
+def model_card(results: RunResults, base_card: Mapping[str, Any]) -> str:
+    """A model card in Markdown, from the run's results.
+
+    Args:
+        base_card: what is known of the base model, by the keys of ModelCardData: base_model, license, language.
+    """
     config, name = results.config, results.model.name
     adapter, train = config["adapter"], config["train"]
     base = Path(name).name if Path(name).exists() else name
@@ -21,14 +37,17 @@ def model_card(results: RunResults) -> str:
     if overrides(method, "serving"):
         live = "What the method has live at inference is not part of it: these are the merged weights alone. "
     tasks = "\n".join(
-        f"{number}. {task.task}: {task.train_rows} rows, {task.steps} steps"
+        f"{number}. {task.task}: {task.train_rows} rows, {task.steps} steps; scored on {task.test_rows}"
         for number, task in enumerate(results.data.tasks, 1)
     )
-    return f"""---
-base_model: {base}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [continual-learning, codyra]
+    data = ModelCardData(
+        **{"base_model": base, **base_card},
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["continual-learning", "codyra"],
+    )
+    card = f"""---
+{data.to_yaml()}
 ---
 # {base} after {len(results.tasks)} tasks
 
@@ -62,12 +81,13 @@ just learned.
 Negative log-likelihood of the true answers, nats per token (lower is better):
 
 {markdown(nll_table(results))}
-
+{_of_general_ability(results)}
 ## Ranks
 Mean surviving rank by kind of projection, norm of the task's update, and norm of all updates so far.
 
 {markdown(rank_table(results))}
 """
+    return str(ModelCard(card))
 
 
 def _of_text(results: RunResults) -> str:
@@ -77,6 +97,13 @@ def _of_text(results: RunResults) -> str:
         if table
         else ""
     )
+
+
+def _of_general_ability(results: RunResults) -> str:
+    if not results.general.scores:
+        return ""
+    head = "General ability, measured beside the tasks (0 to 100 unless a unit stands there; change: against the base)"
+    return f"\n{head}:\n\n{markdown(general_table(results.general))}\n"
 
 
 def _prompts(results: RunResults) -> str:

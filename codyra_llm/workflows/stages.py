@@ -25,6 +25,7 @@ from codyra_llm.ledger.entry import drift, write_entry
 from codyra_llm.ledger.kept import write_kept
 from codyra_llm.ledger.ledger import Entry
 from codyra_llm.methods.hooks import overrides
+from codyra_llm.models.hub import stated_card
 from codyra_llm.models.save import save_model
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
@@ -223,7 +224,8 @@ def save(run: RunState, stage: Stage) -> None:
 
     def write() -> None:
         try:
-            source, card = run.plan.source, model_card(run.results)
+            source = run.plan.source
+            card = model_card(run.results, stated_card(source))
             if template := run.plan.general_template:  # which may be a file of the user's
                 source.tokenizer.chat_template = template.source
             save_model(model, layout, weights, source.tokenizer, folder.model, card, base=source.path)

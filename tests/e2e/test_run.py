@@ -150,6 +150,7 @@ def test_the_card_names_tasks_ranks_and_scores(finished: tuple[Path, RunResults]
     card = (finished[0] / "model" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "transformers"
+    assert "license" not in front, "nobody states one"
     assert all(task in card for task in TASKS)
     assert "after MeetingBank" in card
 
