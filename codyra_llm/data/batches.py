@@ -163,3 +163,9 @@ def divide_batch(global_batch_size: int, most: int, world_size: int) -> tuple[in
     """
     accumulation = -(-global_batch_size // (most * world_size))
     return -(-global_batch_size // (accumulation * world_size)), accumulation
+
+
+def rows_and_places(global_batch_size: int, places: int) -> str:
+    """The rows of a step for its user, with the places of the ranks' forward passes that they leave empty."""
+    empty = places - global_batch_size
+    return f"{global_batch_size} rows" + (f" and {empty} empty place{'s' * (empty > 1)}" if empty else "")

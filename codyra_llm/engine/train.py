@@ -169,12 +169,11 @@ def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], re
     )
     if engine.zero_optimization_stage() == 0:
         _keep_grad_norm(engine)
-    if engine.zero_optimization_stage() == 3:
-        clear_padding(loss.model, engine)  # zeros are not counted among the live gates
     if resumed:
         write_moments(loss.model, engine, optimizer, resumed)
         resumed.tensors.clear()  # as much memory as the branches and their moments take
     if engine.zero_optimization_stage() == 3:
+        clear_padding(loss.model, engine)  # zeros are not counted among the live gates
         ungroup_branches(loss.model)
     return engine
 

@@ -15,7 +15,7 @@ PASSED_ON = ("license", "license_name", "license_link", "language")  # what a fi
 
 
 def stated_card(source: Source) -> dict[str, Any]:
-    """What is known of a base model for the card of one made from it: hub id, licence, languages.
+    """What is known of a base model beside its name, for the card of one made from it: hub id, licence, languages.
 
     Returns:
         Keys of huggingface_hub's ModelCardData; what nobody states is left out.
@@ -23,9 +23,7 @@ def stated_card(source: Source) -> dict[str, Any]:
     if source.name in PACKAGED:
         return dict(PACKAGED[source.name].card)
     folder, cached = Path(source.path), re.search(r"models--([^/]+)--([^/]+)/snapshots/", source.path)
-    known: dict[str, Any] = {}
-    if cached or not folder.exists():
-        known["base_model"] = "/".join(cached.groups()) if cached else source.path
+    known: dict[str, Any] = {"base_model": "/".join(cached.groups())} if cached else {}
     try:
         card = folder / "README.md" if folder.exists() else hf_hub_download(source.path, "README.md")
         stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
@@ -57,9 +55,7 @@ def push(folder: str, repository: str, private: bool, revision: str | None) -> s
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=name, folder_path=path, revision=revision, commit_message="Upload model", ignore_patterns=["*.tmp"]
-        )
+        commit = api.upload_folder(repo_id=name, folder_path=path, revision=revision, commit_message="Upload model")
     except Exception as error:  # of huggingface_hub and its HTTP client
         raise UserError(f"{repository}: cannot be pushed: {reason(error)}") from None
     return str(commit.commit_url)

@@ -3,7 +3,7 @@
 import statistics
 
 from codyra_llm.config import RunConfig
-from codyra_llm.data.batches import divide_batch
+from codyra_llm.data.batches import divide_batch, rows_and_places
 from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.planning.run_plan import RunPlan
 from codyra_llm.text import align
@@ -60,14 +60,13 @@ def batch_line(config: RunConfig, ranks: int) -> str:
     """The batch of an optimizer step and how it comes about, the method, when what is evaluated."""
     train, evaluate = config.train, config.evaluate
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, ranks)
-    filled = micro * accumulation * ranks == train.global_batch_size
-    empty = "" if filled else f", of which {micro * accumulation * ranks - train.global_batch_size} stay empty"
+    rows = rows_and_places(train.global_batch_size, micro * accumulation * ranks)
     scored = {"all": "all tasks after each", "seen": "those learned so far after each", "last": "all tasks at the end"}
     general = f"; general ability: {', '.join(config.general.suites)}" if config.general.suites else ""
     return (
-        f"{config.method}, learning rate {train.learning_rate:g}; a step has {train.global_batch_size} rows = "
+        f"{config.method}, learning rate {train.learning_rate:g}; a step has {rows} = "
         f"{micro} (micro batch) x {accumulation} (accumulation) x {ranks} "
-        f"rank{'s' * (ranks > 1)}{empty}; scored: {scored[evaluate.tasks]}{general}"
+        f"rank{'s' * (ranks > 1)}; scored: {scored[evaluate.tasks]}{general}"
     )
 
 

@@ -74,6 +74,7 @@ class Footprint:
     projections: list[str]
     gpus: int
     gpu_memory: int
+    global_batch: int
     micro_batch: int
     accumulation: int
     workload: Workload
@@ -128,6 +129,7 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
         projections=projections,
         gpus=gpus,
         gpu_memory=gpu_memory,
+        global_batch=train.global_batch_size,
         micro_batch=micro,
         accumulation=accumulation,
         workload=workload,

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from codyra_llm.adapter.injection import describe_targets
+from codyra_llm.data.batches import rows_and_places
 from codyra_llm.planning.footprint import MARGIN, RESERVED, Footprint, needed
 from codyra_llm.text import align
 
@@ -38,12 +39,12 @@ def table(plans: Sequence[Footprint]) -> str:
 def _head(plan: Footprint) -> str:
     share = plan.trainable / (plan.parameters + plan.trainable)
     work = plan.workload
-    batch = plan.gpus * plan.micro_batch * plan.accumulation
+    rows = rows_and_places(plan.global_batch, plan.gpus * plan.micro_batch * plan.accumulation)
     return "\n".join(
         [
             f"{plan.model}: {plan.architecture}, {plan.parameters:,} parameters in {plan.dtype}, {plan.attention}",
             f"trainable: {plan.trainable:,} values ({share:.2%}) in {describe_targets(plan.projections)}",
-            f"global batch: {batch} rows = {plan.gpus} GPUs x {plan.micro_batch} rows x {plan.accumulation} micro "
+            f"global batch: {rows} = {plan.gpus} GPUs x {plan.micro_batch} rows x {plan.accumulation} micro "
             f"batches; {work.length} tokens a row, {work.answer_length} of them answer",
             f"({work.source})",
         ]

@@ -109,6 +109,12 @@ def test_what_does_not_fit_is_said(plan: Command, capsys: pytest.CaptureFixture[
     assert "Nothing fits on 1 x 2.00 GB" in capsys.readouterr().out
 
 
+def test_places_that_stay_empty_are_said(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(*LLAMA_2, "--gpus", "3", "--train.per_device_train_batch_size", "4")
+    expected = "global batch: 32 rows and 4 empty places = 3 GPUs x 4 rows x 3 micro batches"
+    assert expected in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
