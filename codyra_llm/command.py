@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,6 +21,7 @@ EXTRAS = {  # package that is imported -> what installs it
     ),
     "lm_eval": "general",
     "bitsandbytes": "quantized",
+    **dict.fromkeys(("accelerate", "wandb", "mlflow"), "track"),
 }
 STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command resumes where it stopped
 
@@ -49,6 +51,7 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Ends the command after its help was printed."""
+        sys.stdout.flush()
         raise _Done(status)
 
 
@@ -63,6 +66,7 @@ def main(command: Callable[[], int | None]) -> None:
     status = None
     try:
         status = command()
+        sys.stdout.flush()
         _leave()
     except _Done:
         raise
@@ -70,24 +74,20 @@ def main(command: Callable[[], int | None]) -> None:
         print(f"error: a library or a suite's code called sys.exit({shown(stop.code)})", file=sys.stderr, flush=True)
         sys.exit(1)
     except UserError as error:
-        who = ""
-        if not prints(error):
-            # launchers end all processes once one has ended: whoever lives on is alone with its error
-            time.sleep(5)
-            who = f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')} on {socket.gethostname()}: "
-        print(f"error: {who}{error}", file=sys.stderr, flush=True)
+        print(f"error: {_whose(error)}{error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name).split(".")[0])
-        if not extra:
-            raise
-        print(f"error: {error.name} is not installed; pip install 'codyra_llm[{extra}]'", file=sys.stderr, flush=True)
+        _say_what_installs(error)
         sys.exit(2)
     except Stopped:
         _leave()
         sys.exit(STOPPED_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
     except RuntimeError as error:
         ranks = sys.modules.get("codyra_llm.distributed.ranks")
         line = ranks.lost_ranks(error) if ranks else None
@@ -97,6 +97,32 @@ def main(command: Callable[[], int | None]) -> None:
         os._exit(1)  # what ends a process group waits for the ranks that are gone
     if status:
         sys.exit(status)
+
+
+def _whose(error: UserError) -> str:
+    """Which rank has an error that rank 0 does not have."""
+    if prints(error):
+        return ""
+    time.sleep(5)  # launchers end all processes once one has ended: the rank that still runs is alone with its error
+    return f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')} on {socket.gethostname()}: "
+
+
+def _say_what_installs(error: ModuleNotFoundError) -> None:
+    """Names the extra that a missing library belongs to; raises the error where it belongs to none."""
+    extra = EXTRAS.get(str(error.name).split(".")[0])
+    if not extra:
+        raise error
+    print(f"error: {error.name} is not installed; pip install 'codyra_llm[{extra}]'", file=sys.stderr, flush=True)
+
+
+def _output_is_closed() -> bool:
+    """Whether what reads the output has ended (`| head`); what is still to be written then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _leave() -> None:

@@ -27,7 +27,7 @@ def run() -> None:
     elif name in OTHERS:
         main(OTHERS[name])
     elif name in ("-h", "--help"):
-        _help()
+        main(_help)
     else:
         main(lambda: _unknown(name))
 

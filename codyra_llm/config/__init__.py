@@ -21,6 +21,7 @@ from codyra_llm.config.schema import (
     decisive,
     describe,
     differences,
+    show_value,
 )
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "parse_command_line",
     "resolve_path",
     "settings_parser",
+    "show_value",
     "to_yaml",
 ]

@@ -203,6 +203,9 @@ class _RunConfig:
     resume: Literal["auto", "never"] = option(
         "auto", "auto: go on with what the run folder holds of the same run; never: start over", neutral=True
     )
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        ("tensorboard",), "where curves go: tensorboard, wandb (Weights & Biases), mlflow; empty: nowhere", neutral=True
+    )
     rendezvous_seconds: float = option(
         300.0, "how long a process waits at the start for the others of the run", neutral=True, within=ABOVE_ZERO
     )

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str
     if spec.dataset:
         where, values = _read_dataset(spec.dataset, split)
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-        rows = _rows(spec, values, where, note)
+        rows = _rows(spec, list(map(_numbers_as_text, values)), where, note)
     else:
         paths = find_files(folder, split, spec.files.get(split))
         rows = [row for path in paths for row in _rows(spec, read_table(path), str(path), note)]
@@ -219,7 +220,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(read_bytes(path))).to_pylist()
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
-    return rows
+    return list(map(_numbers_as_text, rows))
 
 
 def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict[str, Any]]]:
@@ -242,6 +243,12 @@ def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict
             if isinstance(row[name], int) and row[name] >= 0:
                 row[name] = feature.int2str(row[name])
     return where, rows
+
+
+def _numbers_as_text(row: Row) -> Row:
+    """A row whose numbers are text, as they are in CSV: the same table means the same in each of its formats."""
+    is_number = {name: type(value) in (int, float) and math.isfinite(value) for name, value in row.items()}
+    return {name: str(value) if is_number[name] else value for name, value in row.items()}
 
 
 def check_sources(

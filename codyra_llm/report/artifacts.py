@@ -48,6 +48,9 @@ ARTIFACTS = (
     Artifact("kept/", "what a method keeps of finished tasks, where it does"),
     Artifact("checkpoints/", "where an interrupted run resumes"),
     Artifact("tensorboard/", "curves"),
+    Artifact("tracking.json", "the ids of the run at Weights & Biases and MLflow, where it is tracked there"),
+    Artifact("wandb/", "what Weights & Biases keeps here"),
+    Artifact("mlflow.db", "what MLflow keeps, unless MLFLOW_TRACKING_URI names another place"),
     Artifact("train.log", "the log of a run"),
     Artifact("scores.log", "the log of scoring a model that was not trained"),
 )

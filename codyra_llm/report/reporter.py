@@ -1,4 +1,4 @@
-"""Progress output of a run: log, progress bars, TensorBoard, final tables."""
+"""Progress output of a run: log, progress bars, curves, final tables."""
 
 import datetime
 import logging
@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from codyra_llm.adapter.injection import kind_of
 from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.config import RunConfig
 from codyra_llm.engine.train import StepReport
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.report.tracking import Axis, Trackers
 from codyra_llm.results.schema import RunResults, TaskRanks
 
 LOG = logging.getLogger(__name__)
@@ -28,18 +30,25 @@ class Reporter:
 
     Args:
         folder: where the curves go.
+        config: of the run; its `tracking` says to which trackers they go.
         first_step: optimizer steps that the run took before this start; curves beyond it are taken back.
     """
 
-    def __init__(self, folder: RunFolder | None, first_step: int) -> None:
+    def __init__(self, folder: RunFolder | None, config: RunConfig, first_step: int) -> None:
         self.folder = folder
         self.validation: float | None = None  # of this task, as measured last
         self.timed: list[tuple[int, float]] | None = []
         self.board = (
             SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-            if folder
+            if folder and "tensorboard" in config.tracking
             else None
         )
+        self.trackers = Trackers(config, folder.path) if folder else None
+
+    def close(self) -> None:
+        """Ends what is tracked, however the run ended."""
+        if self.trackers:
+            self.trackers.close()
 
     def progress(self, task: str, total: int, done: int) -> Any:
         """The progress bar of a task in training."""
@@ -50,15 +59,15 @@ class Reporter:
         """One optimizer step."""
         speed = report.tokens / report.seconds
         self.validation = report.validation or self.validation
-        self._curves(global_step, {"validation/loss": report.validation})
+        self._curves("step", global_step, {"validation/loss": report.validation})
         progress.update()
         validation = "" if self.validation is None else f", validation {self.validation:.3f}"
         progress.set_postfix_str(
             f"loss {report.loss:.3f}{validation}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, "
             f"{speed:.0f} tokens/s"
         )
-        self._curves(global_step, {f"train/{name}": getattr(report, name) for name in CURVES})
-        self._curves(global_step, {"train/tokens_per_second": speed})
+        curves = {f"train/{name}": getattr(report, name) for name in CURVES}
+        self._curves("step", global_step, {**curves, "train/tokens_per_second": speed})
 
     def estimate(self, report: StepReport, tokens: Callable[[], Sequence[float]], task: int, steps: int) -> None:
         """After a few steps, how long training will take at their speed.
@@ -96,7 +105,7 @@ class Reporter:
             f"{ranks.task}: kept {ranks.mean:.1f} of {ranks.initial} components, "
             f"update norm {ranks.update_norm:.3f}, last loss {last_loss:.3f}"
         )
-        self._curves(number, {f"rank/{kind}": rank for kind, rank in ranks.by_projection.items()})
+        self._curves("task", number, {f"rank/{kind}": rank for kind, rank in ranks.by_projection.items()})
 
     def scores(self, results: RunResults, stage: Stage) -> None:
         """A row of the matrix."""
@@ -104,7 +113,7 @@ class Reporter:
         of_tasks = zip(results.tasks, results.matrix[number], results.answer_nll[number], strict=True)
         shown = {task: (score, nll) for task, score, nll in of_tasks if score is not None}
         for task, (score, nll) in shown.items():
-            self._curves(number, {f"score/{task}": score, f"answer_nll/{task}": nll})
+            self._curves("task", number, {f"score/{task}": score, f"answer_nll/{task}": nll})
         if lost := [task for task, (_, nll) in shown.items() if nll is None]:
             LOG.warning(f"{stage.title}: the loss on the true answers of {', '.join(lost)} is not finite")
         if shown:
@@ -114,7 +123,7 @@ class Reporter:
         """General ability was measured."""
         if delta is not None:
             LOG.info(f"{stage.title}: general ability {delta:+.2f} against the base model")
-            self._curves(stage.number, {"general/delta": delta})
+            self._curves("task", stage.number, {"general/delta": delta})
 
     def summary(self, results: RunResults) -> None:
         """Tables of a finished run."""
@@ -137,13 +146,15 @@ class Reporter:
         LOG.info(f"\nSurviving rank\n{tables.rank_table(results)}")
         LOG.info(f"\n{results.seconds:.0f} s; the model and all results are in {self.folder.path}")
 
-    def _curves(self, step: int, values: dict[str, float | None]) -> None:
+    def _curves(self, axis: Axis, at: int, values: dict[str, float | None]) -> None:
+        finite = {name: value for name, value in values.items() if value is not None}  # an NLL may not be
+        if self.trackers and finite:
+            self.trackers.log(finite, at, axis)
         if not self.board:
             return
         with self._guarded() as board:
-            for name, value in values.items():
-                if value is not None:  # an NLL that is not finite
-                    board.add_scalar(name, value, step)
+            for name, value in finite.items():
+                board.add_scalar(name, value, at)
 
     @contextmanager
     def _guarded(self) -> Iterator[SummaryWriter]:

@@ -12,6 +12,7 @@ from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.planning.data_table import describe_plan
 from codyra_llm.planning.run_plan import plan_run
+from codyra_llm.report.tracking import check_tracking
 
 READ, LEARNED, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
 
@@ -22,6 +23,7 @@ def dry_run(config: RunConfig) -> None:
     Raises:
         UserError: the configuration, data or model is unfit.
     """
+    check_tracking(config)
     ranks = Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu"))
     plan = plan_run(config, ranks)
     if not ranks.is_main:

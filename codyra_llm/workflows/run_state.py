@@ -178,7 +178,7 @@ def open_run(
         model,
         original,
         results,
-        Reporter(session.folder, found.progress.global_step if found else 0),
+        Reporter(session.folder, config, found.progress.global_step if found else 0),
         next(phases(config, plan.stages)),
     )
     _log_start(run)

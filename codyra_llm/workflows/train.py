@@ -1,5 +1,6 @@
 """The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and resumed."""
 
+import contextlib
 import dataclasses
 import logging
 from itertools import pairwise
@@ -11,6 +12,7 @@ from codyra_llm.distributed.ranks import broadcast, start
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
 from codyra_llm.planning.run_plan import check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.report.tracking import check_tracking
 from codyra_llm.results.schema import RunResults
 from codyra_llm.workflows import stages
 from codyra_llm.workflows.run_state import open_run
@@ -39,6 +41,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
     config = config if isinstance(config, RunConfig) else load_config(config)
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
+    check_tracking(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, ranks, stream)
     check_ranks_agree(config, ranks, plan.source, plan)
@@ -54,10 +57,11 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
             found = dataclasses.replace(found, progress=dataclasses.replace(found.progress, phase="save"))
             session.note("the finished run lacks its model or its results; they are made again from ledger and base")
         state = open_run(config, plan, session, checkpoints, found)
-        for (stage, phase), following in pairwise(state.remaining):
-            PHASES[phase](state, stage)
-            state.checkpoint(following)
-        state.report.summary(state.results)
+        with contextlib.closing(state.report):
+            for (stage, phase), following in pairwise(state.remaining):
+                PHASES[phase](state, stage)
+                state.checkpoint(following)
+            state.report.summary(state.results)
     return state.results
 
 

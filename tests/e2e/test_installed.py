@@ -100,7 +100,7 @@ def test_what_the_wheel_says_of_itself(codyra: Path) -> None:
     metadata = email.message_from_string((folder / "METADATA").read_text())
     always = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
     assert sorted(each.split(">")[0] for each in always) == ["numpy", "safetensors", "torch"]
-    assert {"all", "train", "general", "quantized", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"all", "train", "general", "quantized", "track", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Apache License" in next(folder.rglob("LICENSE")).read_text()
     assert (folder.parent / "codyra_llm" / "py.typed").exists()

@@ -188,3 +188,11 @@ def test_a_model_of_a_run_is_scored_as_the_run_says(tmp_path: Path, monkeypatch:
     assert (suites.general.suites, suites.data.chat_template, suites.output_dir) == (("boolq",), "auto", "y")
     _, other = evaluate.parse_arguments(["--model", "x/model", "--config", "smoke"])
     assert (other.data.chat_template, other.output_dir) == ("none", "runs/smoke")
+
+
+def test_a_reader_that_leaves_early() -> None:
+    """`codyra --help | head -1`, and the same of a command's own help."""
+    for arguments in ("--help", "train --help"):
+        command = f"set -o pipefail; {sys.executable} -m codyra_llm.cli {arguments} | (read -r line; echo $line)"
+        done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.stdout and not done.stderr

@@ -152,6 +152,18 @@ def test_several_files_by_pattern_and_what_repeats(tmp_path: Path) -> None:
         read_split(TaskSpec("accuracy", files={"train": "other-*"}), tmp_path, "train", notes.append)
 
 
+def test_numbers_of_a_parquet_file_are_text(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n} + 1.5 =", "answer": n + 1.5, "count": n, "sure": True} for n in range(3)]
+    write(tmp_path / "train.parquet", rows)
+    (found, *_), _, _ = read_split(TaskSpec("numeric"), tmp_path, "train", print)
+    assert found == {"prompt": "0 + 1.5 =", "answer": "1.5"}
+    counted = TaskSpec("numeric", columns={"prompt": "prompt", "answer": "count"})
+    assert read_split(counted, tmp_path, "train", print)[0][2]["answer"] == "2"
+    sure = TaskSpec("numeric", columns={"prompt": "prompt", "answer": "sure"})
+    with pytest.raises(UserError, match=r'row 1: "sure" is true, not text'):
+        read_split(sure, tmp_path, "train", print)
+
+
 def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
@@ -170,6 +182,12 @@ def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
     (task,) = stream
     assert task.train == [{"prompt": "a", "answer": "bad"}, {"prompt": "b", "answer": "good"}]
     assert len(task.test) == 3 and len(task.files["train"]) == 64
+    task_file.write_text(task_file.read_text().replace("columns: {prompt: text, answer: label}, ", ""))
+    for split in ("train", "validation"):
+        numbers = {"question": ["1 + 1", "2 + 2", "3 + 3"], "answer": [2, 4, 6]}
+        datasets.Dataset.from_dict(numbers).to_parquet(folder / f"{split}.parquet")
+    (task,) = TaskStream.load(task_file, tmp_path / "no_folder")
+    assert task.train[1] == {"prompt": "2 + 2", "answer": "4"}
     task_file.write_text(task_file.read_text().replace("validation", "nowhere"))
     with pytest.raises(UserError, match=r"dataset .* nowhere: cannot be loaded: "):
         TaskStream.load(task_file, tmp_path)
