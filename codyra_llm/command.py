@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import select
 import signal
 import socket
 import sys
@@ -117,12 +118,12 @@ def _say_what_installs(error: ModuleNotFoundError) -> None:
 
 def _output_is_closed() -> bool:
     """Whether what reads the output has ended (`| head`); what is still to be written then goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _leave() -> None:
