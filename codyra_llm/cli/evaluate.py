@@ -5,6 +5,7 @@
     torchrun --nproc_per_node 2 scripts/evaluate.py --config configs/smoke.yaml --output_dir runs/smoke-scores
     python scripts/evaluate.py --model runs/x/model --suites general --general.data_dir DATA
     python scripts/evaluate.py --run runs/x --suites mmlu,bbh --after FOMC,Py150
+    python scripts/evaluate.py --run runs/x --tasks --data.max_test_examples 500 --output_dir runs/x-500
 
 --model is a folder that a run saved, whose tasks, limits and chat template are then those of the run; or whatever a run
 can start from. With --suites, general ability alone is measured
@@ -12,7 +13,8 @@ can start from. With --suites, general ability alone is measured
 
 --run measures what a finished run lacks of its general ability, because a suite failed or was not asked for: the base
 model and the model after each task (or those of --after), rebuilt from the run's ledger. Its results, table and plot
-are brought up to date.
+are brought up to date. With --tasks, the run's tasks are scored again, with more rows, longer answers or another
+variant; what is found goes into a folder of its own, and the run stays as it is.
 
 Takes what train_trace.py takes; what only training needs is checked and not used.
 """
@@ -34,6 +36,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
+    parser.add_argument("--tasks", action="store_true", help="with --run: score the run's tasks again, not the suites")
     parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
     parser.add_argument(
         "--config", help="YAML file (default: that of the run that saved the model; else every setting has its default)"
@@ -41,14 +44,16 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
     options, overrides = parser.parse_known_args(arguments)
     if options.run and options.model:
         raise UserError("--run and --model: give one of them; a run names its model itself")
-    if options.run and any(each.split("=")[0] == "--output_dir" for each in overrides):
+    given = {each.split("=")[0] for each in overrides}
+    if options.tasks and (options.suites or not options.run):
+        raise UserError("--tasks: goes with --run, which names the run whose tasks are meant, and without --suites")
+    if options.run and "--output_dir" in given and not options.tasks:
         raise UserError("--run and --output_dir: give one of them; what is measured of a run goes into its own folder")
     if options.after and not options.run:
         raise UserError("--after: goes with --run, which names the run whose tasks are meant")
     options.run = expand(options.run) if options.run else None
     if options.run and not (options.run / "config.yaml").is_file():
         raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
-    given = {each.split("=")[0] for each in overrides}
     run = expand(options.model).absolute().parent if options.model else options.run
     saved = run / "config.yaml" if run and not options.config and (run / "config.yaml").is_file() else None
     if options.model:
@@ -57,6 +62,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig
         # what was quantized is saved so, and loads as it is
         overrides += [] if "--model.quantization" in given else ["--model.quantization", ""]
         overrides += [] if "--output_dir" in given else ["--output_dir", f"runs/scores-{run.name}"]
+    if options.tasks and "--output_dir" not in given:
+        overrides += ["--output_dir", f"{options.run}-scores"]
     if options.suites:
         overrides += ["--general.suites", options.suites]
     file = options.config or (str(saved) if saved else None)
@@ -71,11 +78,14 @@ def command() -> None:
     """Reads the command line and scores."""
     options, config = parse_arguments(sys.argv[1:])
     # after the command line, so that --help and mistakes answer at once
-    from codyra_llm.workflows.evaluate import score_model
+    from codyra_llm.workflows.evaluate import score_model, score_run
     from codyra_llm.workflows.general_ability import measure_later, score_suites
 
-    if options.run:
-        measure_later(options.run, config, options.after.split(",") if options.after else ())
+    after = options.after.split(",") if options.after else ()
+    if options.tasks:
+        score_run(options.run, config, after)
+    elif options.run:
+        measure_later(options.run, config, after)
     elif options.suites:
         score_suites(config)
     else:

@@ -1,26 +1,32 @@
 """Scoring a model on the tasks of a plan: after a task of a run, or as it is, without training."""
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from codyra_llm.config import EvaluateConfig, RunConfig, describe
+from codyra_llm.config import EvaluateConfig, GeneralConfig, RunConfig, describe
 from codyra_llm.data.stream import Task
 from codyra_llm.distributed.ranks import start
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
+from codyra_llm.evaluation.matrix import Stage, matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
-from codyra_llm.report.folder import scores_folder
-from codyra_llm.report.tables import general_table
+from codyra_llm.report.artifacts import write_plots
+from codyra_llm.report.folder import RunFolder, scores_folder
+from codyra_llm.report.tables import general_table, matrix_table, metrics_table
 from codyra_llm.results.provenance import provenance
-from codyra_llm.results.schema import ModelScores
+from codyra_llm.results.schema import General, ModelScores, RunResults, new_results
 from codyra_llm.text import align
 from codyra_llm.workflows.asking import asking
+from codyra_llm.workflows.finished_run import open_finished, rebuilt
 from codyra_llm.workflows.general_ability import base_identity, general_of_model, score_general, write_scores
 from codyra_llm.workflows.session import Session, open_session
 
@@ -109,6 +115,74 @@ def score_model(config: RunConfig) -> ModelScores:
 
         session.on_rank_0(write)
     return results
+
+
+def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunResults:
+    """Scores the tasks of a configuration on the models that a finished run had: its base and that after each task.
+
+    Leaves in config.output_dir what a run leaves of its scores: config.yaml, results.json, the matrix, predictions.
+
+    Args:
+        run: its folder, which stays as it is. config: the run's, with other limits, rows, or scoring variant.
+        after: tasks after which it is scored, beside the base model; none: each.
+
+    Returns:
+        What stands in results.json; losses and ranks are those of the run.
+
+    Raises:
+        UserError: the run is not finished, or its folder or the configuration is unfit.
+        Stopped: it was asked to stop; started again, it resumes.
+    """
+    config = dataclasses.replace(config, general=GeneralConfig())
+    ranks = start(config.rendezvous_seconds, config.collective_seconds)
+    plan = plan_run(config, ranks, to_train=False)
+    check_ranks_agree(config, ranks, plan.source, plan)
+    with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
+        finished = open_finished(session, run, after)
+        if plan.stream.names != finished.results.tasks:
+            raise UserError(f"order: the run learned {', '.join(finished.results.tasks)}; leave order as it was")
+        session.notes += plan.notes
+        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
+        session.open(describe(config), resumed=config.resume == "auto")
+        results = new_results(provenance(config, plan.deepspeed_json, model, ranks.size), plan.data(config), General())
+        results.losses, results.ranks = finished.results.losses, finished.results.ranks
+        digest = _digest(config, plan)
+        tasks = range(len(plan.stream))
+        for stage in rebuilt(finished, session, config, plan.source, model):
+            if stage.number and after and stage.task not in after:
+                continue
+            name = f"{stage.name}-{digest}"
+            scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=stage.number > 0)
+            for task, scores in zip(tasks, scored, strict=True):
+                record_scores(results, stage, task, scores, config.evaluate)
+            session.on_rank_0(partial(_write_stage, session.folder, results, stage, scored))
+
+        def write() -> None:
+            write_plots(results, session.folder.path)
+            write_scores(session.folder, results, [matrix_table(results), metrics_table(results)])
+
+        session.on_rank_0(write)
+    return results
+
+
+def record_scores(results: RunResults, stage: Stage, task: int, scores: TaskScores, config: EvaluateConfig) -> None:
+    """Enters what a task, by number, scored at a stage."""
+    for variant in VARIANTS:
+        results.matrices[variant][stage.number][task] = scores.totals[variant]
+    results.matrix[stage.number][task] = scores.totals[config.scorer_variant]
+    for name, totals in scores.further.items():
+        of_task = results.further.setdefault(results.tasks[task], {})
+        of_stages = of_task.setdefault(name, [None] * len(results.matrix))
+        of_stages[stage.number] = totals[config.scorer_variant]
+    results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
+    results.metrics = {variant: matrix_metrics(results.matrices[variant]) for variant in VARIANTS}
+
+
+def _write_stage(folder: RunFolder, results: RunResults, stage: Stage, scored: Sequence[TaskScores]) -> None:
+    for task, scores in zip(results.tasks, scored, strict=True):
+        folder.write_predictions(stage.name, task, scores.rows)
+    folder.write_matrix(results.tasks, results.matrix)
+    folder.write_results(results)
 
 
 def _digest(config: RunConfig, plan: RunPlan) -> str:

@@ -1,6 +1,5 @@
 """Measuring general ability: in a run after its tasks, of a model as it is, or later, of a finished run's ledger."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe, load_config
+from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.distributed.ranks import broadcast, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
@@ -18,16 +17,16 @@ from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.generation.generate import end_tokens
-from codyra_llm.ledger.apply import find_original, merge_entries
-from codyra_llm.ledger.ledger import Ledger, read_ledger
+from codyra_llm.ledger.ledger import Ledger
 from codyra_llm.models.source import Source, open_source
 from codyra_llm.planning.run_plan import check_ranks_agree
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.folder import RunFolder, scores_folder
 from codyra_llm.report.tables import general_table
 from codyra_llm.results.provenance import provenance
-from codyra_llm.results.schema import General, GeneralScores, Provenance, RunResults, read_results
+from codyra_llm.results.schema import General, GeneralScores, Provenance, RunResults
 from codyra_llm.workflows.asking import asking
+from codyra_llm.workflows.finished_run import open_finished, rebuilt, saved_config
 from codyra_llm.workflows.session import Session, open_session
 
 if TYPE_CHECKING:
@@ -178,10 +177,8 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     with open_session(ranks, lambda: RunFolder(saved_config(run)), "train.log") as session:
         folder = session.folder
-        results, ledger = broadcast(session.on_rank_0(lambda: (_finished(folder), read_ledger(folder.ledger))))
-        if unknown := sorted(set(after) - set(results.tasks)):
-            raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results.tasks)}")
-        begun = _begun_with(ledger, results.tasks)
+        finished = open_finished(session, run, after)
+        results = finished.results
         source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
         suites = _load_suites(config)
         check_ranks_agree(config, ranks, source)
@@ -192,14 +189,9 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         of_tasks = {task.chat_template.end_token_id for task in results.data.tasks if task.chat_template}
         ends = of_tasks | end_ids(source.tokenizer, template)
         model = session.load(source, config, read_deepspeed_json(config.deepspeed), ends)
-        original = find_original(config, source)
-        first = dataclasses.replace(ledger, entries=ledger.entries[:begun])
-        identity = base_identity(session, config, source, model, first)
+        identity = base_identity(session, config, source, model, finished.extended)
         measured: list[dict[str, SuiteScore | SuiteFailure]] = []
-        for stage in results.stages:
-            entries = [entry.name for entry in ledger.entries[: begun + stage.number]]
-            entries_at = folder.ledger if folder else None
-            merge_entries(model, original, entries_at, entries, ranks, last_only=stage.number > 0)
+        for stage in rebuilt(finished, session, config, source, model):
             known = results.general.scores.get(stage.name, {})
             missing = [suite for suite in suites if not isinstance(known.get(suite.name), SuiteScore)]
             if not missing or stage in left_out:
@@ -237,35 +229,6 @@ def _forget_other_items(
         general.items[suite.name] = suite.items
         for found in general.scores.values():
             found.pop(suite.name, None)
-
-
-def saved_config(run: Path) -> RunConfig:
-    """The configuration of the run in a folder, wherever that lies by now.
-
-    Raises:
-        UserError: the folder holds no run.
-    """
-    return dataclasses.replace(load_config(run / "config.yaml"), output_dir=str(run))
-
-
-def _finished(folder: RunFolder) -> RunResults:
-    results = read_results(folder.path)
-    if not results.finished:
-        raise UserError(f"{folder.path}: the run is not finished; start it again, and it resumes")
-    return results
-
-
-def _begun_with(ledger: Ledger, tasks: Sequence[str]) -> int:
-    """How many entries a run's ledger had before the run's own; adapters may have been appended since."""
-    learned = [number for number, entry in enumerate(ledger.entries, 1) if entry.settings]
-    begun = max(learned, default=0) - len(tasks)
-    own = [entry.task for entry in ledger.entries[max(begun, 0) : begun + len(tasks)]]
-    if own != list(tasks):
-        raise UserError(
-            f"the ledger has {', '.join(own) or 'nothing'} where the run learned {', '.join(tasks)}; "
-            "restore the folder `ledger` of this run"
-        )
-    return begun
 
 
 def _load_suites(config: RunConfig) -> "list[Suite]":

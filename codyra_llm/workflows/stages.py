@@ -1,7 +1,6 @@
 """The phases of a run, a function each: train, merge, evaluate a stage; save the model in the end."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -18,8 +17,7 @@ from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import check_updates
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
-from codyra_llm.evaluation.matrix import Stage, matrix_metrics
-from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.ledger.apply import weights_to_save
 from codyra_llm.ledger.entry import drift, write_entry
 from codyra_llm.ledger.kept import write_kept
@@ -30,7 +28,7 @@ from codyra_llm.models.save import save_model
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
 from codyra_llm.results.schema import TaskLosses, TaskRanks, ValidationLoss
-from codyra_llm.workflows.evaluate import score_tasks
+from codyra_llm.workflows.evaluate import record_scores, score_tasks
 from codyra_llm.workflows.general_ability import base_identity, score_general
 from codyra_llm.workflows.run_state import RunState
 
@@ -164,8 +162,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     scored = _score(run, stage, tasks)
     phase.tokens = sum(scores.tokens for scores in scored)
     for task, scores in zip(tasks, scored, strict=True):
-        _record_scores(run, stage, task, scores)
-    results.metrics = {variant: matrix_metrics(results.matrices[variant]) for variant in VARIANTS}
+        record_scores(results, stage, task, scores, config.evaluate)
     if run.plan.suites and (not stage.number or not config.general.after or stage.task in config.general.after):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
@@ -191,18 +188,6 @@ def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores
         with run.method.serving(run.model, name):
             scored += score_tasks(session, run.model, run.plan, [task], config, f"{stage.name}.{name}", trained)
     return scored
-
-
-def _record_scores(run: RunState, stage: Stage, task: int, scores: TaskScores) -> None:
-    results = run.results
-    for variant in VARIANTS:
-        results.matrices[variant][stage.number][task] = scores.totals[variant]
-    results.matrix[stage.number][task] = scores.totals[run.config.evaluate.scorer_variant]
-    for name, totals in scores.further.items():
-        of_task = results.further.setdefault(results.tasks[task], {})
-        of_stages = of_task.setdefault(name, [None] * len(results.matrix))
-        of_stages[stage.number] = totals[run.config.evaluate.scorer_variant]
-    results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
 
 
 def _evaluate_general(run: RunState, stage: Stage) -> None:

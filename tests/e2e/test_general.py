@@ -19,7 +19,8 @@ from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from codyra_llm.ledger.peft_io import append_adapter
 from codyra_llm.results.schema import General, read_results, to_text
 from codyra_llm.workflows import asking
-from codyra_llm.workflows.general_ability import measure_later, saved_config, score_suites
+from codyra_llm.workflows.finished_run import saved_config
+from codyra_llm.workflows.general_ability import measure_later, score_suites
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite
@@ -250,6 +251,8 @@ def test_never_measured_is_no_reason_to_fail(tiny_folder: Path, tmp_path: Path) 
         (["--run", "x", "--output_dir", "y"], "--run and --output_dir: give one of them"),
         (["--run", "x", "--output_dir=y"], "--run and --output_dir: give one of them"),
         (["--after", "FOMC"], "--after: goes with --run"),
+        (["--tasks"], "--tasks: goes with --run"),
+        (["--tasks", "--run", "x", "--suites", "sample"], "--tasks: goes with --run"),
         (["--run", "nowhere"], "name the folder of a finished run"),
     ],
 )

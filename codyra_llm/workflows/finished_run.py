@@ -1,0 +1,102 @@
+"""A finished run, and its model as it was after each task: the base model and the ledger's entries up to there."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from codyra_llm.config import RunConfig, load_config
+from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.matrix import Stage
+from codyra_llm.ledger.apply import find_original, merge_entries
+from codyra_llm.ledger.combination import combination
+from codyra_llm.ledger.ledger import Ledger, check_base, read_ledger
+from codyra_llm.methods import METHODS
+from codyra_llm.methods.hooks import overrides
+from codyra_llm.models.source import Source
+from codyra_llm.results.schema import RunResults, read_results
+from codyra_llm.workflows.session import Session
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run left.
+
+    Attributes:
+        begun: how many entries its ledger had before the run's own.
+    """
+
+    path: Path
+    results: RunResults
+    ledger: Ledger
+    begun: int
+
+    @property
+    def extended(self) -> Ledger:
+        """The ledger as it was before the run's first task."""
+        return dataclasses.replace(self.ledger, entries=self.ledger.entries[: self.begun])
+
+
+def saved_config(run: Path) -> RunConfig:
+    """The configuration of the run in a folder, wherever that lies by now.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    return dataclasses.replace(load_config(run / "config.yaml"), output_dir=str(run))
+
+
+def open_finished(session: Session, run: Path, after: Sequence[str] = ()) -> FinishedRun:
+    """Reads, on rank 0, what a run left.
+
+    Args:
+        after: tasks that it must have learned.
+
+    Raises:
+        UserError: the run is not finished, or its folder is damaged.
+    """
+    results, ledger = broadcast(session.on_rank_0(lambda: (read_results(run), read_ledger(run / "ledger"))))
+    if not results.finished:
+        raise UserError(f"{run}: the run is not finished; start it again, and it resumes")
+    if unknown := sorted(set(after) - set(results.tasks)):
+        raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results.tasks)}")
+    if overrides(METHODS[results.config["method"]], "serving"):
+        raise UserError(f"{run}: method {results.config['method']} serves with more than the weights that a ledger has")
+    return FinishedRun(run, results, ledger, _begun_with(ledger, results.tasks))
+
+
+def _begun_with(ledger: Ledger, tasks: Sequence[str]) -> int:
+    """How many entries a run's ledger had before the run's own; adapters may have been appended since."""
+    learned = [number for number, entry in enumerate(ledger.entries, 1) if entry.settings]
+    begun = max(learned, default=0) - len(tasks)
+    own = [entry.task for entry in ledger.entries[max(begun, 0) : begun + len(tasks)]]
+    if own != list(tasks):
+        raise UserError(
+            f"the ledger has {', '.join(own) or 'nothing'} where the run learned {', '.join(tasks)}; "
+            "restore the folder `ledger` of this run"
+        )
+    return begun
+
+
+def rebuilt(
+    finished: FinishedRun, session: Session, config: RunConfig, source: Source, model: PreTrainedModel
+) -> Iterator[Stage]:
+    """Each stage of a run, once the model is what it was there.
+
+    Args:
+        source: the run's base model. model: the same, loaded; it is changed in place.
+
+    Raises:
+        UserError: the base model is not that of the run, or an entry does not fit it.
+    """
+    check_base(finished.ledger, source)
+    original = find_original(config, source)
+    combine = combination(finished.ledger.combined, "the ledger")
+    folder = finished.path / "ledger" if session.folder else None
+    for stage in finished.results.stages:
+        entries = [entry.name for entry in finished.ledger.entries[: finished.begun + stage.number]]
+        merge_entries(model, original, folder, entries, session.ranks, stage.number > 0, combine)
+        yield stage
