@@ -18,7 +18,7 @@ from codyra_llm.text import shown
 
 EXTRAS = {  # package that is imported -> what installs it
     **dict.fromkeys(
-        ("transformers", "deepspeed", "datasets", "pyarrow", "pydantic", "yaml", "tqdm", "psutil"), "train"
+        ("transformers", "deepspeed", "datasets", "pyarrow", "pydantic", "yaml", "tqdm", "psutil", "shtab"), "train"
     ),
     "lm_eval": "general",
     "bitsandbytes": "quantized",

@@ -13,7 +13,20 @@ from pathlib import Path
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "judge", "chat", "push", "init", "prepare", "plan", "score", "ledger", "materialize")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "judge",
+    "chat",
+    "push",
+    "init",
+    "prepare",
+    "plan",
+    "score",
+    "ledger",
+    "materialize",
+    "completion",
+)
 
 
 def run() -> None:

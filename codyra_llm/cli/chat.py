@@ -12,8 +12,8 @@ import sys
 from codyra_llm.command import Parser
 
 
-def command() -> None:
-    """Reads the command line and answers what is typed, until it ends."""
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="hub id, HF folder, .gguf file")
     parser.add_argument("--system", metavar="TEXT", help="a system message that opens each conversation")
@@ -22,7 +22,12 @@ def command() -> None:
     )
     parser.add_argument("--max_new_tokens", type=int, metavar="N", default=256, help="of an answer (default: 256)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    options = parser.parse_args(sys.argv[1:])
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and answers what is typed, until it ends."""
+    options = make_parser().parse_args(sys.argv[1:])
     from codyra_llm.workflows.chat import chat  # after the command line, so that mistakes answer at once
 
     chat(options.model, options.chat_template, options.system, options.max_new_tokens, options.dtype)

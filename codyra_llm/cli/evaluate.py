@@ -25,53 +25,64 @@ import re
 import sys
 
 from codyra_llm.command import Parser
-from codyra_llm.config import RunConfig, parse_command_line
+from codyra_llm.config import RunConfig, config_of, settings_parser
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 
+OWN = ("model", "run", "suites", "tasks", "after")  # options that are no settings of a run
 
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig]:
-    """What stands above, and the configuration that everything else on the command line means."""
-    parser = Parser(description=__doc__, add_help=False)
+
+def make_parser() -> Parser:
+    """What the command line may be."""
+    parser = settings_parser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
     parser.add_argument("--tasks", action="store_true", help="with --run: score the run's tasks again, not the suites")
     parser.add_argument("--after", metavar="TASK,TASK", help="with --run: tasks after which to measure; default: each")
-    parser.add_argument(
-        "--config", help="YAML file (default: that of the run that saved the model; else every setting has its default)"
-    )
-    options, overrides = parser.parse_known_args(arguments)
-    if options.run and options.model:
-        raise UserError("--run and --model: give one of them; a run names its model itself")
-    given = {each.split("=")[0] for each in overrides}
-    if options.tasks and (options.suites or not options.run):
-        raise UserError("--tasks: goes with --run, which names the run whose tasks are meant, and without --suites")
-    if options.run and "--output_dir" in given and not options.tasks:
-        raise UserError("--run and --output_dir: give one of them; what is measured of a run goes into its own folder")
-    if options.after and not options.run:
-        raise UserError("--after: goes with --run, which names the run whose tasks are meant")
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig]:
+    """What stands above, and the configuration that everything else on the command line means.
+
+    Without --config it is, where there is one, that of the run or of the run that saved the model.
+    """
+    options = make_parser().parse_args(arguments)
+    given = {name: value for name, value in vars(options).items() if name not in OWN}
+    _check_together(options, given)
     options.run = expand(options.run) if options.run else None
     if options.run and not (options.run / "config.yaml").is_file():
         raise UserError(f"--run {options.run}: holds no config.yaml; name the folder of a finished run")
     run = expand(options.model).absolute().parent if options.model else options.run
     saved = run / "config.yaml" if run and not options.config and (run / "config.yaml").is_file() else None
+    if saved:
+        given["config"] = str(saved)
     if options.model:
-        overrides += ["--model.name_or_path", options.model]
-    if options.model and saved:
-        # what was quantized is saved so, and loads as it is
-        overrides += [] if "--model.quantization" in given else ["--model.quantization", ""]
-        overrides += [] if "--output_dir" in given else ["--output_dir", f"runs/scores-{run.name}"]
-    if options.tasks and "--output_dir" not in given:
-        overrides += ["--output_dir", f"{options.run}-scores"]
+        given["model.name_or_path"] = options.model
+        if saved:
+            given.setdefault("model.quantization", "")  # what was quantized is saved so, and loads as it is
+            given.setdefault("output_dir", f"runs/scores-{run.name}")
+    if options.tasks:
+        given.setdefault("output_dir", f"{options.run}-scores")
     if options.suites:
-        overrides += ["--general.suites", options.suites]
-    file = options.config or (str(saved) if saved else None)
-    config = parse_command_line([*(["--config", file] if file else []), *overrides], __doc__)
-    if options.suites and not options.run and not saved and "--output_dir" not in given:
+        given["general.suites"] = options.suites
+    config = config_of(given)
+    if options.suites and not options.run and "output_dir" not in given:
         name = re.sub(r"[^\w.-]+", "-", config.model.name_or_path).strip("-")
         config = dataclasses.replace(config, output_dir=f"runs/general-{name}")
     return options, config
+
+
+def _check_together(options: argparse.Namespace, given: dict[str, str]) -> None:
+    if options.run and options.model:
+        raise UserError("--run and --model: give one of them; a run names its model itself")
+    if options.tasks and (options.suites or not options.run):
+        raise UserError("--tasks: goes with --run, which names the run whose tasks are meant, and without --suites")
+    if options.run and "output_dir" in given and not options.tasks:
+        raise UserError("--run and --output_dir: give one of them; what is measured of a run goes into its own folder")
+    if options.after and not options.run:
+        raise UserError("--after: goes with --run, which names the run whose tasks are meant")
 
 
 def command() -> None:

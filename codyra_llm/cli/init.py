@@ -17,8 +17,8 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 
 
-def command() -> None:
-    """Reads the command line and writes the folder."""
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="new folder for the tasks, their rows and the configuration")
     parser.add_argument("--data", action="append", required=True, metavar="[TASK=]FILE", help="a table of rows")
@@ -31,7 +31,12 @@ def command() -> None:
         "--test", type=float, default=0.1, metavar="SHARE", help="of the rows to hold out (default: 0.1)"
     )
     parser.add_argument("--model", metavar="NAME", default="smollm2-135m-instruct", help="the model to teach")
-    options = parser.parse_args(sys.argv[1:])
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and writes the folder."""
+    options = make_parser().parse_args(sys.argv[1:])
     from codyra_llm.workflows.init import begin_stream  # after the command line, so that mistakes answer at once
 
     columns = dict(_pair(part, "--columns") for part in options.columns.split(",")) if options.columns else None

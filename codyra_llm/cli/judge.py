@@ -11,12 +11,18 @@ prompt may be left out. docs/judge.md says what is judged, and how.
 
 import sys
 
-from codyra_llm.evaluation.judge.config import parse_command_line
+from codyra_llm.command import Parser
+from codyra_llm.evaluation.judge.config import config_of, settings_parser
+
+
+def make_parser() -> Parser:
+    """What the command line may be."""
+    return settings_parser(__doc__)
 
 
 def command() -> None:
     """Reads the command line and compares."""
-    config = parse_command_line(sys.argv[1:], __doc__)
+    config = config_of(make_parser().parse_args(sys.argv[1:]))
     from codyra_llm.workflows.judge import (
         judge_models,  # after the command line, so that --help and mistakes answer at once
     )

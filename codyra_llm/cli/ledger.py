@@ -19,13 +19,21 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.ledger.selection import add_selection, read_selection
 
+ACTIONS = {
+    "show": "what the ledger holds",
+    "verify": "whether every file, and the base model, is what it was",
+    "diff": "how two ledgers differ",
+    "export": "entries as one adapter in PEFT's format",
+    "append": "an adapter in PEFT's format as a new entry",
+}
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+
+def make_parser() -> Parser:
     """The command line: what to do, and with which ledger."""
     parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name in ("show", "verify", "diff", "export", "append"):
-        action = actions.add_parser(name)
+    for name, what in ACTIONS.items():
+        action = actions.add_parser(name, help=what)
         action.add_argument("ledger", type=Path, help="folder `ledger` of a run")
         if name == "diff":
             action.add_argument("other", type=Path, help="the ledger to compare with")
@@ -41,7 +49,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
             action.add_argument(
                 "--base", metavar="NAME", help="where the base model is (default: what the run called it)"
             )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options, which go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    options = make_parser().parse_args(arguments)
     if options.action == "export" and options.only and (options.upto or options.without or options.scale):
         raise UserError("--only: stands alone; leave out --upto, --without and --scale, which say what a sum is of")
     return options

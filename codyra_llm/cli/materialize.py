@@ -18,8 +18,8 @@ from codyra_llm.files import expand
 from codyra_llm.ledger.selection import add_selection, read_selection
 
 
-def command() -> None:
-    """Reads the command line and writes the model."""
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = Parser(description=__doc__)
     parser.add_argument("--ledger", type=Path, required=True, help="folder `ledger` of a run")
     parser.add_argument("--output_dir", type=Path, required=True, help="the new model's folder")
@@ -27,7 +27,12 @@ def command() -> None:
     parser.add_argument("--base", metavar="NAME", help="where the base model is (default: what the run called it)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the run's")
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="the projections in 4 or 8 bits (bitsandbytes)")
-    options = parser.parse_args(sys.argv[1:])
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and writes the model."""
+    options = make_parser().parse_args(sys.argv[1:])
     from codyra_llm.ledger.materialize import materialize  # after the command line, so that mistakes answer at once
 
     folder, output = expand(options.ledger), expand(options.output_dir)

@@ -17,25 +17,32 @@ import sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
 from codyra_llm.command import Parser
-from codyra_llm.config import describe, parse_command_line
+from codyra_llm.config import config_of, describe, settings_parser
+
+OWN = ("model", "gpus", "gpu_memory", "rows", "json")  # options that are no settings of a run
 
 
-def command() -> None:
-    """Reads the command line and prints the plan."""
-    parser = Parser(description=__doc__)
+def make_parser() -> Parser:
+    """What the command line may be."""
+    parser = settings_parser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
-    parser.add_argument("--config", help="YAML file; what it leaves out has its default")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of all nodes together (default: a table for 1 to 8 of them)"
     )
     parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="memory of one GPU: 80GB, 24GiB")
     parser.add_argument("--rows", type=int, metavar="N", help="training rows of a task, where the data is not here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options, overrides = parser.parse_known_args(sys.argv[1:])
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and prints the plan."""
+    options = make_parser().parse_args(sys.argv[1:])
+    given = {name: value for name, value in vars(options).items() if name not in OWN}
     if options.model:
-        overrides += ["--model.name_or_path", options.model]
-    run = [*(["--config", options.config] if options.config else []), *overrides]
-    config = parse_command_line(run, __doc__)
+        given["model.name_or_path"] = options.model
+    config = config_of(given)
+    run = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
 
     # after the command line: mistakes answer at once; DeepSpeed's logger writes to what stdout is when it is imported
     with contextlib.redirect_stdout(sys.stderr):

@@ -5,7 +5,9 @@ python scripts/prepare_trace.py --data_dir DATA [--tasks FOMC,Py150] [--validati
 
 import sys
 
-from codyra_llm.data.prepare import prepare
+from codyra_llm.data.prepare import make_parser, prepare
+
+__all__ = ["command", "make_parser"]
 
 
 def command() -> int:

@@ -11,14 +11,19 @@ import sys
 from codyra_llm.command import Parser
 
 
-def command() -> None:
-    """Reads the command line and publishes."""
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="folder of a saved model")
     parser.add_argument("repository", metavar="USER/NAME", help="where it goes; made where it is not there")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
-    options = parser.parse_args(sys.argv[1:])
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and publishes."""
+    options = make_parser().parse_args(sys.argv[1:])
     from codyra_llm.models.hub import push  # after the command line, so that mistakes answer at once
 
     print(push(options.model, options.repository, options.private, options.revision))

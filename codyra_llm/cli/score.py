@@ -29,7 +29,7 @@ from codyra_llm.files import read_jsonl
 ROW_KEYS = ("prompt", "prediction", "reference")
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line; either a matrix, or a task and a file."""
     parser = Parser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.jsonl", help="predictions to score")
@@ -42,7 +42,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--allow_code", action="store_true", help="import a scorer that the task file names, its code")
     parser.add_argument("--matrix", type=Path, metavar="FILE.csv", help="accuracy matrix to compute metrics of")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options, which go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    options = make_parser().parse_args(arguments)
     if options.matrix and (options.task or options.file):
         raise UserError("--matrix stands alone; leave out --task and the file of predictions")
     if not options.matrix and not (options.task and options.file):

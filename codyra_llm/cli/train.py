@@ -13,16 +13,22 @@ Every field of the configuration can be overridden: --adapter.rank 8 --train.lea
 
 import sys
 
+from codyra_llm.command import Parser
 from codyra_llm.config import config_of, settings_parser
 
 
-def command() -> None:
-    """Reads the command line and runs."""
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = settings_parser(__doc__)
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be done and a row of each task, and end"
     )
-    options = vars(parser.parse_args(sys.argv[1:]))
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and runs."""
+    options = vars(make_parser().parse_args(sys.argv[1:]))
     is_dry = options.pop("dry_run")
     config = config_of(options)
     # after the command line, so that --help and mistakes answer at once

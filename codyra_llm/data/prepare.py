@@ -212,7 +212,8 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
     return align(lines)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command line may be."""
     parser = Parser(
         prog="prepare_trace.py",
         description="Check a downloaded copy of TRACE; with --validation_size, also write a clean copy of it.",
@@ -230,7 +231,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="new or empty folder for the copy with that eval split")
     parser.add_argument("--seed", type=int, default=0, help="which rows are carved (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _choose(names: list[str], wanted: str | None, task_file: Path) -> list[str]:
@@ -249,7 +250,7 @@ def prepare(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong call.
     """
-    args = _parse(arguments)
+    args = make_parser().parse_args(arguments)
     _check_call(args)
     specs, _, _ = read_task_file(args.task_file)
     numbers: dict[str, dict[str, Any]] = {}

@@ -11,14 +11,14 @@ from typing import Any, get_args
 
 import pytest
 
-from codyra_llm.cli import evaluate
+from codyra_llm.cli import completion, evaluate, judge
 from codyra_llm.command import main
 from codyra_llm.config import RunConfig, config_fields, describe, load_config, parse_command_line, to_yaml
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import on_rank_0, start
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.judge.config import parse_command_line as parse_judge
+from codyra_llm.evaluation.judge.config import config_of
 from codyra_llm.files import cache_folder, read_json, read_yaml
 from codyra_llm.planning.footprint import parse_size
 from codyra_llm.text import LINE, SHOWN, shown
@@ -52,7 +52,9 @@ def test_every_number_has_bounds(name: str, value: float) -> None:
 @pytest.mark.parametrize("value", ["1e300", "9" * 400, "nan"])
 def test_every_number_of_a_judge_has_bounds(option: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--{option}"):
-        parse_judge(["--model", "a", "--against", "b", "--prompts", "c", f"--{option}", value], "")
+        config_of(
+            judge.make_parser().parse_args(["--model", "a", "--against", "b", "--prompts", "c", f"--{option}", value])
+        )
 
 
 @pytest.mark.parametrize("text", ["9" * 400 + "GB", "1e300GB", "0GB", "1000000000000GB"])
@@ -196,3 +198,23 @@ def test_a_reader_that_leaves_early() -> None:
         command = f"set -o pipefail; {sys.executable} -m codyra_llm.cli {arguments} | (read -r line; echo $line)"
         done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], ["train"]),
+        (["train", "--adapter.threshold_s"], ["--adapter.threshold_strength"]),
+        (["evaluate", "--su"], ["--suites"]),
+        (["ledger", "export", "x", "--onl"], ["--only"]),
+        (["completion", ""], ["bash", "zsh", "tcsh"]),
+    ],
+)
+def test_a_shell_completes(words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["codyra completion", "bash"])
+        completion.command()
+    ask = f"COMP_WORDS=(codyra {' '.join(word or repr(word) for word in words)}); COMP_CWORD={len(words)}"
+    script = f"{capsys.readouterr().out}\n{ask}; _shtab_codyra 2>/dev/null; printf '%s\\n' ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split()[: len(expected)] == expected

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,12 +60,8 @@ def decisive(config: JudgeConfig) -> dict[str, Any]:
     }
 
 
-def parse_command_line(arguments: Sequence[str], description: str | None) -> JudgeConfig:
-    """The configuration that a command line means.
-
-    Raises:
-        UserError: an option is unknown or missing, or its value cannot work.
-    """
+def settings_parser(description: str | None) -> Parser:
+    """A parser of every setting."""
     parser = Parser(description=description)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     for each in dataclasses.fields(JudgeConfig):
@@ -79,7 +74,16 @@ def parse_command_line(arguments: Sequence[str], description: str | None) -> Jud
             default=argparse.SUPPRESS,
             help=each.metadata["help"].replace("%", "%%") + default,
         )
-    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    return parser
+
+
+def config_of(options: argparse.Namespace) -> JudgeConfig:
+    """The configuration that the options of `settings_parser` mean.
+
+    Raises:
+        UserError: a value cannot work.
+    """
+    given: dict[str, Any] = vars(options)
     given.pop("local_rank")
     for name in ("prompts", "criteria"):
         if name in given:

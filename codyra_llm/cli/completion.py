@@ -1,0 +1,32 @@
+"""Completes commands and options in a shell: `codyra completion bash`.
+
+codyra completion bash > ~/.local/share/bash-completion/completions/codyra
+codyra completion zsh > ~/.zfunc/_codyra                       # a folder of $fpath
+"""
+
+import sys
+from importlib import import_module
+
+import shtab
+
+from codyra_llm.command import Parser
+
+
+def make_parser() -> Parser:
+    """What the command line may be."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="prints a script for it")
+    return parser
+
+
+def command() -> None:
+    """Reads the command line and prints the shell's script."""
+    from codyra_llm.cli.__main__ import COMMANDS
+
+    shell = make_parser().parse_args(sys.argv[1:]).shell
+    everything = Parser(prog="codyra")
+    commands = everything.add_subparsers()
+    for name in COMMANDS:
+        own: Parser = import_module(f"codyra_llm.cli.{name}").make_parser()
+        commands.add_parser(name, parents=[own], conflict_handler="resolve", help=name)
+    print(shtab.complete(everything, shell))
