@@ -7,7 +7,7 @@ from setuptools import setup
 setup(
     data_files=[
         (f"share/codyra_llm/{folder}", [str(path) for path in sorted(Path(folder).iterdir()) if path.is_file()])
-        for top in ("tasks", "configs", "ds_configs")
+        for top in ("tasks", "configs", "ds_configs", "scripts/slurm")
         for folder in (Path(top), *sorted(Path(top).rglob("*")))
         if folder.is_dir() and folder.name != "__pycache__"
     ],

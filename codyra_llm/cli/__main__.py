@@ -12,6 +12,7 @@ from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
+from codyra_llm.files import shipped
 
 COMMANDS = (
     "train",
@@ -52,12 +53,13 @@ def _help() -> None:
         print(f"  {name:12} {str(ast.get_docstring(ast.parse(source))).splitlines()[0]}")
     print("\n  launch       codyra launch -n 8 -- train ...: starts a command on so many ranks of this machine.")
     print("  path         deepspeed $(codyra path train) ...: the file that the deepspeed launcher starts.")
+    print("               codyra path slurm: the folder of the batch scripts for SLURM.")
 
 
 def _path() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
-        raise UserError(f"command line: codyra path takes one of {', '.join(COMMANDS)}")
-    print(__file__, sys.argv[1])
+    if len(sys.argv) != 2 or sys.argv[1] not in (*COMMANDS, "slurm"):
+        raise UserError(f"command line: codyra path takes slurm, or one of {', '.join(COMMANDS)}")
+    print(shipped("scripts/slurm") if sys.argv[1] == "slurm" else f"{__file__} {sys.argv[1]}")
 
 
 def _launch() -> None:

@@ -12,9 +12,11 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import nbformat
 import pyarrow
 import pyarrow.parquet
 import pytest
+from nbclient import NotebookClient
 from transformers import AutoTokenizer
 
 from tests.chat_templates import LLAMA_2
@@ -28,7 +30,7 @@ def codyra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of an installed wheel, in an environment that has this one's libraries, but not the clone."""
     folder = tmp_path_factory.mktemp("installed")
     source = folder / "source"  # building leaves its marks in the sources
-    for part in ("codyra_llm", "tasks", "configs", "ds_configs"):
+    for part in ("codyra_llm", "tasks", "configs", "ds_configs", "scripts/slurm"):
         shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, source)
@@ -74,6 +76,7 @@ def test_commands_find_what_is_shipped(codyra: Path, tmp_path: Path) -> None:
     rows = {"prompt": "", "prediction": "dovish", "reference": "dovish"}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(rows) + "\n")
     assert json.loads(call(codyra, "score", "--task", "FOMC", "predictions.jsonl", folder=tmp_path))["n"] == 1
+    assert (Path(call(codyra, "path", "slurm", folder=tmp_path).strip()) / "train_trace.sbatch").is_file()
     plan = ("plan", "--config", "configs/smoke.yaml", "--gpus", 2, "--gpu-memory", "24GiB", "--json")
     assert json.loads(call(codyra, *plan, folder=tmp_path))
 
@@ -192,3 +195,17 @@ def test_the_example(codyra: Path, chat_model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "50 rows to learn, 6 to score" in done.stdout
     assert (tmp_path / "runs" / "tickets" / "model" / "config.json").exists()
+
+
+def test_the_notebook(codyra: Path, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, by Jupyter's own kernel, with a tiny model."""
+    for name in ("tickets.ipynb", "tickets.csv"):
+        shutil.copy(REPOSITORY / "examples" / name, tmp_path)
+    monkeypatch.setenv("PATH", f"{codyra.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("MODEL", str(chat_model))
+    monkeypatch.setenv("OPTIONS", "--adapter.rank 4 --evaluate.max_new_tokens 2")
+    notebook = nbformat.read(tmp_path / "tickets.ipynb", as_version=4)
+    done = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [str(each) for cell in done.cells for each in cell.get("outputs", [])]
+    assert any("50 rows to learn, 6 to score" in output for output in outputs)
+    assert any("image/png" in output for output in outputs)

@@ -161,7 +161,7 @@ def test_a_batch_script_finds_the_folder_that_python_means(option: list[str], tm
     environment = {
         **os.environ,
         "HOME": str(tmp_path / "home"),
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}",
         **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "VENV": "/none"},
     }
     command = ["bash", "scripts/slurm/train_trace.sbatch", "--config", "c.yaml", *option]
