@@ -12,7 +12,6 @@ from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
-from codyra_llm.files import shipped
 
 COMMANDS = (
     "train",
@@ -59,6 +58,8 @@ def _help() -> None:
 def _path() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in (*COMMANDS, "slurm"):
         raise UserError(f"command line: codyra path takes slurm, or one of {', '.join(COMMANDS)}")
+    from codyra_llm.files import shipped  # needs what `train` installs, and `codyra --help` does not
+
     print(shipped("scripts/slurm") if sys.argv[1] == "slurm" else f"{__file__} {sys.argv[1]}")
 
 
