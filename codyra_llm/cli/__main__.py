@@ -16,6 +16,7 @@ from codyra_llm.errors import UserError
 COMMANDS = (
     "train",
     "evaluate",
+    "compare",
     "judge",
     "chat",
     "push",

@@ -25,15 +25,22 @@ from codyra_llm.text import shown
 DEFAULT_TASK_FILE = shipped(RunConfig.task_file)
 
 
-def load_config(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+def load_config(
+    path: Path | str | None = None, overrides: dict[str, Any] | None = None, content: dict[str, Any] | None = None
+) -> RunConfig:
     """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
+
+    Args:
+        content: what the file holds, where it was read already.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or cannot work.
     """
     values: dict[str, Any] = {}
-    if path is not None:
-        values = dict(_flatten(_read_yaml(_find_config(str(path))), str(path)))
+    if content is None and path is not None:
+        content = read_config(find_config(str(path)))
+    if content is not None:
+        values = dict(_flatten(content, str(path)))
     known = {name: config_field.type for name, config_field in config_fields()}
     parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
     for origin, names in ((str(path), values), ("command line", overrides or {})):
@@ -100,7 +107,7 @@ def settings_parser(description: str) -> Parser:
     return parser
 
 
-def _find_config(path: str) -> Path:
+def find_config(path: str) -> Path:
     """The file of a configuration, which may be given by its name in configs/."""
     if not re.fullmatch(r"[\w-]+", path) or os.path.exists(path):
         return resolve_path(path)
@@ -115,8 +122,13 @@ def _find_config(path: str) -> Path:
 
 def config_of(options: dict[str, Any]) -> RunConfig:
     """The configuration that the options of `settings_parser` mean; as `load_config`."""
-    overrides = {name: text for name, text in options.items() if name not in ("config", "local_rank")}
-    return load_config(options["config"], {name: _parse_value(name, text) for name, text in overrides.items()})
+    return load_config(options["config"], overrides_of(options))
+
+
+def overrides_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings among the options of `settings_parser`, as YAML values by dotted name."""
+    given = {name: text for name, text in options.items() if name not in ("config", "local_rank")}
+    return {name: _parse_value(name, text) for name, text in given.items()}
 
 
 def _kind(field_type: Any) -> str:
@@ -146,7 +158,12 @@ def resolve_path(path: str) -> Path:
     return known if not os.path.exists(given) and os.path.exists(known) else given
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What a configuration's file holds, unchecked.
+
+    Raises:
+        UserError: it is missing, or no mapping.
+    """
     content = read_yaml(path, "--config takes a YAML file, configs/ has some")
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(content).__name__}")

@@ -35,7 +35,7 @@ class ModelConfig:
     """Which model, and how it is held."""
 
     name_or_path: str = option(
-        "smollm2-135m-instruct", "hub id, HF folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
+        "smollm2-135m-instruct", "hub id, HF folder, .gguf file, smollm2-135m-instruct, gemma3-270m or nano"
     )
     accept_gemma_terms: bool = option(
         False, "you agree to ai.google.dev/gemma/terms, so that gemma3-270m may be fetched", neutral=True
@@ -164,6 +164,11 @@ class EvaluateConfig:
         neutral=True,
     )
     parity: bool = option(False, "as the published runs: 512 new tokens for every task, no stop strings")
+    scores: Literal["answers", "nll"] = option(
+        "answers",
+        "answers: generate and score them; nll: generate nothing, a score is 100 x exp(-NLL of the true answers), the "
+        "geometric mean of their tokens' probabilities in percent",
+    )
     scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
         "lenient", "the variant that fills the matrix; all are computed and kept"
     )
@@ -181,7 +186,9 @@ class GeneralConfig:
         False, "run the code that a suite's YAML file names (!function); read it first: it can do all that you can"
     )
     limit: int | None = option(None, "items of each suite, the same every time; empty: all", within=AT_LEAST_ONE)
-    after: tuple[str, ...] = option((), "tasks after which it is measured, beside the base model; empty: each")
+    after: tuple[str, ...] = option(
+        (), "tasks after which it is measured, beside the base model; last: after the last one; empty: each"
+    )
 
 
 @dataclass(frozen=True)

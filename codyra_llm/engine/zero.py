@@ -252,6 +252,11 @@ def parameter_count(model: nn.Module) -> int:
     return sum(_values(parameter) for parameter in model.parameters())
 
 
+def trainable_count(model: nn.Module) -> int:
+    """Number of values that are trained, whole or partitioned."""
+    return sum(_values(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
 def _values(parameter: Any) -> int:
     if getattr(parameter, "quant_state", None):  # which holds two values in a byte
         return parameter.quant_state.shape.numel()

@@ -43,11 +43,12 @@ def evaluate_tasks(
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
     ]
     answers = iter(ask(questions))
-    return [_score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
+    score = _score_likelihood if config.scores == "nll" else _score
+    return [score(task, rows, [next(answers) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
 
 
 def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
-    if task.spec.is_text:
+    if task.spec.is_text or config.scores == "nll":
         return Question(example, max_new_tokens=0)
     if config.parity:
         return Question(example, PARITY_NEW_TOKENS)
@@ -79,6 +80,23 @@ def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered])
         tokens=sum(answer.tokens for answer in answers),
         further={name: found["totals"] for name, found in further.items()},
     )
+
+
+def _score_likelihood(task: Task, examples: Sequence[Example], losses: Sequence[Answered]) -> TaskScores:
+    """How likely the true answers are, as a score in every variant; raw text as always."""
+    if task.spec.is_text:
+        return _score_text(task, examples, losses)
+    nll = sum(each.loss for each in losses) / sum(len(example.answer) for example in examples)
+    rows = [
+        {
+            "prompt": row["prompt"],
+            "reference": row["answer"],
+            "nll": each.loss / len(example.answer) if math.isfinite(each.loss) else None,
+        }
+        for row, example, each in zip(task.test, examples, losses, strict=True)
+    ]
+    score = 100 * math.exp(-nll) if math.isfinite(nll) else 0.0
+    return TaskScores(rows, dict.fromkeys(VARIANTS, score), nll, tokens=0)
 
 
 def _score_text(task: Task, windows: Sequence[Example], losses: Sequence[Answered]) -> TaskScores:

@@ -88,6 +88,11 @@ class Method(Hooks):
         return ()
 
     @property
+    def relative_cost(self) -> float:
+        """FLOPs of an optimizer step, passes of the method's own included, in those of fixed-rank LoRA."""
+        return 1.0
+
+    @property
     def lengthens(self) -> bool:
         """Whether replayed rows add optimizer steps; else they take the place of some of the task's own."""
         return False

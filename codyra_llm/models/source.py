@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from codyra_llm.errors import UserError, reason
-from codyra_llm.files import expand
+from codyra_llm.files import expand, shipped
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 
+NANO = "nano"  # of a few million parameters, to compare methods on in a minute: tasks/nano
 HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
 
 
@@ -82,6 +83,8 @@ def open_source(name_or_path: str, accept_gemma_terms: bool = False) -> Source:
 
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
     """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
+    if name_or_path == NANO:
+        return str(shipped("tasks/nano/model"))
     if name_or_path in PACKAGED:
         return str(packaged_model_folder(name_or_path, accept_gemma_terms))
     if name_or_path.endswith(".gguf"):

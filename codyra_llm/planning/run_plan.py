@@ -90,6 +90,12 @@ class RunPlan:
             facts.steps, facts.replayed_rows = batches.total_steps, len(batches.examples) - len(batches.own)
         return Data(self.stream.name, config.data.version or self.stream.version, tasks)
 
+    def measures_general(self, stage: Stage, config: RunConfig) -> bool:
+        """Whether general ability is measured at a stage."""
+        after = config.general.after
+        of_stage = {stage.task, "last"} if stage == self.stages[-1] else {stage.task}
+        return bool(self.suites) and (not stage.number or not after or bool(of_stage & set(after)))
+
     @property
     def end_ids(self) -> set[int]:
         """The ids that end a turn in the chat templates that are used."""
@@ -269,7 +275,7 @@ def _check_quantization(
 
 
 def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
-    unknown = set(config.general.after) - set(stream.names)
+    unknown = set(config.general.after) - {*stream.names, "last"}
     if unknown:
         raise UserError(f"general.after: {', '.join(sorted(unknown))}: not a task of this run; it has {stream.names}")
     if not config.general.suites:

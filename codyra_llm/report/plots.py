@@ -19,7 +19,7 @@ def plot_matrix(results: RunResults, path: Path) -> None:
     for t in range(len(tasks)):
         axes.add_patch(_pyplot().Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
     axes.set_title(f"Scores, variant {results.config['evaluate']['scorer_variant']}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_ranks(results: RunResults, path: Path) -> None:
@@ -29,7 +29,7 @@ def plot_ranks(results: RunResults, path: Path) -> None:
     rows, initial = [of_task.task for of_task in results.ranks], results.ranks[0].initial
     figure, axes = _heatmap(ranks, rows, kinds, vmin=0, vmax=initial, label=f"rank (of {initial})", form="{:.1f}")
     axes.set_title("Mean surviving rank")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_general(results: RunResults, path: Path) -> None:
@@ -58,7 +58,7 @@ def plot_general(results: RunResults, path: Path) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     panels[0, 0].set_title("General ability")
     panels[-1, 0].set_xticks(range(len(found)), list(found), rotation=30, ha="right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _heatmap(
@@ -76,7 +76,14 @@ def _heatmap(
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def make_figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes."""
+    figure, axes = _pyplot().subplots(figsize=size)
+    return figure, axes
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure and frees it."""
     figure.savefig(path, dpi=120, bbox_inches="tight")
     _pyplot().close(figure)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from codyra_llm.adapter.injection import kind_of
 from codyra_llm.adapter.layer import CoDyRALinear
@@ -17,6 +16,7 @@ from codyra_llm.engine.train import StepReport
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder
+from codyra_llm.report.progress import progress_bar
 from codyra_llm.report.tracking import Axis, Trackers
 from codyra_llm.results.schema import RunResults, TaskRanks
 
@@ -53,7 +53,7 @@ class Reporter:
     def progress(self, task: str, total: int, done: int) -> Any:
         """The progress bar of a task in training."""
         self.validation = None
-        return tqdm(total=total, initial=done, desc=task, unit="step", disable=self.folder is None)
+        return progress_bar(task, "step", total, done, shown=self.folder is not None)
 
     def step(self, report: StepReport, global_step: int, progress: Any) -> None:
         """One optimizer step."""

@@ -219,6 +219,8 @@ class RunResults(ModelProvenance):
         answer_nll: nats per token of the true answers, as `matrix`; None where not measured, or not finite.
         seconds: of all sessions. checkpoint_seconds: those of them that went into checkpoints.
         peak_memory_bytes: of rank 0's resident memory.
+        trainable_parameters: of the branches that the last task began with. relative_cost: FLOPs of a step, in those of
+            fixed-rank LoRA.
     """
 
     data: Data
@@ -231,6 +233,8 @@ class RunResults(ModelProvenance):
     seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    trainable_parameters: int = 0
+    relative_cost: float = 1.0
     losses: list[TaskLosses] = field(default_factory=list)
     ranks: list[TaskRanks] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)

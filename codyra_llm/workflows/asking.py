@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
@@ -13,6 +12,7 @@ from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.generation.answer_cache import recall, remember
 from codyra_llm.generation.generate import Answered, Ask, Question, answer_questions
+from codyra_llm.report.progress import progress_bar
 from codyra_llm.workflows.session import Session
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def asking(
     ranks, folder = session.ranks, session.folder
     answered: dict[str, Answered] = broadcast(session.on_rank_0(lambda: folder.read_answers(name)))
     of_total = "" if total is None else f" of {total}"
-    bar = tqdm(total=total, initial=len(answered), desc=doing, unit="row", leave=False, disable=not ranks.is_main)
+    bar = progress_bar(doing, "row", total, len(answered), shown=ranks.is_main, leave=False)
     model.eval()
     with bar as progress, gathered_for_inference(model, config.gather, ranks) as synced:
 

@@ -14,7 +14,7 @@ from codyra_llm.engine.passes import measure_before
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.validate import BEST, Validation
-from codyra_llm.engine.zero import check_updates
+from codyra_llm.engine.zero import check_updates, trainable_count
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import Stage
@@ -41,6 +41,8 @@ def train(run: RunState, stage: Stage) -> None:
     phase = run.begin(stage, "train")
     measure_before(run.method, run.model, run.method.adapter, batches, run.config.evaluate.gather, run.session.ranks)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
+    run.results.trainable_parameters = trainable_count(run.model)
+    run.results.relative_cost = run.method.relative_cost
     resumed, run.resumed = run.resumed, None
     if not resumed:
         run.results.losses.append(TaskLosses(stage.task))
@@ -163,7 +165,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     phase.tokens = sum(scores.tokens for scores in scored)
     for task, scores in zip(tasks, scored, strict=True):
         record_scores(results, stage, task, scores, config.evaluate)
-    if run.plan.suites and (not stage.number or not config.general.after or stage.task in config.general.after):
+    if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
     if stage.number:

@@ -15,6 +15,7 @@ import yaml
 from datasets import Dataset, load_dataset
 
 SAMPLE = Path(__file__).parent / "sample"
+NANO = Path(__file__).parents[1] / "nano" / "general"
 ARTICLES = {"a", "an", "the"}
 MMLU_SHOTS, GSM8K_SHOTS = 5, 8
 
@@ -124,6 +125,21 @@ def sample_cloze(**_):
 def text(**_):
     """The passages of prose."""
     return {"test": Dataset.from_list(_lines(SAMPLE / "text.jsonl"))}
+
+
+def nano_facts(**_):
+    """Facts of the world that nano was pretrained on."""
+    return {"test": Dataset.from_list(_lines(NANO / "facts.jsonl"))}
+
+
+def nano_sums(**_):
+    """Sums of the kind that nano was pretrained on."""
+    return {"test": Dataset.from_list(_lines(NANO / "sums.jsonl"))}
+
+
+def nano_texts(**_):
+    """Texts of that world which it has not read."""
+    return {"test": Dataset.from_list(_lines(NANO / "texts.jsonl"))}
 
 
 def best_f1(doc, results):

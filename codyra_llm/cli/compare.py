@@ -1,0 +1,75 @@
+"""Compares methods at an equal budget: runs a grid of methods, orders and seeds, and makes a table and a picture of it.
+
+    codyra compare --config compare_nano --methods lora seqlora codyra replay --seeds 0 1
+    codyra compare --config compare_nano --methods lora codyra --orders order1 order2 --sweep learning_rate
+    codyra launch -n 2 -- compare --config configs/compare_nano.yaml --output_dir runs/compare
+
+The configuration is a run's, with a section `compare` for what its runs differ in; codyra_llm/config/grid.py describes
+it. Every run has a folder of its own in output_dir and resumes there; finished ones are read. Left behind are
+comparison.md, .csv, .json and .tex, and forgetting.png: forgetting against learning, a curve for each method.
+
+--sweep gives each variant the best of the same values of a setting, by the loss after the last task on rows carved from
+train: `learning_rate` alone tries half, once and twice the configuration's.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from codyra_llm.command import Parser
+from codyra_llm.config import RunConfig, config_fields, overrides_of, settings_parser
+from codyra_llm.config.grid import Grid, read_grid
+from codyra_llm.errors import UserError
+
+OWN = ("methods", "seeds", "orders", "sweep", "line")
+FACTORS = (0.5, 1.0, 2.0)
+
+
+def make_parser() -> Parser:
+    """What the command line may be."""
+    parser = settings_parser(__doc__)
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="variants of the configuration, or methods")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of each method")
+    parser.add_argument("--orders", nargs="+", metavar="NAME", help="orders of the task file")
+    parser.add_argument("--line", metavar="NAME", help="the variant whose curve is the line to beat (default: lora)")
+    parser.add_argument("--sweep", metavar="SETTING[=A,B]", help="setting that is chosen for each variant")
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid]:
+    """The base configuration and the grid that a command line means."""
+    options = make_parser().parse_args(arguments)
+    if not options.config:
+        raise UserError("command line: --config is needed: a configuration, with a section `compare` or without")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in ("methods", "seeds", "orders", "line")}
+    overrides = overrides_of({name: value for name, value in vars(options).items() if name not in OWN})
+    if options.sweep:
+        chosen["sweep"] = _sweep(options, overrides)
+    return read_grid(options.config, overrides, chosen)
+
+
+def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, list[float]]:
+    name, _, values = options.sweep.partition("=")
+    found = [known for known, _ in config_fields() if name in (known, known.rpartition(".")[2])]
+    if len(found) != 1:
+        raise UserError(f"--sweep {name}: names {len(found)} settings; give one as section.field")
+    try:
+        given = [float(value) for value in values.split(",")] if values else []
+    except ValueError:
+        raise UserError(f"--sweep {options.sweep}: {values} are not numbers; give {name}=A,B,C") from None
+    if not given:
+        base, _ = read_grid(options.config, overrides, {})
+        section, _, field = found[0].partition(".")
+        value = getattr(getattr(base, section), field) if field else getattr(base, section)
+        if not isinstance(value, int | float):
+            raise UserError(f"--sweep {name}: has no number to begin with; give {name}=A,B,C")
+        given = [factor * value for factor in FACTORS]
+    return {found[0]: given}
+
+
+def command() -> None:
+    """Reads the command line and compares."""
+    base, grid = parse_arguments(sys.argv[1:])
+    from codyra_llm.workflows.compare import compare  # after the command line, so that mistakes answer at once
+
+    compare(base, grid)

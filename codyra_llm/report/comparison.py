@@ -1,0 +1,179 @@
+"""A comparison as a table (Markdown, CSV, JSON, LaTeX) and as the picture of forgetting against learning."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codyra_llm.config.grid import Grid
+from codyra_llm.files import write_text
+from codyra_llm.report.plots import make_figure, save_figure
+from codyra_llm.results.comparison import OF_ROWS, Contestant, Estimate
+from codyra_llm.results.measures import MEASURES
+from codyra_llm.results.schema import SCHEMA_VERSION
+from codyra_llm.text import align
+
+SHOWN = (
+    "OP",
+    "BWT",
+    "general",
+    "nll_learned",
+    "nll_forgotten",
+    "nll_final",
+    "text_bits",
+    "rank",
+    "bytes_kept",
+    "seconds",
+)
+
+
+def write_comparison(contestants: Sequence[Contestant], grid: Grid, tuned: Mapping[str, Any], folder: Path) -> None:
+    """Writes comparison.{json,csv,md,tex} and forgetting.png into the comparison's folder, and prints the table."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "grid": dataclasses.asdict(grid),
+        "tuned": dict(tuned),
+        "contestants": [dataclasses.asdict(each) for each in contestants],
+    }
+    text = markdown(contestants, grid)
+    write_text(folder / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "comparison.csv", as_csv(contestants))
+    write_text(folder / "comparison.md", text)
+    write_text(folder / "comparison.tex", latex(contestants))
+    plot_forgetting(contestants, grid.line, folder / "forgetting.png")
+    print(f"\n{console(contestants, grid)}\n\nthe comparison is in {folder}")
+
+
+def console(contestants: Sequence[Contestant], grid: Grid) -> str:
+    """The table of `SHOWN` for a terminal."""
+    heads = ["", "runs", *(MEASURES[name][0] for name in SHOWN), f"above the line of {grid.line}"]
+    rows = [
+        [each.name, str(each.runs), *(_cell(each, name) for name in SHOWN), _estimate(each.excess)]
+        for each in contestants
+    ]
+    return align([heads, *rows])
+
+
+def markdown(contestants: Sequence[Contestant], grid: Grid) -> str:
+    """Every measure, the paired differences, and what failed."""
+    seeds, orders = (", ".join(map(str, values)) for values in (grid.seeds, grid.orders))
+    names = [name for name in MEASURES if any(each.mean[name] is not None for each in contestants)]
+    lines = [
+        f"Mean +- standard deviation over runs (seeds {seeds}; orders {orders}).",
+        "",
+        *_table(["", "runs", *(MEASURES[name][0] for name in names)],
+                [[each.name, str(each.runs), *(_cell(each, name) for name in names)] for each in contestants]),
+        "",
+        f"Difference from {grid.line}, paired by run and by row, with 95 % intervals (bootstrap over runs and rows). "
+        f"Last column: forgetting above the line of {grid.line} at the same learning; below zero is better than that "
+        "line; empty where the line does not reach.",
+        "",
+        *_table(["", "NLL learned", "NLL forgotten", "NLL at the end", "above the line"],
+                [[each.name, *(_estimate(each.difference.get(name)) for name in OF_ROWS), _estimate(each.excess)]
+                 for each in contestants]),
+        *[f"\nFailed: {problem}" for each in contestants for problem in each.failed],
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def as_csv(contestants: Sequence[Contestant]) -> str:
+    """A row for each contestant and measure, differences with their intervals among them."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["contestant", "variant", "strength", "measure", "runs", "mean", "deviation", "low", "high"])
+    for each in contestants:
+        start = [each.name, each.variant, "" if each.strength is None else each.strength]
+        for name in MEASURES:
+            mean, deviation = each.mean[name], each.deviation[name]
+            if mean is not None:
+                writer.writerow([*start, name, each.runs, mean, "" if deviation is None else deviation, "", ""])
+        found = {f"{name}_difference": estimate for name, estimate in each.difference.items()}
+        for name, estimate in {**found, "above_the_line": each.excess}.items():
+            if estimate:
+                writer.writerow([*start, name, each.runs, estimate.value, "", estimate.low, estimate.high])
+    return text.getvalue()
+
+
+def latex(contestants: Sequence[Contestant]) -> str:
+    """The table of `SHOWN` in LaTeX, with booktabs."""
+    heads = [r"\%".join(MEASURES[name][0].split("%")) for name in SHOWN]
+    rows = [
+        " & ".join([_escaped(each.name), *(_cell(each, name).replace("+-", r"$\pm$") for name in SHOWN)])
+        for each in contestants
+    ]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * len(SHOWN)}}}",
+            r"\toprule",
+            " & ".join(["", *heads]) + r" \\",
+            r"\midrule",
+            *(rf"{row} \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _escaped(name: str) -> str:
+    return name.replace("_", r"\_")
+
+
+def _cell(each: Contestant, name: str) -> str:
+    mean, deviation = each.mean[name], each.deviation[name]
+    if mean is None:
+        return ""
+    form = f"{{:.{_decimals(name)}f}}" if abs(mean) < 1e5 else "{:.2e}"
+    return form.format(mean) + (f" +- {form.format(deviation)}" if deviation else "")
+
+
+def _decimals(name: str) -> int:
+    return (
+        3 if name.startswith(("nll", "text")) else 0 if name in ("bytes_kept", "trainable", "tokens", "seconds") else 2
+    )
+
+
+def _estimate(found: Estimate | None) -> str:
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""
+
+
+def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) -> None:
+    """Forgetting (up) against learning (right): one curve for each variant, over the strengths that it was given.
+
+    Learning is the NLL right after each task, drawn so that more of it is to the right; what lies below the line of
+    plain LoRA forgets less than a LoRA that is shrunk to the same learning.
+    """
+    figure, axes = make_figure((8, 5.5))
+    for variant in dict.fromkeys(each.variant for each in contestants):
+        found = [
+            (each.mean["nll_learned"], each.mean["nll_forgotten"], each.deviation["nll_forgotten"])
+            for each in contestants
+            if each.variant == variant and each.mean["nll_forgotten"] is not None
+        ]
+        if not found:
+            continue
+        xs, ys, errors = zip(*sorted(found, key=lambda each: each[0] or 0), strict=True)
+        is_line = variant == line
+        axes.errorbar(
+            xs,
+            ys,
+            yerr=[error or 0 for error in errors],
+            marker="o",
+            capsize=2,
+            linewidth=2.5 if is_line else 1,
+            color="black" if is_line else None,
+            label=f"{variant} (the line to beat)" if is_line else variant,
+        )
+    axes.invert_xaxis()
+    axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
+    axes.set_ylabel("rise of that NLL until the end: forgotten")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_title("Forgetting against learning")
+    save_figure(figure, path)

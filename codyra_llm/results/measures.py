@@ -1,0 +1,131 @@
+"""What a comparison reads from a finished run: numbers, and the loss of each test row when learned and at the end."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.general.scores import SuiteScore
+from codyra_llm.files import read_jsonl
+from codyra_llm.results.schema import RunResults
+
+# name -> (heading, whether more is better; None: neither)
+MEASURES: dict[str, tuple[str, bool | None]] = {
+    "OP": ("OP", True),
+    "BWT": ("BWT", True),
+    "forgetting_clipped_over_T": ("forgetting (clipped, over T)", False),
+    "forgetting_chaudhry_max_from_own_task": ("forgetting (Chaudhry)", False),
+    "FWT": ("FWT", True),
+    "general": ("general ability, change in %", True),
+    "nll_learned": ("NLL learned", False),
+    "nll_forgotten": ("NLL forgotten", False),
+    "nll_final": ("NLL at the end", False),
+    "text_bits": ("bits per byte of general text, change", False),
+    "rank": ("rank kept", None),
+    "update_norm": ("norm of an update", None),
+    "drift": ("norm of all updates", None),
+    "trainable": ("trainable values", None),
+    "bytes_kept": ("bytes kept", None),
+    "tokens": ("tokens trained on", None),
+    "flops": ("training FLOPs", None),
+    "seconds": ("seconds", None),
+    "memory": ("peak memory, GB", None),
+}
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The mean NLL of the answer tokens of each test row of a task, in nats: [rows].
+
+    Attributes:
+        learned: right after the task was learned. last: after the last task.
+    """
+
+    learned: NDArray[np.float64]
+    last: NDArray[np.float64]
+
+
+def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
+    """The numbers of `MEASURES`; None where a run has not measured one.
+
+    Training FLOPs are those of the passes: 2 per weight and token forward, 2 backward (the input's gradient alone,
+    since weights are frozen), times what the method's own passes add.
+    """
+    variant = results.config["evaluate"]["scorer_variant"]
+    of_matrix = results.metrics[variant]
+    nll = np.array(results.answer_nll, dtype=float)  # None becomes NaN
+    own, last = np.diag(nll[1:]), nll[-1]
+    trained = sum(phase.tokens for phase in results.phases if phase.phase == "train")
+    found: dict[str, float | None] = {
+        "nll_learned": _number(own.mean()),
+        "nll_forgotten": _number((last - own)[:-1].mean()) if len(own) > 1 else None,
+        "nll_final": _number(last.mean()),
+        "general": results.general.delta.get(results.stages[-1].name),
+        "text_bits": _text_bits(results),
+        "rank": _mean([of_task.mean for of_task in results.ranks]),
+        "update_norm": _mean([of_task.update_norm for of_task in results.ranks]),
+        "drift": results.ranks[-1].cumulative_norm if results.ranks else None,
+        "trainable": results.trainable_parameters,
+        "bytes_kept": sum(_size(folder / name) for name in ("ledger", "kept")),
+        "tokens": trained,
+        "flops": 4 * results.model.parameters * trained * results.relative_cost,
+        "seconds": results.seconds,
+        "memory": results.peak_memory_bytes / 1e9,
+    }
+    for name in MEASURES.keys() - found.keys():
+        value = of_matrix.get(name)
+        found[name] = value if isinstance(value, float | int) else None
+    return {name: found[name] for name in MEASURES}
+
+
+def row_losses(results: RunResults, folder: Path) -> list[RowLosses]:
+    """The losses of the test rows of each task, from the predictions that a run keeps.
+
+    Raises:
+        UserError: a file of them is missing or damaged.
+    """
+    stages = results.stages
+    found = []
+    for number, task in enumerate(results.tasks, 1):
+        found.append(RowLosses(*(_losses(folder, stages[at].name, task) for at in (number, len(results.tasks)))))
+    return found
+
+
+def base_losses(results: RunResults, folder: Path) -> list[RowLosses]:
+    """The losses of the untouched model: a method of strength zero, which learns nothing and forgets nothing."""
+    found = (_losses(folder, results.stages[0].name, task) for task in results.tasks)
+    return [RowLosses(losses, losses) for losses in found]
+
+
+def _losses(folder: Path, stage: str, task: str) -> NDArray[np.float64]:
+    path = folder / "predictions" / f"{stage}.{task}.jsonl"
+    rows = [row for _, row in read_jsonl(path, "restore the run's folder")]
+    if not all(isinstance(row, dict) and "nll" in row for row in rows):
+        raise UserError(f"{path}: a row has no nll; restore the run's folder")
+    return np.array([row["nll"] for row in rows], dtype=float)
+
+
+def _text_bits(results: RunResults) -> float | None:
+    """By how much the suites in bits per byte have risen, on the mean."""
+    first, last = (results.general.scores.get(results.stages[at].name, {}) for at in (0, -1))
+    changes = [
+        last[name].score - score.score  # type: ignore[union-attr]
+        for name, score in first.items()
+        if isinstance(score, SuiteScore) and isinstance(last.get(name), SuiteScore) and score.unit == "bits_per_byte"
+    ]
+    return _mean(changes)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0

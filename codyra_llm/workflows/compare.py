@@ -1,0 +1,176 @@
+"""A comparison: every run of a grid, one after another, resumed where it was; then a table, and a picture."""
+
+import dataclasses
+import datetime
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_runs, points, tries
+from codyra_llm.data.stream import TaskStream
+from codyra_llm.data.validation import with_validation
+from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand, write_text
+from codyra_llm.report.comparison import write_comparison
+from codyra_llm.results.comparison import (
+    Contestant,
+    Losses,
+    RunKey,
+    difference,
+    excess,
+    mean_and_deviation,
+)
+from codyra_llm.results.measures import MEASURES, RowLosses, base_losses, measures, row_losses
+from codyra_llm.results.schema import RunResults
+from codyra_llm.workflows.train import run as run_stream
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Finished:
+    """What is known of one contestant's runs."""
+
+    numbers: dict[RunKey, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    losses: dict[RunKey, list[RowLosses]] = dataclasses.field(default_factory=dict)
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+
+def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
+    """Runs, or resumes, every run of a grid, and writes comparison.{json,csv,md,tex} and forgetting.png.
+
+    Every run has a run folder of its own in base.output_dir, and one that is finished is read, not run again. One that
+    ends with an error is listed with it, and the others continue.
+
+    Raises:
+        UserError: the grid is unfit, or no run could be finished.
+        Stopped: a run was asked to stop; started again, the comparison resumes with it.
+    """
+    ranks = start(base.rendezvous_seconds, base.collective_seconds)
+    output = expand(base.output_dir)
+    tuned = _sweep(base, grid, ranks, output)
+    runs = list(grid_runs(grid))
+    found = {point.name: Finished() for point in points(grid)}
+    untouched: dict[RunKey, list[RowLosses]] = {}
+    begun = time.monotonic()
+    for number, each in enumerate(runs):
+        left = (time.monotonic() - begun) / max(number, 1) * (len(runs) - number)
+        about = f", about {datetime.timedelta(seconds=round(left))} left" if number else ""
+        _say(ranks, f"\nrun {number + 1} of {len(runs)}: {each.folder}{about}")
+        config = config_of_run(base, each, tuned.get(each.point.variant))
+        _run(config, each, found[each.point.name], untouched, ranks)
+    contestants = _contestants(grid, found, untouched) if ranks.is_main else []
+    if all(not finished.numbers for finished in found.values()):
+        raise UserError(f"no run could be finished: {next(iter(found.values())).failed[0]}")
+    on_rank_0(ranks, lambda: write_comparison(contestants, grid, tuned, output))
+    return contestants
+
+
+def _run(
+    config: RunConfig, each: GridRun, into: Finished, untouched: dict[RunKey, list[RowLosses]], ranks: Ranks
+) -> None:
+    """One run, and what the comparison reads of it; rank 0 alone has the run's folder."""
+    key = (each.order, each.seed)
+    try:
+        results = run_stream(config)
+    except UserError as error:
+        into.failed.append(f"{each.folder}: {error}")
+        _say(ranks, f"{each.folder} failed: {error}")
+        return
+
+    def read() -> None:
+        folder = expand(config.output_dir)
+        into.numbers[key] = measures(results, folder)
+        into.losses[key] = row_losses(results, folder)
+        untouched.setdefault(key, base_losses(results, folder))
+
+    on_rank_0(ranks, read)
+
+
+def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str, Settings]:
+    """The setting that suits each variant best, by the NLL after the last task of rows carved from train.
+
+    The test split takes no part: its place is taken by the carved rows, on which nothing is trained.
+    """
+    if not grid.sweep:
+        return {}
+    order, seed = grid.orders[0], grid.seeds[0]
+    chosen: dict[str, Settings] = {}
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for point in [point for point in points(grid) if point.strength is None]:
+        for settings in tries(grid, point):
+            ((name, value),) = settings.items()
+            folder = f"sweep/{point.name}/{name.rpartition('.')[2]}={value:g}"
+            _say(ranks, f"\nsweep: {folder}")
+            config = config_of_run(base, GridRun(point, order, seed), settings)
+            config = dataclasses.replace(
+                config,
+                output_dir=str(Path(base.output_dir) / folder),
+                evaluate=dataclasses.replace(config.evaluate, tasks="last", scores="nll"),
+                general=dataclasses.replace(config.general, suites=()),
+            )
+            results = run_stream(config, _carved(config, grid.validation))
+            tried.setdefault(point.name, []).append({**settings, "nll": _last_nll(results)})
+        best = min(tried[point.name], key=lambda each: each["nll"])
+        chosen[point.name] = {name: value for name, value in best.items() if name != "nll"}
+        _say(ranks, f"sweep: {point.name} gets {chosen[point.name]}")
+    content = {"validation": grid.validation, "tried": tried, "chosen": chosen}
+    on_rank_0(ranks, lambda: write_text(output / "sweep.json", json.dumps(content, indent=1) + "\n"))
+    return chosen
+
+
+def _carved(config: RunConfig, share: float) -> TaskStream:
+    """The stream of a configuration with rows carved from train in the place of test."""
+    limits = config.data.max_train_examples, config.data.max_test_examples
+    task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
+    stream = TaskStream.load(task_file, data_dir, config.order, *limits, ("train", "test"))
+    tasks = []
+    for task in stream:
+        carved = with_validation(task, share, seed=0)
+        numbers = {"train": carved.row_numbers["train"], "test": carved.row_numbers["eval"]}
+        tasks.append(dataclasses.replace(carved, test=carved.validation, validation=[], row_numbers=numbers))
+    return dataclasses.replace(stream, tasks=tuple(tasks))
+
+
+def _last_nll(results: RunResults) -> float:
+    known = [nll if nll is not None else float("inf") for nll in results.answer_nll[-1]]
+    return sum(known) / len(known)
+
+
+def _contestants(grid: Grid, found: dict[str, Finished], untouched: Losses) -> list[Contestant]:
+    """A line of the table for each contestant, with its differences from the line's method as it is."""
+    every = points(grid)
+    line = [found[point.name].losses for point in every if point.variant == grid.line]
+    line = [losses for losses in line if losses]
+    against = found[grid.line].losses if grid.line in found else {}
+    contestants = []
+    for point in every:
+        finished = found[point.name]
+        of_measures = {
+            name: mean_and_deviation([numbers[name] for numbers in finished.numbers.values()]) for name in MEASURES
+        }
+        is_line = point.variant == grid.line
+        contestants.append(
+            Contestant(
+                point.name,
+                point.variant,
+                point.strength,
+                point.settings,
+                runs=len(finished.numbers),
+                mean={name: mean for name, (mean, _) in of_measures.items()},
+                deviation={name: deviation for name, (_, deviation) in of_measures.items()},
+                difference={} if is_line and point.strength is None else difference(finished.losses, against),
+                excess=None if is_line else excess(finished.losses, [untouched, *line] if line else []),
+                failed=finished.failed,
+            )
+        )
+    return contestants
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)
