@@ -50,12 +50,14 @@ class Replay(Method):
             draw = random.Random(f"{self.config.seed}/reservoir")
             slots = reservoir(len(seen), self.settings.reservoir, lambda last: draw.randint(0, last))
             return [seen[row] for row in slots]
-        kept = []
-        for name, rows in earlier.items():
-            count = max(1, round(self.settings.fraction * len(rows))) if self.settings.fraction else 0
-            drawn = random.Random(f"{self.config.seed}/replay/{name}").sample(range(len(rows)), count)
-            kept += [rows[row] for row in sorted(drawn)]
-        return kept
+        seed, fraction = self.config.seed, self.settings.fraction
+        return [rows[row] for name, rows in earlier.items() for row in sample(seed, name, len(rows), fraction)]
+
+
+def sample(seed: int, task: str, rows: int, fraction: float) -> list[int]:
+    """Which of a task's rows are kept: a share of them, at least one; none where the share is zero."""
+    count = max(1, round(fraction * rows)) if fraction else 0
+    return sorted(random.Random(f"{seed}/replay/{task}").sample(range(rows), count))
 
 
 def reservoir(rows: int, size: int, draw: Callable[[int], int]) -> list[int]:

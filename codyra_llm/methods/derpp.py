@@ -1,0 +1,91 @@
+"""DER++: kept rows are learned again, and keep the logits that they had (arXiv 2004.07211)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codyra_llm.methods.base import Method, Needs, Prepared
+from codyra_llm.methods.hooks import AnswerTokens, RowPasses
+from codyra_llm.methods.replay import sample
+from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
+
+if TYPE_CHECKING:
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class DERPPSettings:
+    """How many rows are kept, and the weights of what they add to the loss."""
+
+    fraction: float = option(0.1, "share of each earlier task's rows that is kept; 0: lora", within=FRACTION)
+    alpha: float = option(0.5, "weight of the squared distance to the kept logits", within=AT_LEAST_ZERO)
+    beta: float = option(1.0, "weight of the kept rows' own loss; 1 with alpha 0: replay", within=AT_LEAST_ZERO)
+    logits: int = option(64, "largest logits that are kept of each answer token", within=AT_LEAST_ONE)
+
+
+class DERPP(Method):
+    """CE(own rows) + beta CE(kept rows) + alpha MSE(kept rows' logits, those they had), over answer tokens.
+
+    Kept rows replace own ones in a step, as in replay, so that the number of steps is equal; one draw serves both terms
+    (released: two). Logits are those at the end of the row's task (released: when it was drawn), and of each token the
+    `logits` largest alone are kept and compared (released, on ten classes: all). Kept: "logits.<row>" [answer tokens,
+    2 x logits], values and then ids, of every kept row in order.
+    """
+
+    name = "derpp"
+    summary = "DER++: replay whose kept rows keep their logits"
+    Settings = DERPPSettings
+    needs = Needs(first_task=True)
+    _task = ""
+    _own = 0  # rows of the task's own, which the kept ones follow
+
+    def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
+        """A seeded sample of each earlier task."""
+        seed, fraction = self.config.seed, self.settings.fraction
+        return [rows[row] for name, rows in earlier.items() for row in sample(seed, name, len(rows), fraction)]
+
+    def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """Counts the task's own rows."""
+        self._own = len(rows)
+
+    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
+        """As fixed-rank LoRA; the task's name is remembered."""
+        self._task = task
+        return super().prepare(model, task, total_steps)
+
+    def output_loss(
+        self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(beta - 1) CE + alpha MSE of the kept rows' tokens, whose CE the loss has already."""
+        of_kept = tokens.rows >= self._own
+        if not of_kept.any():
+            return None
+        logits, targets = logits[of_kept], tokens.targets[of_kept]
+        places = zip(tokens.rows[of_kept].tolist(), tokens.places[of_kept].tolist(), strict=True)
+        known = torch.stack([self.kept[f"logits.{row - self._own}"][place] for row, place in places]).to(logits)
+        again = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return (self.settings.beta - 1) * again + self.settings.alpha * distance(logits, known)
+
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """The logits of the rows that later tasks will learn again."""
+        drawn = sample(self.config.seed, self._task, len(rows), self.settings.fraction)
+        first = len(self.kept)
+        for number, found in enumerate(passes.outputs([rows[row] for row in drawn], self._largest)):
+            self.kept[f"logits.{first + number}"] = found
+
+    def _largest(self, logits: torch.Tensor) -> torch.Tensor:
+        values, ids = logits.topk(min(self.settings.logits, logits.shape[-1]))
+        return torch.cat([values, ids.to(values)], dim=-1)
+
+
+def distance(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """The mean squared distance to the known logits of each token, summed over tokens.
+
+    Args:
+        logits: [tokens, vocabulary]. known: [tokens, 2 x logits], values and then ids.
+    """
+    values, ids = known.chunk(2, dim=-1)
+    return (logits.gather(-1, ids.long()) - values).square().mean(dim=-1).sum()

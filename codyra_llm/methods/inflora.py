@@ -1,0 +1,135 @@
+"""InfLoRA: branches that read only what earlier tasks' inputs do not use (arXiv 2404.00228)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.hooks import RowPasses
+from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
+
+if TYPE_CHECKING:
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class InfLoRASettings:
+    """How much of the inputs is protected."""
+
+    threshold: float = option(
+        0.99, "share of the squared singular values of an input's second moment that a task protects", within=FRACTION
+    )
+    rows: int = option(200, "rows of a task that inputs are measured on, at most", within=AT_LEAST_ONE)
+
+
+class InfLoRA(Method):
+    """A is designed and frozen, B alone trains, so that B A x = 0 for inputs x of earlier tasks.
+
+    A is the span of the task's inputs without what is protected (vision code: the leading directions of what is left of
+    their second moment, over sqrt(3)). After the task a second pass adds the directions that its inputs use (DualGPM).
+    The threshold is the same for all tasks (released: it rises with the task's number and needs to know the last one).
+    Kept: "<projection>.basis" [in_features, directions] and "<projection>.free": 1 where the basis is of what is free.
+    Projections that read the same input share theirs.
+    """
+
+    name = "inflora"
+    summary = "InfLoRA: B alone trains, over inputs that earlier tasks do not use"
+    Settings = InfLoRASettings
+    needs = Needs(first_task=True)
+    _designs: dict[str, torch.Tensor]
+    _found: dict[str, torch.Tensor]
+
+    def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """Designs each A on the inputs of the model as the task finds it."""
+        moments = passes.input_moments(self._drawn(rows))
+        rank = self.config.adapter.rank
+        of_input: dict[int, torch.Tensor] = {}
+        for name, moment in moments.items():
+            if id(moment) not in of_input:
+                of_input[id(moment)] = design(moment.double(), *self._basis(name), rank).float()
+        self._designs = {name: of_input[id(moment)] for name, moment in moments.items()}
+
+    def _drawn(self, rows: "Sequence[Example]") -> "list[Example]":
+        count = min(len(rows), self.settings.rows)
+        chosen = random.Random(f"{self.config.seed}/inputs/{len(rows)}").sample(range(len(rows)), count)
+        return [rows[row] for row in sorted(chosen)]
+
+    def _basis(self, name: str) -> tuple[torch.Tensor | None, bool]:
+        basis = self.kept.get(f"{name}.basis")
+        return (None, False) if basis is None else (basis.double(), bool(self.kept[f"{name}.free"]))
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """The designed A, frozen; a direction that is not there is zero."""
+        designed = self._designs[name].to(layer.A)
+        layer.A.zero_()
+        layer.A[: len(designed)].copy_(designed)
+        layer.A.requires_grad_(False)
+
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """The second moments of the inputs of the model that has learned the task."""
+        self._found = passes.input_moments(self._drawn(rows))
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """As fixed-rank LoRA, and the directions that the task's inputs use are protected."""
+        report, updates = super().finish(model)
+        of_input: dict[int, tuple[torch.Tensor, bool]] = {}
+        for name, moment in self._found.items():
+            if id(moment) not in of_input:
+                of_input[id(moment)] = extended(moment.double(), *self._basis(name), self.settings.threshold)
+            basis, is_free = of_input[id(moment)]
+            self.kept |= {f"{name}.basis": basis.float().cpu(), f"{name}.free": torch.tensor(is_free)}
+        return report, updates
+
+
+def design(moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, rank: int) -> torch.Tensor:
+    """A [at most rank, in_features]: the leading directions of a second moment outside of what is protected.
+
+    Args:
+        moment: [in_features, in_features]. basis: [in_features, directions] of what is protected or, `is_free`, of what
+            is not; None: nothing is protected.
+    """
+    left = moment if basis is None else basis @ (basis.T @ moment) if is_free else moment - basis @ (basis.T @ moment)
+    return torch.linalg.svd(left)[0][:, :rank].T / 3**0.5
+
+
+def extended(
+    moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, threshold: float
+) -> tuple[torch.Tensor, bool]:
+    """DualGPM: the basis with the directions that a task's inputs use; arguments as `design`'s.
+
+    Protected directions are added, or free ones removed, until the share `threshold` of the squared singular values of
+    the moment is protected. A protected basis of more than half the width is given as its complement, which is free;
+    after the first task too, where the released code would take the protected directions for the free ones.
+    """
+    total = float(torch.linalg.svdvals(moment).square().sum())
+    if basis is None:
+        directions, values, _ = torch.linalg.svd(moment)
+        shares = values.square().cumsum(0) / total
+        basis = directions[:, : max(1, int((shares < threshold).sum()))]
+    elif is_free:
+        directions, values, _ = torch.linalg.svd(basis @ (basis.T @ moment))
+        left, count = float(values.square().sum()) / total, 0
+        while count < basis.shape[1] and left >= 1 - threshold:
+            left -= float(values[count] ** 2) / total
+            count += 1
+        if not count:
+            return basis, True
+        taken = directions[:, :count]
+        rest = torch.linalg.svd(basis - taken @ (taken.T @ basis))[0]
+        return rest[:, : basis.shape[1] - count], True
+    else:
+        directions, values, _ = torch.linalg.svd(moment - basis @ (basis.T @ moment))
+        covered, count = 1 - float(values.square().sum()) / total, 0
+        while count < len(values) - basis.shape[1] and covered < threshold:
+            covered += float(values[count] ** 2) / total
+            count += 1
+        basis = torch.cat([basis, directions[:, :count]], dim=1)
+    if 2 * basis.shape[1] > len(basis):
+        return torch.linalg.svd(basis)[0][:, basis.shape[1] :], True
+    return basis, False

@@ -1,0 +1,50 @@
+"""LwF: the answers of the model before the task, as soft targets on the task's own rows (arXiv 1606.09282)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from codyra_llm.methods.base import Method
+from codyra_llm.methods.hooks import AnswerTokens
+from codyra_llm.options import ABOVE_ZERO, AT_LEAST_ZERO, option
+
+
+@dataclass(frozen=True)
+class LwFSettings:
+    """How strongly the earlier model holds the new one."""
+
+    strength: float = option(1.0, "alpha: weight of the distillation term; 0: lora", within=AT_LEAST_ZERO)
+    temperature: float = option(2.0, "T: both distributions are softmax(logits / T)", within=ABOVE_ZERO)
+
+
+class LwF(Method):
+    """Fixed-rank LoRA whose loss has alpha T^2 KL(before || now), a mean over answer tokens as the loss is.
+
+    The teacher is the model itself with its branches switched off, so nothing is kept; it costs a forward pass. With T = 1
+    this is the KL penalty to the previous model. TRACE's LwF reverses the divergence, leaves out T^2, counts prompt and
+    padding, and looks the teacher's logits up by the number of the step; none of this is done here.
+    """
+
+    name = "lwf"
+    summary = "LwF: distillation from the model before the task, on the task's rows"
+    Settings = LwFSettings
+    has_teacher = True
+
+    @property
+    def relative_cost(self) -> float:
+        """A forward pass more, where a step has a forward and the inputs' backward."""
+        return 1.5
+
+    def output_loss(
+        self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """alpha T^2 KL(before || now), summed over tokens."""
+        if not self.settings.strength or teacher is None:
+            return None
+        return self.settings.strength * distillation(logits, teacher, self.settings.temperature)
+
+
+def distillation(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || logits) of distributions at temperature T, summed over all but the last dimension."""
+    now, before = ((each / temperature).log_softmax(-1) for each in (logits, teacher))
+    return temperature**2 * (before.exp() * (before - now)).sum()

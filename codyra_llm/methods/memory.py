@@ -1,0 +1,83 @@
+"""A continued adapter that keeps rows of finished tasks, for methods that look at their gradients."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.methods.base import Prepared
+from codyra_llm.methods.hooks import RowPasses
+from codyra_llm.methods.seqlora import SeqLoRA
+from codyra_llm.options import AT_LEAST_ZERO, option
+
+if TYPE_CHECKING:
+    from codyra_llm.data.encode import Example
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """How many rows of a finished task are kept."""
+
+    rows: int = option(8, "rows of each finished task that are kept; 0: seqlora", within=AT_LEAST_ZERO)
+
+
+class WithMemory(SeqLoRA):
+    """SeqLoRA that keeps rows, drawn by the seed, of each task. Kept: "<task>/ids", "/lengths", "/unlearned"."""
+
+    name = ""  # none to choose
+    _task = ""
+    _new: "list[Example]"
+
+    @property
+    def memory(self) -> "dict[str, list[Example]]":
+        """The kept rows of each earlier task, in order."""
+        names = [name.removesuffix("/ids") for name in self.kept if name.endswith("/ids")]
+        return {name: rows_of(self.kept, name) for name in names}
+
+    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
+        """As SeqLoRA; the task's name is remembered."""
+        self._task = task
+        return super().prepare(model, task, total_steps)
+
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """Draws the rows to keep."""
+        count = min(len(rows), self.settings.rows)
+        drawn = random.Random(f"{self.config.seed}/memory/{self._task}").sample(range(len(rows)), count)
+        self._new = [rows[row] for row in sorted(drawn)]
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """As SeqLoRA, and the rows of all tasks so far."""
+        earlier = {name: value for name, value in self.kept.items() if "/" in name}
+        report, updates = super().finish(model)
+        self.kept |= earlier
+        if self._new:
+            self.kept |= tensors_of(self._new, self._task)
+        return report, updates
+
+
+def tensors_of(rows: "Sequence[Example]", name: str) -> dict[str, torch.Tensor]:
+    """Rows as tensors: their ids end to end, [rows, 2] lengths of prompt and answer, [ranges, 3] what is not learned."""
+    ids = [token for row in rows for token in (*row.prompt, *row.answer)]
+    unlearned = [[number, *span] for number, row in enumerate(rows) for span in row.unlearned]
+    return {
+        f"{name}/ids": torch.tensor(ids),
+        f"{name}/lengths": torch.tensor([[len(row.prompt), len(row.answer)] for row in rows]),
+        f"{name}/unlearned": torch.tensor(unlearned, dtype=torch.int64).view(-1, 3),
+    }
+
+
+def rows_of(kept: dict[str, torch.Tensor], name: str) -> "list[Example]":
+    """The rows that `tensors_of` has made tensors of."""
+    from codyra_llm.data.encode import Example
+
+    ids, rows, at = kept[f"{name}/ids"].tolist(), [], 0
+    spans = kept[f"{name}/unlearned"].tolist()
+    for number, (prompt, answer) in enumerate(kept[f"{name}/lengths"].tolist()):
+        own = tuple((begin, end) for row, begin, end in spans if row == number)
+        rows.append(Example(ids[at : at + prompt], ids[at + prompt : at + prompt + answer], own))
+        at += prompt + answer
+    return rows

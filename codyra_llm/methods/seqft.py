@@ -1,0 +1,31 @@
+"""SeqFT: full fine-tuning of the projections, task after task."""
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.methods.base import Method, Needs
+
+
+class SeqFT(Method):
+    """Every entry of the target projections trains: the update is dense, a branch whose A is the identity, frozen.
+
+    Embeddings, norms and head stay as they are. Use a learning rate of full fine-tuning, ten to a hundred times smaller
+    than an adapter's. Ledger entries are as large as the projections.
+    """
+
+    name = "seqft"
+    summary = "full fine-tuning of the projections"
+    needs = Needs(quantized_base=False)
+
+    @property
+    def relative_cost(self) -> float:
+        """The weights' gradient as well."""
+        return 1.5
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """B is the update."""
+        inputs = layer.in_features
+        layer.A = nn.Parameter(torch.eye(inputs, dtype=layer.A.dtype), requires_grad=False)
+        layer.B = nn.Parameter(torch.zeros(layer.out_features, inputs, dtype=layer.B.dtype))
+        layer.gate = nn.Parameter(torch.ones(inputs, dtype=layer.gate.dtype), requires_grad=False)
