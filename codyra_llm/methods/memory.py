@@ -60,7 +60,7 @@ class WithMemory(SeqLoRA):
 
 
 def tensors_of(rows: "Sequence[Example]", name: str) -> dict[str, torch.Tensor]:
-    """Rows as tensors: their ids end to end, [rows, 2] lengths of prompt and answer, [ranges, 3] what is not learned."""
+    """Rows as tensors: ids end to end, [rows, 2] lengths of prompt and answer, [ranges, 3] what is not learned."""
     ids = [token for row in rows for token in (*row.prompt, *row.answer)]
     unlearned = [[number, *span] for number, row in enumerate(rows) for span in row.unlearned]
     return {

@@ -19,8 +19,8 @@ class OSFTLoRASettings:
 class OSFTLoRA(Method):
     """dW = (I - U U^T) B A (I - V V^T), with U and V the leading singular vectors of the weight as the task finds it.
 
-    Both projections are part of the forward, so gradients come out projected and no optimizer can leave the space; in the
-    released OSFT code (arXiv 2504.07097), gradients alone are projected in one of its two forms, and AdamW leaks. The
+    Both projections are part of the forward, so gradients come out projected and no optimizer can leave the space; in
+    one of the two released forms of OSFT (arXiv 2504.07097) gradients alone are projected, and AdamW leaks. The
     decomposition is made anew for each task. It needs whole weights, which ZeRO-3 does not give.
     """
 

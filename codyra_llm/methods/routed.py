@@ -14,9 +14,9 @@ from codyra_llm.methods.base import Method, Needs, Prepared
 class Routed(Method):
     """Each task is learned from the base model by itself, and its rows are answered with its adapter.
 
-    Nothing is forgotten by construction: it shows what single tasks come to. The task of a test row is told, not guessed,
-    and general ability is the base model's. Nothing is merged: the saved model is the base. Kept: "<task>/<projection>.A",
-    ".B" of every task.
+    Nothing is forgotten by construction: it shows what single tasks come to. The task of a test row is told, not
+    guessed, and general ability is the base model's. Nothing is merged: the saved model is the base. Kept:
+    "<task>/<projection>.A", ".B" of every task.
     """
 
     name = "routed"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SLAO(Method):
-    """A task starts with the last task's B and, for A, the Q of its A^T; then A_m <- A, B_m <- B_m + (B - B_m) / sqrt(t).
+    """A task starts with the last task's B and, for A, the Q of its A^T; then A_m <- A, B_m += (B - B_m) / sqrt(t).
 
     What is measured is W_0 + B_m A_m. While a task trains, what is merged is taken away (dW = B A - B_m A_m), and the
     entries telescope. The weight 1 / sqrt(t) is the form in which the paper is cited; no code was published. Kept:

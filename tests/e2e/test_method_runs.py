@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,20 +14,26 @@ from codyra_llm.errors import Stopped
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.models.load import load_model
 from codyra_llm.report.reporter import Reporter
-from tests.distributed.extra_methods import register
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "seqlora": {},
     "replay": {"replay.fraction": 0.2},
     "ewc": {"ewc.strength": 100.0, "ewc.rows": 8},
     "olora": {"olora.norms": 0.01},
-    "dark": {},  # of tests/distributed/extra_methods.py, as the next ones
-    "averaged": {},
+    "agem": {"agem.rows": 4},
+    "gem": {"gem.rows": 4},
+    "ogd": {"ogd.rows": 4},
+    "derpp": {"derpp.fraction": 0.2},
+    "inflora": {"inflora.rows": 6},
+    "osft_lora": {},
+    "slao": {},
+    "mean": {},
+    "magmax": {},
+    "ties": {},
     "routed": {},
 }
-register()
 
 
 def config_of(method: str, model: Path, output: Path) -> RunConfig:
@@ -90,7 +97,7 @@ def updates_of(folder: Path, name: str) -> list[torch.Tensor]:
 
 
 def test_entries_that_are_not_summed(tiny_folder: Path, tmp_path: Path, command: Command, refused: Command) -> None:
-    run(config_of("averaged", tiny_folder, tmp_path / "run"))
+    run(config_of("mean", tiny_folder, tmp_path / "run"))
     command("materialize.py", "--ledger", tmp_path / "run" / "ledger", "--output_dir", tmp_path / "model")
     ours, saved = (
         load_file(tmp_path / "model" / "model.safetensors"),
@@ -107,7 +114,7 @@ def test_entries_that_are_not_summed(tiny_folder: Path, tmp_path: Path, command:
     assert "entries are combined by" in refused("train_trace.py", *summing, *more)
     in_place = (
         "--method",
-        "averaged",
+        "mean",
         "--merge.mode",
         "in_place",
         "--order",

@@ -10,8 +10,6 @@ from codyra_llm.errors import UserError
 from codyra_llm.ledger.describe import compare
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger
-from codyra_llm.methods import METHODS
-from tests.distributed.extra_methods import Averaged
 
 BASE = BaseModel("base", "0" * 64, "float32")
 
@@ -41,9 +39,8 @@ def test_models_are_as_far_apart_as_the_sums(tmp_path: Path) -> None:
     assert said(tmp_path, ours, theirs) == "the models are 5 apart; the first is 6.4 from the base model"
 
 
-def test_combined_ledgers_differ_by_what_is_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "averaged", Averaged)
-    averaged = {"method": "averaged", "settings": {}}
+def test_combined_ledgers_differ_by_what_is_combined(tmp_path: Path) -> None:
+    averaged = {"method": "mean", "settings": {}}
     ours = ledger_of(tmp_path / "one", {"m": update(3.0)}, {"m": update(5.0)}, combined=averaged)
     theirs = ledger_of(tmp_path / "two", {"m": update(1.0)})
     assert said(tmp_path, ours, theirs) == "the models are 3 apart; the first is 4 from the base model"
