@@ -21,8 +21,8 @@ class LwF(Method):
     """Fixed-rank LoRA whose loss has alpha T^2 KL(before || now), a mean over answer tokens as the loss is.
 
     The teacher is the model itself with its branches switched off, so nothing is kept; it costs a forward pass. With
-    T = 1 this is the KL penalty to the previous model. TRACE's LwF reverses the divergence, leaves out T^2, counts prompt
-    and padding, and looks the teacher's logits up by the number of the step; none of this is done here.
+    T = 1 this is the KL penalty to the previous model. TRACE's LwF reverses the divergence, leaves out T^2, counts
+    prompt and padding, and looks the teacher's logits up by the number of the step; none of this is done here.
     """
 
     name = "lwf"

@@ -1,0 +1,113 @@
+"""A comparison as it is called: stopped and resumed, with a variant that fails, with a sweep."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from codyra_llm.config import to_yaml
+from codyra_llm.report.reporter import Reporter
+from codyra_llm.results.measures import measures
+from codyra_llm.results.schema import read_results
+from tests.e2e.conftest import Command
+from tests.e2e.test_run import tiny_config
+
+SECTION = {
+    "methods": ["lora", "seqlora", "codyra"],
+    "seeds": [1, 2],
+    "orders": ["FOMC"],
+    "curves": {"lora": {"merge.scale": [0.5]}},
+}
+
+
+@pytest.fixture
+def grid(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A comparison of three methods on two tasks of the sample."""
+    config = tiny_config(tiny_folder, tmp_path / "grid", **{"evaluate.scores": "nll", "tracking": []})
+    tasks = yaml.safe_load(Path("tasks/trace/trace.yaml").read_text())
+    (tmp_path / "tasks.yaml").write_text(
+        yaml.safe_dump({**tasks, "orders": {"two": ["FOMC", "NumGLUE-cm"], "back": ["NumGLUE-cm", "FOMC"]}})
+    )
+    content = {**yaml.safe_load(to_yaml(config)), "compare": {**SECTION, "orders": ["two", "back"]}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**content, "task_file": str(tmp_path / "tasks.yaml")}))
+    return tmp_path / "grid.yaml"
+
+
+def test_a_grid_that_is_stopped_resumes(
+    grid: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "grid"
+    begun: list[str] = []
+    progress = Reporter.progress
+
+    def stop_in_the_third(self: Reporter, task: str, total: int, done: int) -> object:
+        begun.append(task)
+        if len(begun) == 6:
+            (self.folder.path / "stop").touch()
+        return progress(self, task, total, done)
+
+    monkeypatch.setattr(Reporter, "progress", stop_in_the_third)
+    with pytest.raises(SystemExit) as stop:
+        command("compare.py", "--config", grid, "--orders", "two")
+    assert stop.value.code == 75
+    finished = sorted(str(path.parent.relative_to(output)) for path in output.glob("*/*/model"))
+    assert finished == ["lora+scale=0.5/two-seed1", "lora/two-seed1"]
+    said = command("compare.py", "--config", grid, "--orders", "two")
+    assert "run 8 of 8: codyra/two-seed2" in said and "above the line of lora" in said
+    assert len(begun) == 6 + 1 + 2 * 5, "what was finished is not run again"
+
+    found = json.loads((output / "comparison.json").read_text())
+    names = [each["name"] for each in found["contestants"]]
+    assert names == ["lora", "lora+scale=0.5", "seqlora", "codyra"]
+    assert all(each["runs"] == 2 and not each["failed"] for each in found["contestants"])
+    folders = [output / "codyra" / f"two-seed{seed}" for seed in (1, 2)]
+    single = [measures(read_results(folder), folder)["nll_forgotten"] for folder in folders]
+    assert found["contestants"][3]["mean"]["nll_forgotten"] == pytest.approx(sum(single) / 2)
+    rows = list(csv.DictReader((output / "comparison.csv").open()))
+    assert {row["contestant"] for row in rows} == set(names)
+    assert any(row["measure"] == "nll_final_difference" and row["low"] for row in rows)
+    for file in ("comparison.md", "comparison.tex", "forgetting.png"):
+        assert (output / file).stat().st_size > 500
+    assert "\\toprule" in (output / "comparison.tex").read_text()
+
+
+def test_a_variant_that_fails_is_listed(grid: Path, tmp_path: Path, command: Command) -> None:
+    content = yaml.safe_load(grid.read_text())
+    content["compare"] |= {"methods": ["lora", "hasty"], "seeds": [1], "orders": ["two"], "curves": {}}
+    content["compare"]["variants"] = {"hasty": {"method": "codyra", "adapter.dense_fraction": 0.99}}
+    grid.write_text(yaml.safe_dump(content))
+    command("compare.py", "--config", grid)
+    table = (tmp_path / "grid" / "comparison.md").read_text()
+    assert "Failed: hasty/two-seed1: task FOMC: the threshold can prune nothing" in table
+
+
+def test_each_variant_gets_its_own_learning_rate(grid: Path, tmp_path: Path, command: Command) -> None:
+    how = ("--methods", "lora", "seqlora", "--seeds", "1", "--orders", "two")
+    said = command("compare.py", "--config", grid, *how, "--sweep", "learning_rate=1e-4,3e-3")
+    sweep = json.loads((tmp_path / "grid" / "sweep.json").read_text())
+    assert [len(tries) for tries in sweep["tried"].values()] == [2, 2]
+    for name, tries in sweep["tried"].items():
+        best = min(tries, key=lambda each: each["nll"])
+        assert sweep["chosen"][name] == {"train.learning_rate": best["train.learning_rate"]}
+        assert f"sweep: {name} gets" in said
+        config = read_results(tmp_path / "grid" / name / "two-seed1").config
+        assert config["train"]["learning_rate"] == best["train.learning_rate"]
+    tried = read_results(tmp_path / "grid" / "sweep" / "lora" / "learning_rate=0.003")
+    whole = read_results(tmp_path / "grid" / "lora" / "two-seed1")
+    for carved, task in zip(tried.data.tasks, whole.data.tasks, strict=True):
+        assert carved.train_rows + carved.test_rows <= task.train_rows, "rows are carved from train"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ([], "--config is needed"),
+        (["--config", "quickstart", "--methods", "magic"], "magic is neither a variant of the file nor a method"),
+        (["--config", "quickstart", "--sweep", "nothing"], "--sweep nothing: names 0 settings"),
+        (["--config", "quickstart", "--sweep", "learning_rate=a"], "a are not numbers"),
+    ],
+)
+def test_a_wrong_call_is_one_line(options: list[str], problem: str, refused: Command) -> None:
+    assert problem in refused("compare.py", *options)
