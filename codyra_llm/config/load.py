@@ -39,6 +39,7 @@ def load_config(
     values: dict[str, Any] = {}
     if content is None and path is not None:
         content = read_config(find_config(str(path)))
+        content.pop("compare", None)  # what its runs differ in: `codyra compare` reads it (config/grid.py)
     if content is not None:
         values = dict(_flatten(content, str(path)))
     known = {name: config_field.type for name, config_field in config_fields()}
@@ -198,6 +199,8 @@ def _parse_value(name: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
+    if "tuple" in field_type and value is None:
+        return []
     if "tuple" in field_type and isinstance(value, str) and "str |" not in field_type:
         return [value]
     if field_type.startswith("str | float") and isinstance(value, int | float):

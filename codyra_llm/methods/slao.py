@@ -55,6 +55,6 @@ class SLAO(Method):
                 old_A, old = (self.kept[f"{name}.{part}"].to(B) for part in ("A", "merged"))
                 merged = old + (B - old) / float(tasks) ** 0.5
                 changes[name] = stacked([(merged, A), (-old, old_A)])
-            kept |= {f"{name}.A": A.cpu(), f"{name}.B": B.cpu(), f"{name}.merged": merged.cpu()}
+            kept |= {f"{name}.A": A.cpu(), f"{name}.B": B.cpu(), f"{name}.merged": merged.cpu().clone()}
         self.kept = kept
         return report, changes

@@ -33,8 +33,13 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Finished:
-    """What is known of one contestant's runs."""
+    """What is known of one contestant's runs; numbers and losses on rank 0 alone.
 
+    Attributes:
+        runs: how many have finished. failed: what the others ended with.
+    """
+
+    runs: int = 0
     numbers: dict[RunKey, dict[str, float | None]] = dataclasses.field(default_factory=dict)
     losses: dict[RunKey, list[RowLosses]] = dataclasses.field(default_factory=dict)
     failed: list[str] = dataclasses.field(default_factory=list)
@@ -64,7 +69,7 @@ def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
         config = config_of_run(base, each, tuned.get(each.point.variant))
         _run(config, each, found[each.point.name], untouched, ranks)
     contestants = _contestants(grid, found, untouched) if ranks.is_main else []
-    if all(not finished.numbers for finished in found.values()):
+    if not any(finished.runs for finished in found.values()):
         raise UserError(f"no run could be finished: {next(iter(found.values())).failed[0]}")
     on_rank_0(ranks, lambda: write_comparison(contestants, grid, tuned, output))
     return contestants
@@ -81,6 +86,8 @@ def _run(
         into.failed.append(f"{each.folder}: {error}")
         _say(ranks, f"{each.folder} failed: {error}")
         return
+
+    into.runs += 1
 
     def read() -> None:
         folder = expand(config.output_dir)

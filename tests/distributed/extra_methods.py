@@ -1,6 +1,7 @@
 """Methods for the hooks that no method of the package uses yet; `register` adds them to the registry."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,9 @@ from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.data.encode import Example
 from codyra_llm.methods import METHODS
+from codyra_llm.methods.agem import AGEM, AGEMSettings
 from codyra_llm.methods.base import Method
+from codyra_llm.methods.gem import GEM, GEMSettings
 from codyra_llm.methods.hooks import AnswerTokens, RowPasses
 
 
@@ -28,6 +31,35 @@ class Distilled(Method):
 
     def on_gradient(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * 0.5
+
+
+class OpposedAGEM(AGEM):
+    """A-GEM whose reference points the other way: every step conflicts with it."""
+
+    name = "agem_opposed"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.settings = AGEMSettings(rows=3, batch=4)
+
+    def begin_step(self, step: int, passes: RowPasses) -> None:
+        super().begin_step(step, passes)
+        if self._reference:
+            self._reference = {name: -gradient for name, gradient in self._reference.items()}
+
+
+class OpposedGEM(GEM):
+    """The same of GEM."""
+
+    name = "gem_opposed"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.settings = GEMSettings(rows=3)
+
+    def begin_step(self, step: int, passes: RowPasses) -> None:
+        super().begin_step(step, passes)
+        self._references = [{name: -value for name, value in each.items()} for each in self._references]
 
 
 class Blocked(Method):
@@ -54,4 +86,4 @@ class Blocked(Method):
 
 
 def register() -> None:
-    METHODS.update({method.name: method for method in (Distilled, Blocked)})
+    METHODS.update({method.name: method for method in (Distilled, OpposedAGEM, OpposedGEM, Blocked)})

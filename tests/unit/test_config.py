@@ -159,3 +159,8 @@ def test_a_configuration_by_its_name_and_a_flag_without_a_value(
     assert parse_command_line(["--config", "quickstart"], "").seed == 5, "a file of the user's comes first"
     with pytest.raises(UserError, match=r"--config quickstrt: no such file, .*; did you mean quickstart\?"):
         parse_command_line(["--config", "quickstrt"], "")
+
+
+def test_nothing_for_a_list_is_an_empty_one() -> None:
+    config = parse_command_line(["--tracking", "", "--general.suites", ""], "")
+    assert (config.tracking, config.general.suites) == ((), ())
