@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.chat import ChatTemplate, end_ids, template_of
 from codyra_llm.data.encode import Example, check_tokenizer, encode_request
@@ -27,6 +25,7 @@ from codyra_llm.files import expand, sha256
 from codyra_llm.generation.generate import Answered, Question, answer_questions
 from codyra_llm.models.source import Source, open_source
 from codyra_llm.report.judge_folder import JudgeFolder
+from codyra_llm.report.progress import progress_bar
 from codyra_llm.report.tables import judged_table, proxies_table
 from codyra_llm.results.provenance import command, plain, versions
 from codyra_llm.results.schema import SCHEMA_VERSION, JudgeResults, PromptFileResults
@@ -197,9 +196,7 @@ def _replies(
     wanted = list({each.key: each for each in asked if each.key not in kept}.values())
     replies = {each.key: kept[each.key] for each in asked if each.key in kept}
     size = config.batch_size * ranks.size if local_judge else 2 * config.concurrency
-    bar = tqdm(
-        total=len(asked), initial=len(asked) - len(wanted), desc="judging", leave=False, disable=not ranks.is_main
-    )
+    bar = progress_bar("judging", "question", len(asked), len(asked) - len(wanted), shown=ranks.is_main, leave=False)
     with bar as progress, _judge(session, config, local_judge if wanted else None) as judge:
         for first in range(0, len(wanted), size):
             fresh = _ask_judge(session, judge, wanted[first : first + size])

@@ -30,6 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "nlora": {},
     "pruned": {},
     "seqft": {},
+    "hide": {"hide.strength": 0.05},
+    "joint": {},
     "agem_opposed": {},  # of tests/distributed/extra_methods.py, as the next ones
     "gem_opposed": {},
     "distilled": {},
@@ -48,8 +50,10 @@ NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "osft_lora": ("lora", {"osft_lora.keep": 0.0}),
     "nlora": ("lora", {"nlora.strength": 0.0}),
     "pruned": ("lora", {"pruned.keep": 1.0}),
+    "hide": ("seqlora", {"hide.strength": 0.0}),
 }
 WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+LATER = ["seqlora", "replay", "ewc", "agem", "gem", "ogd", "derpp", "slao"]  # the others count from the first task on
 UNEVEN = [("distilled", "zero3", 3), ("ewc", "zero3", 3)]  # three ranks share eight rows unevenly
 RUNS = [
     (method, *way) for method in OTHERS for way in WAYS if int(way[0][-1]) in methods.METHODS[method].needs.zero_stages
@@ -107,20 +111,14 @@ def test_a_method_whose_own_part_is_nothing(results: Results, method: str) -> No
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_comparison_is_of_something(results: Results, method: str) -> None:
     """The first task, which has none before it, is learned as by LoRA; the second is not."""
-    continued = method.removesuffix("_opposed") in ("ewc", "agem", "gem", "ogd")
+    continued = method.removesuffix("_opposed") in ("ewc", "agem", "gem", "ogd", "hide")
     plain, ours = results["seqlora" if continued else "lora",], results[method,]
     half = len(plain["losses"]) // 2
-    if method in (
-        "seqlora",
-        "replay",
-        "ewc",
-        "agem",
-        "gem",
-        "ogd",
-        "derpp",
-        "slao",
-    ):  # the others count from the first task on
+    if method in LATER:
         assert ours["losses"][:half] == plain["losses"][:half]
     if method in ("pruned", "agem", "gem"):  # which begins in the end; which nothing is in the way of here
         return
+    if method == "joint":  # which learns the second task in more steps
+        half = len(ours["losses"]) // 3
+        assert len(ours["losses"]) == 3 * half
     assert ours["losses"][half:] != pytest.approx(plain["losses"][half:], abs=1e-4)

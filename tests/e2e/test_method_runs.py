@@ -32,6 +32,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mean": {},
     "magmax": {},
     "ties": {},
+    "dare": {},
+    "hide": {},
+    "joint": {},
     "routed": {},
 }
 

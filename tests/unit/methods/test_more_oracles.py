@@ -10,7 +10,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.data.encode import Example
-from codyra_llm.methods import derpp, gem, inflora, lwf, magmax, memory, ogd, ties
+from codyra_llm.methods import dare, derpp, gem, inflora, lwf, magmax, memory, ogd, ties
 from codyra_llm.methods.base import Method
 from codyra_llm.methods.hooks import AnswerTokens, Slice, Slices
 from tests.models import tiny_model
@@ -318,3 +318,51 @@ def test_methods_with_memory_keep_as_many_rows_as_they_say(name: str) -> None:
             assert len(method._directions) == 2
         else:
             assert len(method._new) == 2
+
+
+def test_the_released_term_of_hide(golden: Path) -> None:
+    numbers = oracle(golden, "hidelora")
+    method: Any = method_of("hide", **{"hide.strength": 1.0})
+    branches = {f"m{i}": (torch.zeros(2, 3).double(), numbers[f"m{i}/loranew_A"]) for i in (0, 1)}
+    alone, _ = method.penalty(branches)
+    assert alone == pytest.approx(numbers["contrastive_loss_when_lora_A_has_0_rows"], rel=1e-9)
+    method.kept = {f"old/m{i}": numbers[f"m{i}/lora_A"] for i in (0, 1)}
+    value, gradients = method.penalty(branches)
+    assert value == pytest.approx(numbers["contrastive_loss"], rel=1e-9)
+    for i in (0, 1):
+        torch.testing.assert_close(gradients[f"m{i}.A"], numbers[f"m{i}/grad_loranew_A"], **CLOSE)
+
+
+def test_a_thinned_update_is_right_on_the_mean(golden: Path) -> None:
+    numbers = oracle(golden, "merges")
+    vectors = numbers["task_vectors"]
+    draw = torch.rand(4000, 40, generator=torch.Generator().manual_seed(0)).double()
+    kept = dare.thinned(vectors[0].expand(4000, 40), draw, 0.8)
+    assert float((kept != 0).double().mean(dim=0)[vectors[0] != 0].mean()) == pytest.approx(0.2, abs=0.01)
+    torch.testing.assert_close(kept.mean(dim=0), vectors[0], atol=0.2, rtol=0)
+    theirs = numbers["dare/random_rate0.8_rescaled"]
+    which = theirs != 0
+    torch.testing.assert_close(dare.thinned(vectors[0], which.double(), 0.8)[which], theirs[which], **CLOSE)
+
+
+def test_dare_makes_the_same_model_of_a_ledger_again() -> None:
+    torch.manual_seed(0)
+    entries = [(torch.randn(6, 2), torch.randn(2, 5)) for _ in range(3)]
+    settings = method_of("dare").settings
+    first, again = (dare.DARE.combine(settings, [*entries, None])[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first != 0, dare.DARE.combine(settings, entries[:1])[0] != 0)
+
+
+def test_joint_training_serves_one_adapter() -> None:
+    model, method = tiny_model(), method_of("joint")
+    sums: dict[str, torch.Tensor] = {}
+    for task in ("first", "second"):
+        for name, (B, A) in learn(method, model, task).items():
+            sums[name] = sums.get(name, 0) + B @ A
+            model.get_submodule(name).weight.data.add_(B @ A)
+    alone = learn(method_of("lora"), tiny_model(), "second")
+    for name, total in sums.items():
+        torch.testing.assert_close(total, alone[name][0] @ alone[name][1], atol=1e-4, rtol=1e-3)
+    earlier = {"a": [Example([1], [2])], "b": [Example([3], [4])] * 2}
+    assert len(method.replayed("c", earlier)) == 3 and method.lengthens

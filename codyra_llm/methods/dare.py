@@ -1,0 +1,47 @@
+"""DARE: updates whose entries are dropped at random and scaled up, summed (arXiv 2311.03099)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from codyra_llm.adapter.merge import Factors
+from codyra_llm.methods.base import Method
+from codyra_llm.options import DECAY, option
+
+
+@dataclass(frozen=True)
+class DARESettings:
+    """How much is dropped."""
+
+    drop: float = option(0.5, "p: probability that an entry is dropped; 0: lora", within=DECAY)
+
+
+class DARE(Method):
+    """W_t = W_0 + sum of m_s dW_s / (1 - p), each m_s drawn entry by entry with P(m = 1) = 1 - p.
+
+    Draws depend on the update alone, so that a model that is made of the ledger again is the same. The result is dense.
+    """
+
+    name = "dare"
+    summary = "DARE: updates whose entries are dropped at random and scaled up"
+    Settings = DARESettings
+
+    @staticmethod
+    def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
+        """The sum of the thinned updates, dense: A is the identity."""
+        total = torch.zeros(())
+        for B, A in filter(None, updates):
+            digest = hashlib.sha256(A.contiguous().numpy().tobytes()).digest()
+            draw = torch.rand(
+                len(B), A.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            )
+            total = total + thinned(B @ A, draw, settings.drop)
+        return total, torch.eye(total.shape[1], dtype=total.dtype)
+
+
+def thinned(update: torch.Tensor, draw: torch.Tensor, drop: float) -> torch.Tensor:
+    """The entries whose draw from [0, 1) is at least `drop`, over the share of those; the rest is zero."""
+    return torch.where(draw >= drop, update / (1 - drop), torch.zeros_like(update))

@@ -1,0 +1,25 @@
+"""Progress in a file is a plain line now and then."""
+
+import re
+
+import pytest
+
+from codyra_llm.report import progress
+
+
+def test_lines_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    with progress.progress_bar("FOMC", "step", total=4, done=1, shown=True) as bar:
+        for _ in range(3):
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and not any("\r" in line for line in lines)
+    assert re.fullmatch(r"FOMC: \d of 4 steps, 00:00 so far, .* left", lines[-1]), lines
+
+
+def test_a_short_piece_of_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress_bar("FOMC", "step", total=2, done=0, shown=True) as bar:
+        bar.update(2)
+    with progress.progress_bar("FOMC", "step", total=2, done=0, shown=False) as bar:
+        bar.update(2)
+    assert not capsys.readouterr().err
