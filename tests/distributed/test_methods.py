@@ -93,12 +93,14 @@ def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zer
     one, other = results[method,], results[method, zero, ranks]
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=1e-5), key
+    # a gradient of the size of rounding moves a factor by a whole first step of Adam; the weight it is part of, hardly
+    tolerance = {"weights": 1e-5, "kept": 1e-4 if method == "joint" else 1e-5}
     for group in ("weights", "kept"):
         assert other[group].keys() == one[group].keys()
         for name, value in one[group].items():
             if name.endswith(".basis"):  # the vectors of a basis may be others that span the same
                 value, other[group][name] = (basis @ basis.T for basis in (value, other[group][name]))
-            torch.testing.assert_close(other[group][name], value, atol=1e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(other[group][name], value, atol=tolerance[group], rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("method", NOTHING)
