@@ -15,7 +15,7 @@ A comparison's YAML file is a run's configuration with one section more:
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,8 @@ def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> tupl
     section = content.pop("compare", None) or {}
     given = {name: value for name, value in chosen.items() if value}
     grid = validated(Grid, {**section, **given}, f"{file}: compare", "it is not a comparison")
+    if len(grid.sweep) > 1:
+        raise UserError(f"{file}: compare: sweep: names {len(grid.sweep)} settings; give one")
     base = load_config(file, overrides, content)
     for point in points(grid):
         try:
@@ -147,8 +149,3 @@ def config_of_run(base: RunConfig, run: GridRun, tuned: Settings | None = None) 
     for name in set(METHOD_SECTIONS) - {run.point.settings.get("method", base.method)}:
         del content[name]
     return load_config(None, {**(tuned or {}), **run.point.settings, **own}, content)
-
-
-def tries(grid: Grid, point: Point) -> Sequence[Settings]:
-    """What a sweep tries for a variant: the same values for each."""
-    return [{name: value} for name, values in grid.sweep.items() for value in values]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.config import RunConfig, resolve_path
-from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_runs, points, tries
+from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_runs, points
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
@@ -86,7 +86,6 @@ def _run(
         into.failed.append(f"{each.folder}: {error}")
         _say(ranks, f"{each.folder} failed: {error}")
         return
-
     into.runs += 1
 
     def read() -> None:
@@ -105,15 +104,15 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
     """
     if not grid.sweep:
         return {}
+    ((name, values),) = grid.sweep.items()
     order, seed = grid.orders[0], grid.seeds[0]
     chosen: dict[str, Settings] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
     for point in [point for point in points(grid) if point.strength is None]:
-        for settings in tries(grid, point):
-            ((name, value),) = settings.items()
+        for value in values:
             folder = f"sweep/{point.name}/{name.rpartition('.')[2]}={value:g}"
             _say(ranks, f"\nsweep: {folder}")
-            config = config_of_run(base, GridRun(point, order, seed), settings)
+            config = config_of_run(base, GridRun(point, order, seed), {name: value})
             config = dataclasses.replace(
                 config,
                 output_dir=str(Path(base.output_dir) / folder),
@@ -121,9 +120,9 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
                 general=dataclasses.replace(config.general, suites=()),
             )
             results = run_stream(config, _carved(config, grid.validation))
-            tried.setdefault(point.name, []).append({**settings, "nll": _last_nll(results)})
+            tried.setdefault(point.name, []).append({name: value, "nll": _last_nll(results)})
         best = min(tried[point.name], key=lambda each: each["nll"])
-        chosen[point.name] = {name: value for name, value in best.items() if name != "nll"}
+        chosen[point.name] = {name: best[name]}
         _say(ranks, f"sweep: {point.name} gets {chosen[point.name]}")
     content = {"validation": grid.validation, "tried": tried, "chosen": chosen}
     on_rank_0(ranks, lambda: write_text(output / "sweep.json", json.dumps(content, indent=1) + "\n"))
