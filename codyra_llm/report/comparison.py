@@ -174,6 +174,7 @@ def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) ->
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    if axes.has_data():  # there is none where no run has finished, or there is one task
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Forgetting against learning")
     save_figure(figure, path)

@@ -58,8 +58,8 @@ def learned(losses: Sequence[RowLosses]) -> float:
 
 
 def forgotten(losses: Sequence[RowLosses]) -> float:
-    """Mean over all tasks but the last of the rise of the rows' NLL until the end."""
-    return float(np.mean([(task.last - task.learned).mean() for task in losses[:-1]]))
+    """Mean over all tasks but the last of the rise of the rows' NLL until the end; 0 where there is one task."""
+    return float(np.mean([(task.last - task.learned).mean() for task in losses[:-1]])) if len(losses) > 1 else 0.0
 
 
 def last(losses: Sequence[RowLosses]) -> float:
@@ -109,12 +109,15 @@ def _of_draws(resampling: Resampling, losses: Sequence[Sequence[RowLosses]]) -> 
     own, end = resampling.means(losses)
     return {
         "nll_learned": own.mean(axis=1),
-        "nll_forgotten": (end - own)[:, :-1].mean(axis=1),
+        "nll_forgotten": (end - own)[:, :-1].mean(axis=1) if own.shape[1] > 1 else np.zeros(len(own)),
         "nll_final": end.mean(axis=1),
     }
 
 
-def _estimate(value: float, draws: Array) -> Estimate:
+def _estimate(value: float, draws: Array) -> Estimate | None:
+    """None where a loss is not finite."""
+    if not np.isfinite(value) or not np.isfinite(draws).all():
+        return None
     outside = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [outside, 1 - outside])
     return Estimate(float(value), float(low), float(high))
@@ -133,10 +136,11 @@ def difference(ours: Losses, theirs: Losses) -> dict[str, Estimate]:
     pairs = [[each[run] for run in runs] for each in (ours, theirs)]
     resampling = _resampling(pairs[0])
     draws = [_of_draws(resampling, losses) for losses in pairs]
-    return {
+    found = {
         name: _estimate(_mean(of, pairs[0]) - _mean(of, pairs[1]), draws[0][name] - draws[1][name])
         for name, of in OF_ROWS.items()
     }
+    return {name: estimate for name, estimate in found.items() if estimate}
 
 
 def excess(ours: Losses, line: Sequence[Losses]) -> Estimate | None:
@@ -157,6 +161,8 @@ def excess(ours: Losses, line: Sequence[Losses]) -> Estimate | None:
         return None
     every = [[each[run] for run in runs] for each in (ours, *line)]
     values = [(_mean(learned, losses), _mean(forgotten, losses)) for losses in every]
+    if not np.isfinite(values).all():
+        return None
     at = _interpolated(values[0][0], values[1:])
     if at is None:
         return None

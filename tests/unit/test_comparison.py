@@ -130,3 +130,13 @@ def test_a_grid_that_makes_no_sense(section: dict[str, Any], problem: str, tmp_p
 def test_a_configuration_without_the_section_is_compared_by_default(tmp_path: Path) -> None:
     _, grid = read_grid("quickstart", {}, {"methods": ["lora", "seqlora"]})
     assert grid == Grid(methods=("lora", "seqlora"))
+
+
+def test_one_task_and_losses_that_are_not_finite() -> None:
+    alone = {run: losses[:1] for run, losses in runs(2.0, 0.5).items()}
+    found = difference(alone, alone)
+    assert (found["nll_forgotten"].low, found["nll_forgotten"].high) == (0.0, 0.0)
+    broken = runs(2.0, 0.5)
+    broken["order1", 0][1].last[3] = np.nan
+    assert set(difference(broken, runs(2.1, 0.5))) == {"nll_learned"}
+    assert excess(broken, [runs(1.9, 0.8), runs(3.0, 0.0)]) is None
