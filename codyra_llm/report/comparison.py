@@ -16,6 +16,7 @@ from codyra_llm.results.measures import MEASURES
 from codyra_llm.results.schema import SCHEMA_VERSION
 from codyra_llm.text import align
 
+MARKERS = "osD^v<>pPX*"
 SHOWN = (
     "OP",
     "BWT",
@@ -150,8 +151,8 @@ def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) ->
     Learning is the NLL right after each task, drawn so that more of it is to the right; what lies below the line of
     plain LoRA forgets less than a LoRA that is shrunk to the same learning.
     """
-    figure, axes = make_figure((8, 5.5))
-    for variant in dict.fromkeys(each.variant for each in contestants):
+    figure, axes = make_figure((9, 6.5))
+    for number, variant in enumerate(dict.fromkeys(each.variant for each in contestants)):
         found = [
             (each.mean["nll_learned"], each.mean["nll_forgotten"], each.deviation["nll_forgotten"])
             for each in contestants
@@ -165,12 +166,13 @@ def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) ->
             xs,
             ys,
             yerr=[error or 0 for error in errors],
-            marker="o",
+            marker=MARKERS[number % len(MARKERS)],  # colors come again after ten
             capsize=2,
             linewidth=2.5 if is_line else 1,
             color="black" if is_line else None,
             label=f"{variant} (the line to beat)" if is_line else variant,
         )
+        axes.annotate(variant, (xs[0], ys[0]), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
