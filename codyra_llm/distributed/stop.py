@@ -16,6 +16,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Notes, within its `with` block, that this process was asked to stop; `agreed` tells every rank alike.
 
+    In the block of another one, both note it: what comes too late for a run is not lost to the comparison around it.
+
     Args:
         ranks: those that must agree.
         trigger: a file whose appearance asks as well; None on ranks that do not look for it.
@@ -46,3 +48,6 @@ class StopRequest:
         if number == signal.SIGINT and self.ranks.is_main:
             print("\nstopping as soon as all is saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
         self._signalled = True
+        outer = getattr(self._before[number], "__self__", None)
+        if isinstance(outer, StopRequest):
+            outer._signalled = True

@@ -60,12 +60,13 @@ class Reporter:
         speed = report.tokens / report.seconds
         self.validation = report.validation or self.validation
         self._curves("step", global_step, {"validation/loss": report.validation})
-        progress.update()
         validation = "" if self.validation is None else f", validation {self.validation:.3f}"
         progress.set_postfix_str(
             f"loss {report.loss:.3f}{validation}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, "
-            f"{speed:.0f} tokens/s"
+            f"{speed:.0f} tokens/s",
+            refresh=False,  # which would write a line in a file at each step
         )
+        progress.update()
         curves = {f"train/{name}": getattr(report, name) for name in CURVES}
         self._curves("step", global_step, {**curves, "train/tokens_per_second": speed})
 

@@ -13,7 +13,8 @@ from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
-from codyra_llm.errors import UserError
+from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.errors import Stopped, UserError
 from codyra_llm.files import expand, write_text
 from codyra_llm.report.comparison import write_comparison
 from codyra_llm.results.comparison import (
@@ -53,16 +54,25 @@ def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
 
     Raises:
         UserError: the grid is unfit, or no run could be finished.
-        Stopped: a run was asked to stop; started again, the comparison resumes with it.
+        Stopped: it was asked to stop, by a signal or a file `stop` in its folder; started again, it resumes.
     """
     ranks = start(base.rendezvous_seconds, base.collective_seconds)
     output = expand(base.output_dir)
+    with StopRequest(ranks, output / "stop" if ranks.is_main else None) as stop:
+        return _compare(base, grid, ranks, output, stop)
+
+
+def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: StopRequest) -> list[Contestant]:
+    on_rank_0(ranks, lambda: (output / "stop").unlink(missing_ok=True))
     tuned = _sweep(base, grid, ranks, output)
     runs = list(grid_runs(grid))
     found = {point.name: Finished() for point in points(grid)}
     untouched: dict[RunKey, list[RowLosses]] = {}
     begun = time.monotonic()
     for number, each in enumerate(runs):
+        if stop.agreed():
+            _say(ranks, f"\nstopped after run {number} of {len(runs)}, as asked; the same command resumes from there")
+            raise Stopped(f"after run {number} of {len(runs)}")
         left = (time.monotonic() - begun) / max(number, 1) * (len(runs) - number)
         about = f", about {datetime.timedelta(seconds=round(left))} left" if number else ""
         _say(ranks, f"\nrun {number + 1} of {len(runs)}: {each.folder}{about}")

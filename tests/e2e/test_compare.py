@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +14,7 @@ from codyra_llm.config import to_yaml
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results.measures import measures
 from codyra_llm.results.schema import read_results
+from codyra_llm.workflows.train import PHASES
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 
@@ -71,6 +75,22 @@ def test_a_grid_that_is_stopped_resumes(
     for file in ("comparison.md", "comparison.tex", "forgetting.png"):
         assert (output / file).stat().st_size > 500
     assert "\\toprule" in (output / "comparison.tex").read_text()
+
+
+def test_a_signal_that_comes_too_late_for_a_run_stops_the_comparison(
+    grid: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = PHASES["save"]
+
+    def killed_while_saving(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    monkeypatch.setitem(PHASES, "save", killed_while_saving)
+    with pytest.raises(SystemExit) as stop:
+        command("compare.py", "--config", grid, "--seeds", 1, "--orders", "two")
+    assert stop.value.code == 75
+    assert [path.parent.parent.name for path in (tmp_path / "grid").glob("*/*/model")] == ["lora"]
 
 
 def test_a_variant_that_fails_is_listed(grid: Path, tmp_path: Path, command: Command) -> None:
