@@ -26,9 +26,9 @@ from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.merge import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, start
 from codyra_llm.engine.train import train_task
+from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.models.source import resolve_model

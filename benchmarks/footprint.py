@@ -106,8 +106,8 @@ def train(
 ) -> None:
     """Three optimizer steps, as a run does them."""
     from codyra_llm.data.batches import GlobalBatches
-    from codyra_llm.data.encode import Example
     from codyra_llm.engine.train import train_task
+    from codyra_llm.example import Example
     from codyra_llm.methods import METHODS
 
     if config.model.gradient_checkpointing:

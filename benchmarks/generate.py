@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.counting import costs
 from benchmarks.mix import examples
 from benchmarks.rounds import compared, interleave, report
-from codyra_llm.data.encode import Example
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.generation.prompt_lookup import Draft
 from codyra_llm.models.load import load_model

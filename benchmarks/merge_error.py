@@ -23,8 +23,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.rounds import report
-from codyra_llm.data.encode import Example, encode_rows
+from codyra_llm.data.encode import encode_rows
 from codyra_llm.engine.zero import add_delta
+from codyra_llm.example import Example
 from codyra_llm.files import read_json
 from codyra_llm.ledger.entry import read_entry, summed
 from codyra_llm.ledger.ledger import read_ledger

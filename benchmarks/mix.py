@@ -4,8 +4,9 @@ from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import DEFAULT_TASK_FILE
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example, encode_rows
+from codyra_llm.data.encode import encode_rows
 from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.example import Example
 
 PROMPT, ANSWER = 384, 128
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 
 IGNORED = -100
 MOST_STEPS = 2**31

@@ -20,8 +20,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data import chat, encode, ids, raw_text
-from codyra_llm.data.encode import Example, encode_rows, encode_text
+from codyra_llm.data.encode import encode_rows, encode_text
 from codyra_llm.data.rows import Row
+from codyra_llm.example import Example
 from codyra_llm.files import cache_folder, replace_file
 from codyra_llm.locks import exclusive
 

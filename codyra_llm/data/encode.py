@@ -8,9 +8,7 @@ With a chat template, a row is the conversation that the template writes (data/c
 the template.
 """
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,37 +19,8 @@ from codyra_llm.data.raw_text import packed, windows
 from codyra_llm.data.rows import Row
 from codyra_llm.data.stream import Body, Task
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.text import shown
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as ids.
-
-    Attributes:
-        prompt: what is read; begins with the tokenizer's begin mark where it has one.
-        answer: what is learned; ends with the end mark, or with the token that ends a turn.
-        unlearned: ranges (begin, end) of the answer that are read only: what the user says in between.
-        cut: whether the prompt was too long, and lost part of its body.
-    """
-
-    prompt: list[int]
-    answer: list[int]
-    unlearned: tuple[tuple[int, int], ...] = ()
-    cut: bool = False
-
-    @property
-    def learned(self) -> int:
-        """How many tokens the loss counts."""
-        return len(self.answer) - sum(end - begin for begin, end in self.unlearned)
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
-
-    def to_bytes(self) -> bytes:
-        """What no other example has, for a hash."""
-        parts = [self.prompt, self.answer, *map(list, self.unlearned)]
-        return b"".join(array("q", [len(ids), *ids]).tobytes() for ids in parts)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

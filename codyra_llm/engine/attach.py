@@ -10,11 +10,11 @@ from torch import nn
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import Proximal
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import Piece, own_piece, trainable
 from codyra_llm.engine.zero import whole_copies
+from codyra_llm.example import Example
 from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
 
 

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
 from codyra_llm.data.batches import GlobalBatches, collate
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import trainable
 from codyra_llm.engine.zero import gathered_for_inference
+from codyra_llm.example import Example
 from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
 
 

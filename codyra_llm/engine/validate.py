@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import collate
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, broadcast
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import trainable
+from codyra_llm.example import Example
 
 BEST = "best."  # before the names of what a checkpoint holds of the best step
 

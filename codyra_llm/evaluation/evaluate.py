@@ -7,9 +7,9 @@ from typing import Any
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data import raw_text
-from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
 from codyra_llm.evaluation.scorers import VARIANTS, score_rows
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question
 
 PARITY_NEW_TOKENS = 512

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.data.encode import Example, padding_id
+from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import Ranks, all_gather, any_rank
+from codyra_llm.example import Example
 from codyra_llm.generation.kv_cache import Context, common, tokens_read
 from codyra_llm.generation.prompt_lookup import Draft
 from codyra_llm.models.head import answer_logits, logits_at_once

@@ -17,7 +17,7 @@ from codyra_llm.methods.hooks import Hooks
 
 if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

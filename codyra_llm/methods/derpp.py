@@ -13,7 +13,7 @@ from codyra_llm.methods.replay import sample
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

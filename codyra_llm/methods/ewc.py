@@ -14,7 +14,7 @@ from codyra_llm.methods.seqlora import SeqLoRA
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import sum_over_ranks
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from codyra_llm.adapter.offset import subtract
 from codyra_llm.methods.seqlora import SeqLoRA
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 class Joint(SeqLoRA):

@@ -3,19 +3,16 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.example import Example
 from codyra_llm.methods.base import Prepared
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.methods.seqlora import SeqLoRA
 from codyra_llm.options import AT_LEAST_ZERO, option
-
-if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,10 @@ class WithMemory(SeqLoRA):
 
     name = ""  # none to choose
     _task = ""
-    _new: "list[Example]"
+    _new: list[Example]
 
     @property
-    def memory(self) -> "dict[str, list[Example]]":
+    def memory(self) -> dict[str, list[Example]]:
         """The kept rows of each earlier task, in order."""
         names = [name.removesuffix("/ids") for name in self.kept if name.endswith("/ids")]
         return {name: rows_of(self.kept, name) for name in names}
@@ -43,7 +40,7 @@ class WithMemory(SeqLoRA):
         self._task = task
         return super().prepare(model, task, total_steps)
 
-    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+    def after_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
         """Draws the rows to keep."""
         count = min(len(rows), self.settings.rows)
         drawn = random.Random(f"{self.config.seed}/memory/{self._task}").sample(range(len(rows)), count)
@@ -59,7 +56,7 @@ class WithMemory(SeqLoRA):
         return report, updates
 
 
-def tensors_of(rows: "Sequence[Example]", name: str) -> dict[str, torch.Tensor]:
+def tensors_of(rows: Sequence[Example], name: str) -> dict[str, torch.Tensor]:
     """Rows as tensors: ids end to end, [rows, 2] lengths of prompt and answer, [ranges, 3] what is not learned."""
     ids = [token for row in rows for token in (*row.prompt, *row.answer)]
     unlearned = [[number, *span] for number, row in enumerate(rows) for span in row.unlearned]
@@ -70,10 +67,8 @@ def tensors_of(rows: "Sequence[Example]", name: str) -> dict[str, torch.Tensor]:
     }
 
 
-def rows_of(kept: dict[str, torch.Tensor], name: str) -> "list[Example]":
+def rows_of(kept: dict[str, torch.Tensor], name: str) -> list[Example]:
     """The rows that `tensors_of` has made tensors of."""
-    from codyra_llm.data.encode import Example
-
     ids, rows, at = kept[f"{name}/ids"].tolist(), [], 0
     spans = kept[f"{name}/unlearned"].tolist()
     for number, (prompt, answer) in enumerate(kept[f"{name}/lengths"].tolist()):

@@ -13,7 +13,7 @@ from codyra_llm.methods.memory import MemorySettings, WithMemory
 from codyra_llm.options import option
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

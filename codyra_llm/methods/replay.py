@@ -9,7 +9,7 @@ from codyra_llm.methods.base import Method, Needs
 from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
 
 if TYPE_CHECKING:
-    from codyra_llm.data.encode import Example
+    from codyra_llm.example import Example
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from codyra_llm.config import RunConfig
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate
-from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.models.source import Source
 from codyra_llm.text import shown
 

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from codyra_llm.adapter.injection import inject
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, divide_batch
-from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_source
 from codyra_llm.models.load import meta_model

@@ -18,7 +18,7 @@ from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
-from codyra_llm.data.encode import Example, check_tokenizer, notes_on_tokens, padding_id
+from codyra_llm.data.encode import check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, check_same
@@ -26,6 +26,7 @@ from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.evaluation.scorers import check_scorer
+from codyra_llm.example import Example
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method

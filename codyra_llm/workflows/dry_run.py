@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import RunConfig, describe
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.example import Example
 from codyra_llm.planning.data_table import describe_plan
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.report.tracking import check_tracking

@@ -9,7 +9,7 @@ from typing import Any
 
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.chat import ChatTemplate, end_ids, template_of
-from codyra_llm.data.encode import Example, check_tokenizer, encode_request
+from codyra_llm.data.encode import check_tokenizer, encode_request
 from codyra_llm.distributed.ranks import broadcast, check_same, start
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.malloc import return_freed_memory
@@ -21,6 +21,7 @@ from codyra_llm.evaluation.judge.likelihood import LikelihoodJudge
 from codyra_llm.evaluation.judge.prompts import PromptFile, read_prompt_files
 from codyra_llm.evaluation.judge.proxies import proxies
 from codyra_llm.evaluation.judge.verdict import Judge, Pair, Reply, fill, tally
+from codyra_llm.example import Example
 from codyra_llm.files import expand, sha256
 from codyra_llm.generation.generate import Answered, Question, answer_questions
 from codyra_llm.models.source import Source, open_source

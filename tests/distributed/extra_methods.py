@@ -8,7 +8,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas, ModuleRank
-from codyra_llm.data.encode import Example
+from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.agem import AGEM, AGEMSettings
 from codyra_llm.methods.base import Method

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, load_config
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import Ranks, all_gather, start
 from codyra_llm.engine import train
 from codyra_llm.engine.ds_config import complete
@@ -39,6 +38,7 @@ from codyra_llm.engine.zero import (
 )
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model, original_weights

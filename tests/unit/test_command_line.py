@@ -15,10 +15,10 @@ from codyra_llm.cli import completion, evaluate, judge
 from codyra_llm.command import main
 from codyra_llm.config import RunConfig, config_fields, describe, load_config, parse_command_line, to_yaml
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import on_rank_0, start
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.config import config_of
+from codyra_llm.example import Example
 from codyra_llm.files import cache_folder, read_json, read_yaml
 from codyra_llm.planning.footprint import parse_size
 from codyra_llm.text import LINE, SHOWN, shown

@@ -12,6 +12,7 @@ ORDER = [
     "files",
     "locks",
     "options",
+    "example",
     "adapter",
     "methods",
     "distributed",

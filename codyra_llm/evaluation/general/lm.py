@@ -10,8 +10,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.chat import ChatTemplate
-from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask, Question
 
 LONGEST_ANSWER = 256  # tokens, where a suite does not say

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.chat import ChatTemplate
-from codyra_llm.data.encode import Example, encode_request
+from codyra_llm.data.encode import encode_request
 from codyra_llm.evaluation.judge.verdict import Reply
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask, Question
 
 VERDICTS = ("A", "B", "C")

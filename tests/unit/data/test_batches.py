@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codyra_llm.data.batches import IGNORED, GlobalBatches
-from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 
 
 def examples(n: int) -> list[Example]:

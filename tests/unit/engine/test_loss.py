@@ -8,10 +8,10 @@ import torch
 
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import collate, pack
-from codyra_llm.data.encode import Example
 from codyra_llm.engine.ds_config import complete, read_deepspeed_json
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.example import Example
 from tests.conftest import REPOSITORY
 from tests.models import CONFIGS, tiny_model
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codyra_llm.data.encode import Example
+from codyra_llm.example import Example
 from codyra_llm.generation.answer_cache import recall, remember
 from codyra_llm.generation.generate import Answered, Question
 

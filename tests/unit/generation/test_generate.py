@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.batches import collate
-from codyra_llm.data.encode import Example
 from codyra_llm.data.stream import Task, TaskSpec
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.evaluation.evaluate import evaluate_tasks
+from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Question, answer_questions, cut_at_stop
 from codyra_llm.generation.prompt_lookup import Draft
 from tests.models import CONFIGS, tiny_model

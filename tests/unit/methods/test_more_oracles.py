@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.data.encode import Example
+from codyra_llm.example import Example
 from codyra_llm.methods import dare, derpp, gem, inflora, lwf, magmax, memory, ogd, ties
 from codyra_llm.methods.base import Method
 from codyra_llm.methods.hooks import AnswerTokens, Slice, Slices

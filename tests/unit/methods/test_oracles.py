@@ -12,8 +12,8 @@ from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import load_config, to_yaml
-from codyra_llm.data.encode import Example
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.files import read_yaml
 from codyra_llm.methods import METHODS, Method
 from codyra_llm.methods.base import Needs

@@ -17,11 +17,11 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Pretraine
 from codyra_llm.adapter import CoDyRAConfig, inject
 from codyra_llm.config import load_config
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.encode import Example
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.errors import UserError
+from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_source, known_models
 from codyra_llm.models.load import load_model, meta_model
