@@ -280,6 +280,7 @@ def full_disk(folder: Path, world: Ranks) -> list[str]:
         run(config_for(folder, "llama", **{"evaluate.tasks": "last", "evaluate.gather": "never"}))
     except UserError as error:
         told = str(error)
+        print(f"rank {world.rank}: {told}", flush=True)  # where it comes at another point, ranks are out of step
     if world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return all_gather(told)
