@@ -25,6 +25,7 @@ from codyra_llm.config.schema import METHOD_SECTIONS, RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import validated
 from codyra_llm.methods import METHODS
+from codyra_llm.text import shown
 
 Settings = dict[str, Any]  # by dotted name
 NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,63}")
@@ -90,6 +91,13 @@ def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> tupl
     file = find_config(path)
     content = read_config(file)
     section = content.pop("compare", None) or {}
+    known = [each.name for each in dataclasses.fields(Grid)]
+    if not isinstance(section, dict):
+        raise UserError(
+            f"{file}: compare is a section with keys of its own ({', '.join(known)}), found {shown(section)}"
+        )
+    if unknown := [key for key in section if key not in known]:
+        raise UserError(f"{file}: compare: unknown key {shown(unknown[0])}; there are {', '.join(known)}")
     given = {name: value for name, value in chosen.items() if value}
     grid = validated(Grid, {**section, **given}, f"{file}: compare", "it is not a comparison")
     if len(grid.sweep) > 1:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from codyra_llm.config.grid import Grid, config_of_run, grid_runs, points, read_grid
 from codyra_llm.errors import UserError
@@ -120,11 +121,16 @@ def test_a_grid_and_its_runs(tmp_path: Path) -> None:
         ({"methods": ["a"], "variants": {"a": {"adapter.ran": 1}}}, 'compare: a: .*unknown key "adapter.ran"'),
         ({"methods": ["lora"], "curves": {"lora": {"merge.scale": [2.0]}}}, r"compare: lora\+scale=2: .*above 0"),
         ({"seeds": ["x"]}, "compare: seeds.0"),
+        ({"method": ["lora"]}, "compare: unknown key 'method'; there are methods, seeds"),
+        ({"sweep": {"a": [1], "b": [2]}}, "sweep: names 2 settings; give one"),
+        (["lora"], "compare is a section with keys of its own"),
     ],
 )
-def test_a_grid_that_makes_no_sense(section: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_a_grid_that_makes_no_sense(section: Any, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"compare": section}))
     with pytest.raises(UserError, match=problem):
-        read_grid(grid_file(tmp_path, **section), {}, {})
+        read_grid(str(path), {}, {})
 
 
 def test_a_configuration_without_the_section_is_compared_by_default(tmp_path: Path) -> None:
