@@ -42,7 +42,7 @@ class AGEM(WithMemory):
         rows = [row for of_task in self.memory.values() for row in of_task]
         if rows:
             count = min(self.settings.batch, len(rows))
-            drawn = random.Random(f"{self.config.seed}/agem/{self._task}/{step}").sample(rows, count)
+            drawn = random.Random(f"{self.config.seed}/agem/{self.task}/{step}").sample(rows, count)
             self._reference = passes.gradient(drawn)
 
     def before_step(self, slices: Slices) -> None:

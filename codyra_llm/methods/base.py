@@ -62,6 +62,7 @@ class Method(Hooks):
         trains_gates: whether it can end with a lower rank than it began with.
         kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
             task and gives them back when it resumes.
+        task: the one that was prepared last.
     """
 
     name: ClassVar[str] = ""
@@ -69,6 +70,7 @@ class Method(Hooks):
     Settings: ClassVar[type] = NoSettings
     needs: ClassVar[Needs] = Needs()
     trains_gates: ClassVar[bool] = False
+    task: str = ""
 
     def __init__(self, config: "RunConfig") -> None:
         self.config = config
@@ -99,6 +101,7 @@ class Method(Hooks):
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
+        self.task = task
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
         with torch.no_grad():
             for name, layer in gated_layers(model):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codyra_llm.methods.base import Method, Needs, Prepared
+from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import AnswerTokens, RowPasses
 from codyra_llm.methods.replay import sample
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
@@ -39,7 +39,6 @@ class DERPP(Method):
     summary = "DER++: replay whose kept rows keep their logits"
     Settings = DERPPSettings
     needs = Needs(first_task=True)
-    _task = ""
     _own = 0  # rows of the task's own, which the kept ones follow
 
     def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
@@ -50,11 +49,6 @@ class DERPP(Method):
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Counts the task's own rows."""
         self._own = len(rows)
-
-    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As fixed-rank LoRA; the task's name is remembered."""
-        self._task = task
-        return super().prepare(model, task, total_steps)
 
     def output_loss(
         self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
@@ -71,7 +65,7 @@ class DERPP(Method):
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """The logits of the rows that later tasks will learn again."""
-        drawn = sample(self.config.seed, self._task, len(rows), self.settings.fraction)
+        drawn = sample(self.config.seed, self.task, len(rows), self.settings.fraction)
         first = len(self.kept)
         for number, found in enumerate(passes.outputs([rows[row] for row in drawn], self._largest)):
             self.kept[f"logits.{first + number}"] = found

@@ -9,7 +9,6 @@ from torch import nn
 
 from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.example import Example
-from codyra_llm.methods.base import Prepared
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.methods.seqlora import SeqLoRA
 from codyra_llm.options import AT_LEAST_ZERO, option
@@ -26,7 +25,6 @@ class WithMemory(SeqLoRA):
     """SeqLoRA that keeps rows, drawn by the seed, of each task. Kept: "<task>/ids", "/lengths", "/unlearned"."""
 
     name = ""  # none to choose
-    _task = ""
     _new: list[Example]
 
     @property
@@ -35,15 +33,10 @@ class WithMemory(SeqLoRA):
         names = [name.removesuffix("/ids") for name in self.kept if name.endswith("/ids")]
         return {name: rows_of(self.kept, name) for name in names}
 
-    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As SeqLoRA; the task's name is remembered."""
-        self._task = task
-        return super().prepare(model, task, total_steps)
-
     def after_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
         """Draws the rows to keep."""
         count = min(len(rows), self.settings.rows)
-        drawn = random.Random(f"{self.config.seed}/memory/{self._task}").sample(range(len(rows)), count)
+        drawn = random.Random(f"{self.config.seed}/memory/{self.task}").sample(range(len(rows)), count)
         self._new = [rows[row] for row in sorted(drawn)]
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
@@ -52,7 +45,7 @@ class WithMemory(SeqLoRA):
         report, updates = super().finish(model)
         self.kept |= earlier
         if self._new:
-            self.kept |= tensors_of(self._new, self._task)
+            self.kept |= tensors_of(self._new, self.task)
         return report, updates
 
 

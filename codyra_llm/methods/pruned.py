@@ -9,7 +9,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas, ModuleRank
-from codyra_llm.methods.base import Method, Prepared
+from codyra_llm.methods.base import Method
 from codyra_llm.options import FRACTION, option
 
 
@@ -28,12 +28,6 @@ class Pruned(Method):
     summary = "control: LoRA that drops components in the end, at random or by magnitude"
     Settings = PrunedSettings
     trains_gates = True
-    _task = ""
-
-    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As fixed-rank LoRA; the task's name is remembered."""
-        self._task = task
-        return super().prepare(model, task, total_steps)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Sets the gates of what is dropped to zero, and ends the task as ever."""
@@ -48,5 +42,5 @@ class Pruned(Method):
         """[rank]; the smallest go."""
         if self.settings.by == "magnitude":
             return B.norm(dim=0) * A.norm(dim=1)
-        draw = random.Random(f"{self.config.seed}/pruned/{self._task}/{name}")
+        draw = random.Random(f"{self.config.seed}/pruned/{self.task}/{name}")
         return torch.tensor([draw.random() for _ in range(len(A))])

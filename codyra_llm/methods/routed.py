@@ -8,7 +8,7 @@ from torch import nn
 
 from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.adapter.offset import add
-from codyra_llm.methods.base import Method, Needs, Prepared
+from codyra_llm.methods.base import Method, Needs
 
 
 class Routed(Method):
@@ -22,18 +22,12 @@ class Routed(Method):
     name = "routed"
     summary = "bound: an adapter for each task, chosen by an oracle, none of them merged"
     needs = Needs(first_task=True)
-    _task = ""
-
-    def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As fixed-rank LoRA; the task's name is remembered."""
-        self._task = task
-        return super().prepare(model, task, total_steps)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is kept, and not merged."""
         report, updates = super().finish(model)
         for name, (B, A) in updates.items():
-            self.kept |= {f"{self._task}/{name}.B": B.cpu(), f"{self._task}/{name}.A": A.cpu()}
+            self.kept |= {f"{self.task}/{name}.B": B.cpu(), f"{self.task}/{name}.A": A.cpu()}
         return report, {}
 
     @contextmanager

@@ -50,7 +50,7 @@ def write_comparison(contestants: Sequence[Contestant], grid: Grid, tuned: Mappi
 
 def console(contestants: Sequence[Contestant], grid: Grid) -> str:
     """The table of `SHOWN` for a terminal."""
-    heads = ["", "runs", *(MEASURES[name][0] for name in SHOWN), f"above the line of {grid.line}"]
+    heads = ["", "runs", *(MEASURES[name] for name in SHOWN), f"above the line of {grid.line}"]
     rows = [
         [each.name, str(each.runs), *(_cell(each, name) for name in SHOWN), _estimate(each.excess)]
         for each in contestants
@@ -65,7 +65,7 @@ def markdown(contestants: Sequence[Contestant], grid: Grid) -> str:
     lines = [
         f"Mean +- standard deviation over runs (seeds {seeds}; orders {orders}).",
         "",
-        *_table(["", "runs", *(MEASURES[name][0] for name in names)],
+        *_table(["", "runs", *(MEASURES[name] for name in names)],
                 [[each.name, str(each.runs), *(_cell(each, name) for name in names)] for each in contestants]),
         "",
         f"Difference from {grid.line}, paired by run and by row, with 95 % intervals (bootstrap over runs and rows). "
@@ -104,7 +104,7 @@ def as_csv(contestants: Sequence[Contestant]) -> str:
 
 def latex(contestants: Sequence[Contestant]) -> str:
     """The table of `SHOWN` in LaTeX, with booktabs."""
-    heads = [r"\%".join(MEASURES[name][0].split("%")) for name in SHOWN]
+    heads = [r"\%".join(MEASURES[name].split("%")) for name in SHOWN]
     rows = [
         " & ".join([_escaped(each.name), *(_cell(each, name).replace("+-", r"$\pm$") for name in SHOWN)])
         for each in contestants

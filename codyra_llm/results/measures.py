@@ -12,27 +12,27 @@ from codyra_llm.evaluation.general.scores import SuiteScore
 from codyra_llm.files import read_jsonl
 from codyra_llm.results.schema import RunResults
 
-# name -> (heading, whether more is better; None: neither)
-MEASURES: dict[str, tuple[str, bool | None]] = {
-    "OP": ("OP", True),
-    "BWT": ("BWT", True),
-    "forgetting_clipped_over_T": ("forgetting (clipped, over T)", False),
-    "forgetting_chaudhry_max_from_own_task": ("forgetting (Chaudhry)", False),
-    "FWT": ("FWT", True),
-    "general": ("general ability, change in %", True),
-    "nll_learned": ("NLL learned", False),
-    "nll_forgotten": ("NLL forgotten", False),
-    "nll_final": ("NLL at the end", False),
-    "text_bits": ("bits per byte of general text, change", False),
-    "rank": ("rank kept", None),
-    "update_norm": ("norm of an update", None),
-    "drift": ("norm of all updates", None),
-    "trainable": ("trainable values", None),
-    "bytes_kept": ("bytes kept", None),
-    "tokens": ("tokens trained on", None),
-    "flops": ("training FLOPs", None),
-    "seconds": ("seconds", None),
-    "memory": ("peak memory, GB", None),
+# name -> heading
+MEASURES: dict[str, str] = {
+    "OP": "OP",
+    "BWT": "BWT",
+    "forgetting_clipped_over_T": "forgetting (clipped, over T)",
+    "forgetting_chaudhry_max_from_own_task": "forgetting (Chaudhry)",
+    "FWT": "FWT",
+    "general": "general ability, change in %",
+    "nll_learned": "NLL learned",
+    "nll_forgotten": "NLL forgotten",
+    "nll_final": "NLL at the end",
+    "text_bits": "bits per byte of general text, change",
+    "rank": "rank kept",
+    "update_norm": "norm of an update",
+    "drift": "norm of all updates",
+    "trainable": "trainable values",
+    "bytes_kept": "bytes kept",
+    "tokens": "tokens trained on",
+    "flops": "training FLOPs",
+    "seconds": "seconds",
+    "memory": "peak memory, GB",
 }
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from codyra_llm.results.comparison import (
 from codyra_llm.results.measures import MEASURES, RowLosses, base_losses, measures, row_losses
 from codyra_llm.results.schema import RunResults
 from codyra_llm.workflows.train import run as run_stream
-
-LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass

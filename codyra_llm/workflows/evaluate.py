@@ -153,8 +153,7 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
                 continue
             name = f"{stage.name}-{digest}"
             scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=stage.number > 0)
-            for task, scores in zip(tasks, scored, strict=True):
-                record_scores(results, stage, task, scores, config.evaluate)
+            record_scores(results, stage, tasks, scored, config.evaluate)
             session.on_rank_0(partial(_write_stage, session.folder, results, stage, scored))
 
         def write() -> None:
@@ -165,16 +164,19 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
     return results
 
 
-def record_scores(results: RunResults, stage: Stage, task: int, scores: TaskScores, config: EvaluateConfig) -> None:
-    """Enters what a task, by number, scored at a stage."""
-    for variant in VARIANTS:
-        results.matrices[variant][stage.number][task] = scores.totals[variant]
-    results.matrix[stage.number][task] = scores.totals[config.scorer_variant]
-    for name, totals in scores.further.items():
-        of_task = results.further.setdefault(results.tasks[task], {})
-        of_stages = of_task.setdefault(name, [None] * len(results.matrix))
-        of_stages[stage.number] = totals[config.scorer_variant]
-    results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
+def record_scores(
+    results: RunResults, stage: Stage, tasks: Sequence[int], scored: Sequence[TaskScores], config: EvaluateConfig
+) -> None:
+    """Enters what tasks, by number, scored at a stage."""
+    for task, scores in zip(tasks, scored, strict=True):
+        for variant in VARIANTS:
+            results.matrices[variant][stage.number][task] = scores.totals[variant]
+        results.matrix[stage.number][task] = scores.totals[config.scorer_variant]
+        for name, totals in scores.further.items():
+            of_task = results.further.setdefault(results.tasks[task], {})
+            of_stages = of_task.setdefault(name, [None] * len(results.matrix))
+            of_stages[stage.number] = totals[config.scorer_variant]
+        results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
     results.metrics = {variant: matrix_metrics(results.matrices[variant]) for variant in VARIANTS}
 
 

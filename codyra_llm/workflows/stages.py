@@ -163,8 +163,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     phase = run.begin(stage, "evaluate")
     scored = _score(run, stage, tasks)
     phase.tokens = sum(scores.tokens for scores in scored)
-    for task, scores in zip(tasks, scored, strict=True):
-        record_scores(results, stage, task, scores, config.evaluate)
+    record_scores(results, stage, tasks, scored, config.evaluate)
     if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
