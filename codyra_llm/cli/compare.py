@@ -10,6 +10,9 @@ comparison.md, .csv, .json and .tex, and forgetting.png: forgetting against lear
 
 --sweep gives each variant the best of the same values of a setting, by the loss after the last task on rows carved from
 train: `learning_rate` alone tries half, once and twice the configuration's.
+
+--write_runs runs nothing, and leaves a configuration of each run in output_dir/runs, for `codyra train` or an array of
+SLURM; the same command without it then reads what they have finished.
 """
 
 import argparse
@@ -18,10 +21,10 @@ from typing import Any
 
 from codyra_llm.command import Parser
 from codyra_llm.config import RunConfig, config_fields, overrides_of, settings_parser
-from codyra_llm.config.grid import Grid, read_grid
+from codyra_llm.config.grid import Grid, read_grid, write_runs
 from codyra_llm.errors import UserError
 
-OWN = ("methods", "seeds", "orders", "sweep", "line")
+OWN = ("methods", "seeds", "orders", "sweep", "line", "write_runs")
 FACTORS = (0.5, 1.0, 2.0)
 
 
@@ -33,11 +36,12 @@ def make_parser() -> Parser:
     parser.add_argument("--orders", nargs="+", metavar="NAME", help="orders of the task file")
     parser.add_argument("--line", metavar="NAME", help="the variant whose curve is the line to beat (default: lora)")
     parser.add_argument("--sweep", metavar="SETTING[=A,B]", help="setting that is chosen for each variant")
+    parser.add_argument("--write_runs", action="store_true", help="leave the runs' configurations, and run nothing")
     return parser
 
 
-def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid]:
-    """The base configuration and the grid that a command line means."""
+def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid, bool]:
+    """The base configuration and the grid that a command line means, and whether its runs are written only."""
     options = make_parser().parse_args(arguments)
     if not options.config:
         raise UserError("command line: --config is needed: a configuration, with a section `compare` or without")
@@ -45,7 +49,12 @@ def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid]:
     overrides = overrides_of({name: value for name, value in vars(options).items() if name not in OWN})
     if options.sweep:
         chosen["sweep"] = _sweep(options, overrides)
-    return read_grid(options.config, overrides, chosen)
+    if options.sweep and options.write_runs:
+        raise UserError(
+            "command line: --write_runs needs settings that are known; leave --sweep out, and give a variant "
+            "what an earlier sweep has chosen for it"
+        )
+    return *read_grid(options.config, overrides, chosen), options.write_runs
 
 
 def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, list[float]]:
@@ -69,7 +78,14 @@ def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, 
 
 def command() -> None:
     """Reads the command line and compares."""
-    base, grid = parse_arguments(sys.argv[1:])
+    base, grid, to_write = parse_arguments(sys.argv[1:])
+    if to_write:
+        folder, count = write_runs(base, grid)
+        print(
+            f"{count} configurations are in {folder}; each is a run of `codyra train`, and so is each index of\n"
+            f"RUNS={folder} sbatch --array=1-{count} scripts/slurm/compare_array.sbatch"
+        )
+        return
     from codyra_llm.workflows.compare import compare  # after the command line, so that mistakes answer at once
 
     compare(base, grid)

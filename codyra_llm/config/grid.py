@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.config.load import find_config, load_config, read_config
+from codyra_llm.config.load import find_config, load_config, read_config, to_yaml
 from codyra_llm.config.schema import METHOD_SECTIONS, RunConfig
 from codyra_llm.errors import UserError
-from codyra_llm.files import validated
+from codyra_llm.files import expand, validated, write_text
 from codyra_llm.methods import METHODS
 from codyra_llm.text import shown
 
@@ -147,7 +147,8 @@ def config_of_run(base: RunConfig, run: GridRun, tuned: Settings | None = None) 
     """The configuration of a run, whose folder is below that of the base.
 
     Args:
-        tuned: settings that a sweep has chosen for its variant.
+        tuned: settings that a sweep has chosen for its variant, in the place of its own; a point of a curve keeps what
+            its curve sets.
 
     Raises:
         UserError: a setting is unknown or cannot work.
@@ -156,4 +157,20 @@ def config_of_run(base: RunConfig, run: GridRun, tuned: Settings | None = None) 
     content = dataclasses.asdict(base)
     for name in set(METHOD_SECTIONS) - {run.point.settings.get("method", base.method)}:
         del content[name]
-    return load_config(None, {**(tuned or {}), **run.point.settings, **own}, content)
+    is_of_curve = run.point.strength is not None
+    chosen = {name: value for name, value in (tuned or {}).items() if not is_of_curve or name not in run.point.settings}
+    return load_config(None, {**run.point.settings, **chosen, **own}, content)
+
+
+def write_runs(base: RunConfig, grid: Grid) -> tuple[Path, int]:
+    """Writes the configuration of each run, 1.yaml and on, into the folder `runs` of the base's: (it, how many).
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    folder = expand(base.output_dir) / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = list(grid_runs(grid))
+    for number, each in enumerate(runs, 1):
+        write_text(folder / f"{number}.yaml", to_yaml(config_of_run(base, each)))
+    return folder, len(runs)

@@ -169,6 +169,11 @@ class EvaluateConfig:
         "answers: generate and score them; nll: generate nothing, a score is 100 x exp(-NLL of the true answers), the "
         "geometric mean of their tokens' probabilities in percent",
     )
+    divergence: bool = option(
+        False,
+        "after each task, measure the KL divergence of the model's outputs from those before the task: on the task's "
+        "test rows, on those of earlier tasks, and on suites of plain text",
+    )
     scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
         "lenient", "the variant that fills the matrix; all are computed and kept"
     )

@@ -31,15 +31,26 @@ SHOWN = (
 )
 
 
-def write_comparison(contestants: Sequence[Contestant], grid: Grid, tuned: Mapping[str, Any], folder: Path) -> None:
-    """Writes comparison.{json,csv,md,tex} and forgetting.png into the comparison's folder, and prints the table."""
+def write_comparison(
+    contestants: Sequence[Contestant],
+    grid: Grid,
+    tuned: Mapping[str, Any],
+    predicts: Mapping[str, Estimate],
+    folder: Path,
+) -> None:
+    """Writes comparison.{json,csv,md,tex} and forgetting.png into the comparison's folder, and prints the table.
+
+    Args:
+        tuned: what a sweep has chosen. predicts: measure -> its correlation with forgetting.
+    """
     content = {
         "schema_version": SCHEMA_VERSION,
         "grid": dataclasses.asdict(grid),
         "tuned": dict(tuned),
+        "predictors": {name: dataclasses.asdict(found) for name, found in predicts.items()},
         "contestants": [dataclasses.asdict(each) for each in contestants],
     }
-    text = markdown(contestants, grid)
+    text = markdown(contestants, grid, predicts)
     write_text(folder / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(folder / "comparison.csv", as_csv(contestants))
     write_text(folder / "comparison.md", text)
@@ -58,8 +69,8 @@ def console(contestants: Sequence[Contestant], grid: Grid) -> str:
     return align([heads, *rows])
 
 
-def markdown(contestants: Sequence[Contestant], grid: Grid) -> str:
-    """Every measure, the paired differences, and what failed."""
+def markdown(contestants: Sequence[Contestant], grid: Grid, predicts: Mapping[str, Estimate]) -> str:
+    """Every measure, the paired differences, what predicts forgetting, and what failed."""
     seeds, orders = (", ".join(map(str, values)) for values in (grid.seeds, grid.orders))
     names = [name for name in MEASURES if any(each.mean[name] is not None for each in contestants)]
     lines = [
@@ -75,9 +86,18 @@ def markdown(contestants: Sequence[Contestant], grid: Grid) -> str:
         *_table(["", "NLL learned", "NLL forgotten", "NLL at the end", "above the line"],
                 [[each.name, *(_estimate(each.difference.get(name)) for name in OF_ROWS), _estimate(each.excess)]
                  for each in contestants]),
+        *_predictors(predicts),
         *[f"\nFailed: {problem}" for each in contestants for problem in each.failed],
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _predictors(predicts: Mapping[str, Estimate]) -> list[str]:
+    if not predicts:
+        return []
+    rows = [[MEASURES[name], _estimate(found)] for name, found in predicts.items()]
+    said = "Rank correlation of a run's measures with its NLL forgotten, over all runs (Spearman, bootstrap over runs)."
+    return ["", said, "", *_table(["", "correlation"], rows)]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

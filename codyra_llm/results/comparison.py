@@ -114,8 +114,8 @@ def _of_draws(resampling: Resampling, losses: Sequence[Sequence[RowLosses]]) -> 
     }
 
 
-def _estimate(value: float, draws: Array) -> Estimate | None:
-    """None where a loss is not finite."""
+def interval(value: float, draws: Array) -> Estimate | None:
+    """A value with the interval of its bootstrap draws [draws]; None where one is not finite."""
     if not np.isfinite(value) or not np.isfinite(draws).all():
         return None
     outside = (1 - CONFIDENCE) / 2
@@ -137,7 +137,7 @@ def difference(ours: Losses, theirs: Losses) -> dict[str, Estimate]:
     resampling = _resampling(pairs[0])
     draws = [_of_draws(resampling, losses) for losses in pairs]
     found = {
-        name: _estimate(_mean(of, pairs[0]) - _mean(of, pairs[1]), draws[0][name] - draws[1][name])
+        name: interval(_mean(of, pairs[0]) - _mean(of, pairs[1]), draws[0][name] - draws[1][name])
         for name, of in OF_ROWS.items()
     }
     return {name: estimate for name, estimate in found.items() if estimate}
@@ -173,7 +173,7 @@ def excess(ours: Losses, line: Sequence[Losses]) -> Estimate | None:
         point, *others = [(float(draw["nll_learned"][number]), float(draw["nll_forgotten"][number])) for draw in draws]
         there = _interpolated(point[0], others, beyond=True)
         drawn.append(point[1] - there)  # type: ignore[operator]
-    return _estimate(values[0][1] - at, np.array(drawn))
+    return interval(values[0][1] - at, np.array(drawn))
 
 
 def _interpolated(learning: float, line: Sequence[tuple[float, float]], beyond: bool = False) -> float | None:

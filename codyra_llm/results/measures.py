@@ -1,6 +1,7 @@
 """What a comparison reads from a finished run: numbers, and the loss of each test row when learned and at the end."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,11 @@ MEASURES: dict[str, str] = {
     "text_bits": "bits per byte of general text, change",
     "rank": "rank kept",
     "update_norm": "norm of an update",
+    "bound": "the paper's bound on that norm",
     "drift": "norm of all updates",
+    "kl_own": "KL to the model before, on the task",
+    "kl_earlier": "KL to the model before, on earlier tasks",
+    "kl_text": "KL to the model before, on general text",
     "trainable": "trainable values",
     "bytes_kept": "bytes kept",
     "tokens": "tokens trained on",
@@ -67,6 +72,10 @@ def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
         "text_bits": _text_bits(results),
         "rank": _mean([of_task.mean for of_task in results.ranks]),
         "update_norm": _mean([of_task.update_norm for of_task in results.ranks]),
+        "bound": _mean([of_task.bound for of_task in results.ranks]),
+        "kl_own": _mean([of_task.own for of_task in results.divergence]),
+        "kl_earlier": _mean([of_task.earlier for of_task in results.divergence]),
+        "kl_text": _mean([of_task.text for of_task in results.divergence]),
         "drift": results.ranks[-1].cumulative_norm if results.ranks else None,
         "trainable": results.trainable_parameters,
         "bytes_kept": sum(_size(folder / name) for name in ("ledger", "kept")),
@@ -119,8 +128,9 @@ def _text_bits(results: RunResults) -> float | None:
     return _mean(changes)
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _number(value: float) -> float | None:

@@ -135,6 +135,7 @@ class TaskRanks:
         mean: surviving rank, mean over projections. initial: rank before pruning.
         by_projection: the mean over the projections of a kind (q_proj, up_proj, ...).
         update_norm: Frobenius norm of the task's update. cumulative_norm: of the sum of all updates so far.
+        bound: sum over projections of sqrt(rank) |B diag(gate)|_2 |A|_2, the paper's bound on the update's norm.
     """
 
     task: str
@@ -143,6 +144,22 @@ class TaskRanks:
     by_projection: dict[str, float]
     update_norm: float
     cumulative_norm: float
+    bound: float | None = None
+
+
+@dataclass
+class TaskDivergence:
+    """How far a task has moved the model's outputs: KL(before the task || after), nats per token of the true answers.
+
+    Attributes:
+        own: on the task's test rows. earlier: on those of the tasks before, the mean over tasks. text: on general text.
+            None: there are none.
+    """
+
+    task: str
+    own: float
+    earlier: float | None = None
+    text: float | None = None
 
 
 @dataclass
@@ -237,6 +254,7 @@ class RunResults(ModelProvenance):
     relative_cost: float = 1.0
     losses: list[TaskLosses] = field(default_factory=list)
     ranks: list[TaskRanks] = field(default_factory=list)
+    divergence: list[TaskDivergence] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     further: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import operator
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from codyra_llm.results.comparison import (
     mean_and_deviation,
 )
 from codyra_llm.results.measures import MEASURES, RowLosses, base_losses, measures, row_losses
+from codyra_llm.results.predictors import predictors
 from codyra_llm.results.schema import RunResults
 from codyra_llm.workflows.train import run as run_stream
 
@@ -78,7 +80,8 @@ def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: Stop
     contestants = _contestants(grid, found, untouched) if ranks.is_main else []
     if not any(finished.runs for finished in found.values()):
         raise UserError(f"no run could be finished: {next(iter(found.values())).failed[0]}")
-    on_rank_0(ranks, lambda: write_comparison(contestants, grid, tuned, output))
+    every_run = [numbers for finished in found.values() for numbers in finished.numbers.values()]
+    on_rank_0(ranks, lambda: write_comparison(contestants, grid, tuned, predictors(every_run), output))
     return contestants
 
 
@@ -107,7 +110,8 @@ def _run(
 def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str, Settings]:
     """The setting that suits each variant best, by the NLL after the last task of rows carved from train.
 
-    The test split takes no part: its place is taken by the carved rows, on which nothing is trained.
+    The test split takes no part: its place is taken by the carved rows, on which nothing is trained. A variant with a
+    value of its own tries others in the same proportion to it as those of the others are to the configuration's.
     """
     if not grid.sweep:
         return {}
@@ -116,7 +120,8 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
     chosen: dict[str, Settings] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
     for point in [point for point in points(grid) if point.strength is None]:
-        for value in values:
+        usual = operator.attrgetter(name)(base)
+        for value in [value * point.settings.get(name, usual) / usual for value in values] if usual else values:
             folder = f"sweep/{point.name}/{name.rpartition('.')[2]}={value:g}"
             _say(ranks, f"\nsweep: {folder}")
             config = config_of_run(base, GridRun(point, order, seed), {name: value})

@@ -38,21 +38,24 @@ def score_tasks(
     which: Sequence[int],
     config: EvaluateConfig,
     name: str,
-    trained: bool,
+    identity: str | None,
 ) -> list[TaskScores]:
     """Scores tasks of a plan, by number; each rank answers its part of the rows.
 
     Answers are saved in the folder under `name` as they are given, and not asked for again.
 
+    Args:
+        identity: of a model that is not trained, as for `asking`; None: of one that is.
+
     Raises:
-        UserError: `trained` is false, and the model gives a true answer no finite likelihood.
+        UserError: the model is not trained, and gives a true answer no finite likelihood.
         Stopped: the command was asked to stop.
     """
     rows = [plan.test_examples[i] for i in which]
     total = sum(map(len, rows))
-    with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total) as ask:
+    with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total, identity) as ask:
         scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
-    if not trained:
+    if identity:
         for i, scores in zip(which, scored, strict=True):
             _check_likelihoods(plan.stream.tasks[i], scores, model.dtype)
     return scored
@@ -89,8 +92,8 @@ def score_model(config: RunConfig) -> ModelScores:
         model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
         session.open(describe(config), resumed=config.resume == "auto")
         tasks = range(len(plan.stream))
-        scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
-        identity = base_identity(session, config, plan.source, model) if plan.suites else None
+        identity = base_identity(session, config, plan.source, model)
+        scored = score_tasks(session, model, plan, tasks, config.evaluate, name, identity)
         found = score_general(
             session, plan.source, model, plan.suites, plan.general_template, config.evaluate, "model", identity
         )
@@ -152,7 +155,8 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
             if stage.number and after and stage.task not in after:
                 continue
             name = f"{stage.name}-{digest}"
-            scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=stage.number > 0)
+            identity = None if stage.number else base_identity(session, config, plan.source, model, finished.extended)
+            scored = score_tasks(session, model, plan, tasks, config.evaluate, name, identity)
             record_scores(results, stage, tasks, scored, config.evaluate)
             session.on_rank_0(partial(_write_stage, session.folder, results, stage, scored))
 

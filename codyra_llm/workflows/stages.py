@@ -28,6 +28,7 @@ from codyra_llm.models.save import save_model
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
 from codyra_llm.results.schema import TaskLosses, TaskRanks, ValidationLoss
+from codyra_llm.workflows.divergence import measure_divergence
 from codyra_llm.workflows.evaluate import record_scores, score_tasks
 from codyra_llm.workflows.general_ability import base_identity, score_general
 from codyra_llm.workflows.run_state import RunState
@@ -135,6 +136,7 @@ def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
         by_projection={kind: sum(ranks) / len(ranks) for kind, ranks in by_kind.items()},
         update_norm=_norm(kept),
         cumulative_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
+        bound=sum(module.bound for module in kept),
     )
     run.results.ranks.append(of_task)
     run.report.ranks(of_task, run.results.losses[-1].loss[-1], stage.number)
@@ -167,6 +169,8 @@ def evaluate(run: RunState, stage: Stage) -> None:
     if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
+    if stage.number and config.evaluate.divergence:
+        results.divergence.append(measure_divergence(run, stage))
     if stage.number:
         row = zip(results.tasks, results.matrix[stage.number], strict=True)
         run.ledger = run.ledger.with_scores({task: score for task, score in row if score is not None})
@@ -180,25 +184,31 @@ def evaluate(run: RunState, stage: Stage) -> None:
 
 def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores]:
     """Scores tasks, each with what the method has live for it."""
-    session, config, trained = run.session, run.config.evaluate, stage.number > 0
-    if not overrides(run.method, "serving"):
-        return score_tasks(session, run.model, run.plan, tasks, config, stage.name, trained)
+    session, config, identity = run.session, run.config.evaluate, _identity_of_base(run, stage)
+    if not stage.number or not overrides(run.method, "serving"):
+        return score_tasks(session, run.model, run.plan, tasks, config, stage.name, identity)
     scored = []
     for task in tasks:
         name = run.results.tasks[task]
         with run.method.serving(run.model, name):
-            scored += score_tasks(session, run.model, run.plan, [task], config, f"{stage.name}.{name}", trained)
+            scored += score_tasks(session, run.model, run.plan, [task], config, f"{stage.name}.{name}", identity)
     return scored
 
 
 def _evaluate_general(run: RunState, stage: Stage) -> None:
     """Adds general ability, and its change against the base model where that is known."""
-    model, source, config = run.model, run.plan.source, run.config
-    identity = None if stage.number else base_identity(run.session, config, source, model, run.ledger)
+    model, source, config, identity = run.model, run.plan.source, run.config, _identity_of_base(run, stage)
     with run.method.serving(model, None):
         how = (run.plan.suites, run.plan.general_template, config.evaluate, stage.name, identity)
         found = score_general(run.session, source, model, *how)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
+
+
+def _identity_of_base(run: RunState, stage: Stage) -> str | None:
+    """Of the model that the run begins with, whose answers other runs know as well; None: a model of this run alone."""
+    if stage.number:
+        return None
+    return base_identity(run.session, run.config, run.plan.source, run.model, run.ledger)
 
 
 def save(run: RunState, stage: Stage) -> None:

@@ -131,3 +131,19 @@ def test_each_variant_gets_its_own_learning_rate(grid: Path, tmp_path: Path, com
 )
 def test_a_wrong_call_is_one_line(options: list[str], problem: str, refused: Command) -> None:
     assert problem in refused("compare.py", *options)
+
+
+def test_runs_that_were_made_one_by_one_are_read(grid: Path, tmp_path: Path, command: Command) -> None:
+    how = ("--config", grid, "--methods", "lora", "codyra", "--seeds", 1, "--orders", "two")
+    said = command("compare.py", *how, "--write_runs")
+    runs = sorted((tmp_path / "grid" / "runs").iterdir())
+    assert f"3 configurations are in {tmp_path / 'grid' / 'runs'}" in said and len(runs) == 3
+    for config in runs:
+        command("train_trace.py", "--config", config, "--evaluate.divergence", "true")
+    said = command("compare.py", *how, "--evaluate.divergence", "true")
+    assert said.count("this run is finished") == 3 and "task 1 of 2" not in said
+    found = json.loads((tmp_path / "grid" / "comparison.json").read_text())
+    assert [each["runs"] for each in found["contestants"]] == [1, 1, 1]
+    assert all(each["mean"]["kl_own"] > 0 for each in found["contestants"])
+    with pytest.raises(SystemExit):
+        command("compare.py", *how, "--write_runs", "--sweep", "learning_rate")

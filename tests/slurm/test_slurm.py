@@ -1,6 +1,7 @@
 """Jobs on a SLURM cluster of two nodes: interrupted or not, they come to what one process comes to."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from codyra_llm import run
 from codyra_llm.config import parse_command_line
+from codyra_llm.config.grid import grid_runs, read_grid, write_runs
 from tests.comparison import assert_same_result
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import down, obstacle, up
@@ -230,21 +232,23 @@ def test_a_node_that_does_not_come_is_named(cluster: dict[str, str], arguments: 
     assert "node n2 of 2 did not come within 20 s; look for what their hosts say" in job.output.read_text()
 
 
-def test_an_index_of_the_array_is_a_method_and_a_seed(tmp_path: Path) -> None:
+def test_an_index_of_the_array_is_a_run_of_the_comparison(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts" / "slurm"
     scripts.mkdir(parents=True)
     shutil.copy(REPOSITORY / "scripts" / "slurm" / "compare_array.sbatch", scripts)
     (scripts / "train_trace.sbatch").write_text('echo "$@"')
+    base, grid = read_grid("compare_nano", {"output_dir": "runs/x"}, {"methods": ["lora", "codyra"], "seeds": [0, 1]})
+    _, count = write_runs(dataclasses.replace(base, output_dir=str(tmp_path / "runs x")), grid)
 
     def task(index: int) -> subprocess.CompletedProcess[str]:
-        array = {"METHODS": "codyra lora", "SEEDS": "1 2 3", "RUNS": "runs/x", "SLURM_ARRAY_TASK_ID": str(index)}
-        command = ["bash", "scripts/slurm/compare_array.sbatch", "--config", "a b.yaml"]
+        array = {"RUNS": str(tmp_path / "runs x" / "runs"), "SLURM_ARRAY_TASK_ID": str(index)}
+        command = ["bash", "scripts/slurm/compare_array.sbatch", "--data.version", "a b"]
         return subprocess.run(command, cwd=tmp_path, env={**os.environ, **array}, capture_output=True, text=True)
 
-    pairs = [(method, seed) for method in ("codyra", "lora") for seed in (1, 2, 3)]
-    assert [task(index).stdout for index in range(6)] == [
-        f"--config a b.yaml --method {method} --seed {seed} --output_dir runs/x/{method}-{seed}\n"
-        for method, seed in pairs
+    folders = [str(tmp_path / "runs x" / each.folder) for each in grid_runs(grid)]
+    assert [task(index).stdout for index in range(1, count + 1)] == [
+        f"--config {tmp_path}/runs x/runs/{index}.yaml --output_dir {folder} --data.version a b\n"
+        for index, folder in enumerate(folders, 1)
     ]
-    assert task(6).returncode == 2
-    assert task(6).stderr == "error: index 6 of 6 pairs of a method and a seed; submit with --array=0-5\n"
+    assert task(count + 1).returncode == 2
+    assert f"submit with --array=1-{count}\n" in task(count + 1).stderr

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import spearmanr
 
 from codyra_llm.config.grid import Grid, config_of_run, grid_runs, points, read_grid
 from codyra_llm.errors import UserError
 from codyra_llm.results.comparison import difference, excess, forgotten, last, learned, mean_and_deviation
 from codyra_llm.results.measures import RowLosses
+from codyra_llm.results.predictors import predictors
 
 Runs = dict[tuple[str, int], list[RowLosses]]
 
@@ -146,3 +148,29 @@ def test_one_task_and_losses_that_are_not_finite() -> None:
     broken["order1", 0][1].last[3] = np.nan
     assert set(difference(broken, runs(2.1, 0.5))) == {"nll_learned"}
     assert excess(broken, [runs(1.9, 0.8), runs(3.0, 0.0)]) is None
+
+
+def test_what_predicts_forgetting() -> None:
+    forgotten = np.random.default_rng(0).normal(size=30)
+    runs = [
+        {
+            "nll_forgotten": float(value),
+            "kl_own": float(np.exp(value)),
+            "drift": float(-value),
+            "rank": 8.0,
+            "bound": None,
+        }
+        for value in forgotten
+    ]
+    noise = np.random.default_rng(1).normal(size=30)
+    for run, value in zip(runs, noise, strict=True):
+        run["update_norm"] = float(value)
+    found = predictors(runs)
+    assert found["kl_own"].value == pytest.approx(1) and found["drift"].value == pytest.approx(-1)
+    assert not found["update_norm"].is_decided
+    assert found["update_norm"].value == pytest.approx(float(spearmanr(noise, forgotten)[0]))
+    assert "rank" not in found and "bound" not in found and predictors(runs[:3]) == {}
+    tied = [
+        {"nll_forgotten": float(a), "rank": float(b)} for a, b in zip([1, 2, 2, 3, 5], [4, 4, 5, 7, 6], strict=True)
+    ]
+    assert predictors(tied)["rank"].value == pytest.approx(float(spearmanr([1, 2, 2, 3, 5], [4, 4, 5, 7, 6])[0]))
