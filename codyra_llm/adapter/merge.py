@@ -205,6 +205,11 @@ def _product_norm(gram_B: torch.Tensor, gram_A: torch.Tensor) -> float:
     return float((gram_B.double() * gram_A.double()).sum().clamp(min=0).sqrt())
 
 
+def difference(new: Factors, old: Factors) -> Factors:
+    """Factors whose product is that of `new` minus that of `old`."""
+    return stacked([new, (-old[0], old[1])])
+
+
 def module_rank(name: str, B: torch.Tensor, A: torch.Tensor, initial_rank: int) -> ModuleRank:
     """Rank, norm and bound of an update B A of a projection: B [out_features, rank], A [rank, in_features]."""
     if not len(A):

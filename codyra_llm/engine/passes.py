@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.config import CoDyRAConfig
@@ -77,6 +78,30 @@ class ModelPasses:
         """As `RowPasses.mean_of_gradients`."""
         return {name: total / len(rows) for name, total in self._sum(rows, of).items()}
 
+    def mean_of_weight_gradients(
+        self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """As `RowPasses.mean_of_weight_gradients`."""
+        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        sums: dict[str, torch.Tensor] = {}
+
+        def note(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            seen[name] = inputs[0].detach(), output
+
+        with _hooked(self.projections, nn.Module.register_forward_hook, note):
+            for number, counts in self._numbers(rows):
+                loss = self._pass(rows[number])
+                gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
+                self.after_pass()
+                for (name, (x, _)), of_output in zip(seen.items(), gradients, strict=True):
+                    found = of(of_output.flatten(0, -2).double().T @ x.flatten(0, -2).double())
+                    total = sums.setdefault(name, torch.zeros_like(found))
+                    if counts:
+                        total += found
+        for total in sums.values():
+            dist.all_reduce(total)
+        return {name: (total / len(rows)).float().cpu() for name, total in sums.items()}
+
     def outputs(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         """As `RowPasses.outputs`."""
         own: dict[int, torch.Tensor] = {}
@@ -108,19 +133,31 @@ class ModelPasses:
                 if counting[0]:
                     sums[name].addmm_(x.T, x)
 
-        handles = [module.register_forward_pre_hook(partial(add, name)) for name, module in self.projections.items()]
-        try:
+        with _hooked(self.projections, nn.Module.register_forward_pre_hook, add), torch.no_grad():
             for number, counts in self._numbers(rows):
                 counting[0] = counts
-                with torch.no_grad():
-                    self._pass(rows[number])
-        finally:
-            for handle in handles:
-                handle.remove()
+                self._pass(rows[number])
         for total in sums.values():
             dist.all_reduce(total)
             total /= sum(map(len, rows))
         return {name: sums[same.get(name, name)] for name in self.projections}
+
+    def output_magnitudes(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As `RowPasses.output_magnitudes`."""
+        sums: dict[str, torch.Tensor] = {}
+        counting = [False]
+
+        def add(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            found = output.detach().flatten(0, -2).double().abs().sum(0)
+            sums[name] = sums.get(name, torch.zeros_like(found)) + found * counting[0]
+
+        with _hooked(self.projections, nn.Module.register_forward_hook, add), torch.no_grad():
+            for number, counts in self._numbers(rows):
+                counting[0] = counts
+                self._pass(rows[number])
+        for total in sums.values():
+            dist.all_reduce(total)
+        return {name: (total / sum(map(len, rows))).float().cpu() for name, total in sums.items()}
 
     def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
         """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
@@ -148,6 +185,19 @@ class ModelPasses:
         batch, device = collate([row], self.pad_token_id), self.ranks.device
         loss: torch.Tensor = self.loss(batch.input_ids.to(device), batch.labels.to(device))
         return loss
+
+
+@contextmanager
+def _hooked(
+    projections: Mapping[str, nn.Module], register: Callable[..., RemovableHandle], hook: Callable[..., None]
+) -> Iterator[None]:
+    """A context in which each projection calls a hook, whose first argument is its name."""
+    handles = [register(module, partial(hook, name)) for name, module in projections.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _append_to(

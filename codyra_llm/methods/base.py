@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, stacked, unwrap
+from codyra_llm.adapter.offset import subtract
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.errors import UserError
 from codyra_llm.methods.hooks import Hooks
@@ -76,6 +78,7 @@ class Method(Hooks):
         self.config = config
         self.settings: Any = getattr(config, self.name, NoSettings())
         self.kept: dict[str, torch.Tensor] = {}
+        self._taken_away: list[RemovableHandle] = []
 
     @property
     def adapter(self) -> CoDyRAConfig:
@@ -122,11 +125,17 @@ class Method(Hooks):
 
         A and B may be written to, frozen (`requires_grad_`), or replaced by others of any rank (the gate goes with
         them: [rank]); directions may be blocked (`blocked_inputs`, `blocked_outputs`); an update may be taken away
-        from the projection (`adapter.offset.subtract`). A dense update is a branch whose A is the identity, frozen.
+        from the projection (`take_away`). A dense update is a branch whose A is the identity, frozen.
         """
+
+    def take_away(self, layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> None:
+        """Lets the layer's projection compute W x - B A x until the task ends, for a branch that continues from B A."""
+        self._taken_away.append(subtract(layer, B, A))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Takes the branches out of the model: what each projection kept, and the updates for the ledger."""
+        while self._taken_away:
+            self._taken_away.pop().remove()
         scale = self.config.merge.scale
         report = prune(model)  # drops nothing where gates are frozen at one
         updates = deltas(model, scale)

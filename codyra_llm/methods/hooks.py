@@ -86,6 +86,14 @@ class RowPasses(Protocol):
         The gradient is that of the negative log-likelihood of the row's answer in nats, summed over its tokens.
         """
 
+    def mean_of_weight_gradients(
+        self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The same of the gradient for each projection's weight [out_features, in_features], by projection.
+
+        It is as large as they are, and can be asked for while there are branches.
+        """
+
     def outputs(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> "list[torch.Tensor]":
         """A function of each row's logits [answer tokens, vocabulary], fp32; what it gives comes back on the CPU.
 
@@ -97,6 +105,9 @@ class RowPasses(Protocol):
 
         Projections that read the same input share a tensor. It is as large as they are: ask for it where it is needed.
         """
+
+    def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
+        """The mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
 
 
 Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name

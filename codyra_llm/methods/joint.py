@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.offset import subtract
 from codyra_llm.methods.seqlora import SeqLoRA
 
 if TYPE_CHECKING:
@@ -35,4 +34,4 @@ class Joint(SeqLoRA):
         """A fresh branch; the adapter of the task before is taken away."""
         if f"{name}.A" in self.kept:
             A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
-            self._offsets.append(subtract(layer, B, A))
+            self.take_away(layer, B, A)

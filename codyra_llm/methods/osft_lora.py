@@ -31,9 +31,19 @@ class OSFTLoRA(Method):
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Blocks the leading directions."""
-        weight: torch.Tensor = layer.base.weight.detach().to(layer.A)  # type: ignore[operator]
-        count = round(self.settings.keep * min(weight.shape))
-        if count:
-            left, _, right = torch.linalg.svd(weight, full_matrices=False)
-            layer.blocked_outputs = left[:, :count].contiguous()
-            layer.blocked_inputs = right[:count].T.contiguous()
+        block_leading(layer, self.settings.keep)
+
+
+def block_leading(layer: CoDyRALinear, keep: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks the directions of the share `keep` of the weight's singular triples, from the largest on.
+
+    Returns:
+        The others: U [out_features, count], S [count], V^T [count, in_features], in the dtype of the branch.
+    """
+    weight: torch.Tensor = layer.base.weight.detach().to(layer.A)  # type: ignore[operator]
+    count = round(keep * min(weight.shape))
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    if count:
+        layer.blocked_outputs = left[:, :count].contiguous()
+        layer.blocked_inputs = right[:count].T.contiguous()
+    return left[:, count:], values[count:], right[count:]

@@ -1,19 +1,13 @@
 """SeqLoRA: one fixed-rank adapter that all tasks continue, as TRACE's LoRA rows are trained."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank, module_rank, stacked
-from codyra_llm.adapter.offset import subtract
+from codyra_llm.adapter.merge import Deltas, ModuleRank, difference, module_rank
 from codyra_llm.methods.base import Method, Needs
-
-if TYPE_CHECKING:
-    from codyra_llm.config import RunConfig
 
 
 class SeqLoRA(Method):
@@ -27,22 +21,16 @@ class SeqLoRA(Method):
     summary = "one fixed-rank adapter continued over all tasks"
     needs = Needs(whole_updates=True, first_task=True)
 
-    def __init__(self, config: "RunConfig") -> None:
-        super().__init__(config)
-        self._offsets: list[RemovableHandle] = []
-
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Continues the last task's branch."""
         if f"{name}.A" in self.kept:
             A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
             layer.A.copy_(A)
             layer.B.copy_(B)
-            self._offsets.append(subtract(layer, B, A))
+            self.take_away(layer, B, A)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to the last task's: [B, -B_0] [A; A_0]."""
-        while self._offsets:
-            self._offsets.pop().remove()
         report, updates = super().finish(model)
         changes = {name: self._change(name, *factors) for name, factors in updates.items()}
         self.kept = {
@@ -50,15 +38,16 @@ class SeqLoRA(Method):
             for name, factors in updates.items()
             for part, factor in zip("BA", factors, strict=True)
         }
-        return [_of_change(kept, *changes[kept.name]) for kept in report], changes
+        return [of_change(kept, *changes[kept.name]) for kept in report], changes
 
     def _change(self, name: str, B: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if f"{name}.A" not in self.kept:
             return B, A
         old_A, old_B = (self.kept[f"{name}.{part}"].to(A) for part in "AB")
-        return stacked([(B, A), (-old_B, old_A)])
+        return difference((B, A), (old_B, old_A))
 
 
-def _of_change(kept: ModuleRank, B: torch.Tensor, A: torch.Tensor) -> ModuleRank:
+def of_change(kept: ModuleRank, B: torch.Tensor, A: torch.Tensor) -> ModuleRank:
+    """What is reported of a projection whose update is a change B A: norm and bound are the change's."""
     change = module_rank(kept.name, B, A, kept.initial_rank)
     return dataclasses.replace(kept, norm=change.norm, bound=change.bound)

@@ -1,18 +1,11 @@
 """SLAO: one adapter, continued from an orthogonalised A, whose B is averaged over tasks (arXiv 2512.23017)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank, stacked
-from codyra_llm.adapter.offset import subtract
+from codyra_llm.adapter.merge import Deltas, ModuleRank, difference
 from codyra_llm.methods.base import Method, Needs
-
-if TYPE_CHECKING:
-    from codyra_llm.config import RunConfig
 
 
 class SLAO(Method):
@@ -27,10 +20,6 @@ class SLAO(Method):
     summary = "SLAO: one continued adapter whose B is averaged over tasks"
     needs = Needs(whole_updates=True, first_task=True)
 
-    def __init__(self, config: "RunConfig") -> None:
-        super().__init__(config)
-        self._offsets: list[RemovableHandle] = []
-
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Continues the last task's branch, with orthonormal rows of A."""
         if f"{name}.A" not in self.kept:
@@ -38,12 +27,10 @@ class SLAO(Method):
         A, B, merged = (self.kept[f"{name}.{part}"].to(layer.A) for part in ("A", "B", "merged"))
         layer.A.copy_(torch.linalg.qr(A.T)[0].T)
         layer.B.copy_(B)
-        self._offsets.append(subtract(layer, merged, A))
+        self.take_away(layer, merged, A)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference of the merged adapters: [B_m', -B_m] [A; A_m]."""
-        while self._offsets:
-            self._offsets.pop().remove()
         report, updates = super().finish(model)
         tasks = self.kept.get("tasks", torch.zeros((), dtype=torch.int64)) + 1
         changes: Deltas = {}
@@ -54,7 +41,7 @@ class SLAO(Method):
             if f"{name}.A" in self.kept:
                 old_A, old = (self.kept[f"{name}.{part}"].to(B) for part in ("A", "merged"))
                 merged = old + (B - old) / float(tasks) ** 0.5
-                changes[name] = stacked([(merged, A), (-old, old_A)])
+                changes[name] = difference((merged, A), (old, old_A))
             kept |= {f"{name}.A": A.cpu(), f"{name}.B": B.cpu(), f"{name}.merged": merged.cpu().clone()}
         self.kept = kept
         return report, changes

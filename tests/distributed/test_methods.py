@@ -26,6 +26,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 5},
     "osft_lora": {"osft_lora.keep": 0.25},
+    "osft": {"train.learning_rate": 1e-3},
+    "ewc_lora": {"ewc_lora.strength": 300.0, "ewc_lora.rows": 7},
+    "migu": {},
     "slao": {},
     "nlora": {},
     "pruned": {},
@@ -49,11 +52,24 @@ NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "derpp": ("lora", {"derpp.fraction": 0.0}),
     "osft_lora": ("lora", {"osft_lora.keep": 0.0}),
     "nlora": ("lora", {"nlora.strength": 0.0}),
+    "ewc_lora": ("lora", {"ewc_lora.strength": 0.0}),
+    "migu": ("lora", {"migu.threshold": 0.0}),
     "pruned": ("lora", {"pruned.keep": 1.0}),
     "hide": ("seqlora", {"hide.strength": 0.0}),
 }
 WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
-LATER = ["seqlora", "replay", "ewc", "agem", "gem", "ogd", "derpp", "slao"]  # the others count from the first task on
+LATER = [
+    "seqlora",
+    "replay",
+    "ewc",
+    "agem",
+    "gem",
+    "ogd",
+    "derpp",
+    "slao",
+    "ewc_lora",
+    "migu",
+]  # the others count from the first task on
 UNEVEN = [("distilled", "zero3", 3), ("ewc", "zero3", 3)]  # three ranks share eight rows unevenly
 RUNS = [
     (method, *way) for method in OTHERS for way in WAYS if int(way[0][-1]) in methods.METHODS[method].needs.zero_stages

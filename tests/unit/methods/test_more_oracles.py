@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.example import Example
-from codyra_llm.methods import dare, derpp, gem, inflora, lwf, magmax, memory, ogd, ties
+from codyra_llm.methods import dare, derpp, gem, inflora, lwf, magmax, memory, migu, ogd, ties
 from codyra_llm.methods.base import Method
 from codyra_llm.methods.hooks import AnswerTokens, Slice, Slices
 from tests.models import tiny_model
@@ -366,3 +366,47 @@ def test_joint_training_serves_one_adapter() -> None:
         torch.testing.assert_close(total, alone[name][0] @ alone[name][1], atol=1e-4, rtol=1e-3)
     earlier = {"a": [Example([1], [2])], "b": [Example([3], [4])] * 2}
     assert len(method.replayed("c", earlier)) == 3 and method.lengthens
+
+
+def test_the_penalty_of_ewc_lora(golden: Path) -> None:
+    numbers = oracle(golden, "ewclora")
+    method: Any = method_of("ewc_lora", **{"ewc_lora.strength": float(numbers["lambda"])})
+    B, A = numbers["next_B"], numbers["next_A"]
+    assert method.penalty({"m": (B, A)}) == (0.0, {}), "before the first task there is nothing to keep"
+    method.kept = {"m": numbers["fisher_full_space"]}
+    value, gradients = method.penalty({"m": (B, A)})
+    assert value == pytest.approx(float(numbers["penalty"]), rel=1e-9)
+    torch.testing.assert_close(gradients["m.A"], numbers["grad_next_A"], **CLOSE)
+    torch.testing.assert_close(gradients["m.B"], numbers["grad_next_B"], **CLOSE)
+
+
+def test_the_mask_of_migu(golden: Path) -> None:
+    for case in cases(golden, "migu"):
+        found = migu.mask(case["activation"], float(case["threshold"]))
+        torch.testing.assert_close(found.float(), case["mask"])
+
+
+def test_osft_comes_to_the_weights_of_projected_parameters(golden: Path) -> None:
+    """30 steps of AdamW with the projection in the forward are those of the released form that projects parameters."""
+    numbers = oracle(golden, "osft")
+    rate, beta1, beta2, decay, epsilon = numbers["adamw"].tolist()
+    for case in cases(golden, "osft"):
+        weight, kept = case["weight"], int(case["kept_rank"])
+        base = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float64)
+        base.weight.data.copy_(weight)
+        model = nn.Sequential(CoDyRALinear(base, 2))
+        method: Any = method_of("osft", **{"osft.train": 1 - kept / min(weight.shape)})
+        with torch.no_grad():
+            method.start_branch("0", model[0])
+        torch.testing.assert_close(model(case["x"]), case["x"] @ weight.T, **CLOSE)
+        how = {"lr": rate, "betas": (beta1, beta2), "eps": epsilon, "weight_decay": decay}
+        optimizer = torch.optim.AdamW(model.parameters(), **how)
+        for _ in range(30):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(case["x"]), case["y"]).backward()
+            optimizer.step()
+        _, updates = method.finish(model)
+        B, A = updates["0"]
+        expected = case["gradient_and_parameter/weight_after_30_steps"]
+        torch.testing.assert_close(weight + B @ A, expected, rtol=1e-7, atol=1e-9)
+        assert float((case["U_high"].T @ B @ A).norm()) < 1e-12 and float((B @ A @ case["V_high"].T).norm()) < 1e-12

@@ -1,0 +1,68 @@
+"""EWC-LoRA: the update itself, not its factors, is kept small where earlier losses are curved (arXiv 2602.17559)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.hooks import Penalty, RowPasses
+from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option
+
+if TYPE_CHECKING:
+    from codyra_llm.example import Example
+
+
+@dataclass(frozen=True)
+class EWCLoRASettings:
+    """How strongly earlier tasks hold the weights."""
+
+    strength: float = option(1.0, "lambda: weight of the penalty lambda/2 sum F (B A)^2; 0: lora", within=AT_LEAST_ZERO)
+    decay: float = option(1.0, "gamma: what is left of earlier tasks' Fisher information after a task", within=FRACTION)
+    rows: int = option(200, "rows of a task that its Fisher information is measured on, at most", within=AT_LEAST_ONE)
+
+
+class EWCLoRA(Method):
+    """Fixed-rank LoRA, merged, with lambda/2 sum over entries of F (B A)^2: there is no anchor, the update starts at 0.
+
+    F is the diagonal of the empirical Fisher information of each projection's weight: the mean over rows of the squared
+    gradient of the row's summed answer loss (released: squares of batch means); after each task F <- gamma F + F_task.
+    The released model adds up A and B apart, so that it stores (sum B)(sum A); here updates add up. Kept:
+    "<projection>", as large as its weight, in fp32.
+    """
+
+    name = "ewc_lora"
+    summary = "EWC-LoRA: a quadratic penalty on the update, weighted by the weights' Fisher information"
+    Settings = EWCLoRASettings
+    needs = Needs(first_task=True)
+    _measured: dict[str, torch.Tensor]
+
+    def penalty(self, branches: Deltas) -> Penalty:
+        """lambda/2 sum F (B A)^2, and its gradient: lambda (F * B A) A^T for B, lambda B^T (F * B A) for A."""
+        value = 0.0
+        gradients: dict[str, torch.Tensor] = {}
+        strength = self.settings.strength
+        for name, (B, A) in branches.items() if strength and self.kept else ():
+            update = B @ A
+            pulled = strength * self.kept[name].to(update) * update
+            value += float((pulled * update).sum()) / 2
+            gradients |= {f"{name}.B": pulled @ A.T, f"{name}.A": B.T @ pulled}
+        return value, gradients
+
+    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """Measures the task's Fisher information on rows drawn by the seed."""
+        count = min(len(rows), self.settings.rows)
+        drawn = random.Random(f"{self.config.seed}/fisher/{len(rows)}").sample(range(len(rows)), count)
+        self._measured = passes.mean_of_weight_gradients([rows[row] for row in sorted(drawn)], torch.square)
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """As fixed-rank LoRA, and the Fisher information of all tasks so far."""
+        report, updates = super().finish(model)
+        for name, fisher in self._measured.items():
+            earlier = self.kept.get(name)
+            self.kept[name] = fisher if earlier is None else self.settings.decay * earlier + fisher
+        return report, updates

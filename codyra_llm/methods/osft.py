@@ -1,0 +1,76 @@
+"""OSFT: a weight's smaller singular triples train, its leading ones stay as they are (arXiv 2504.07097)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from codyra_llm.adapter import CoDyRAConfig
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, difference
+from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.osft_lora import block_leading
+from codyra_llm.methods.seqlora import of_change
+from codyra_llm.options import SHARE, option
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
+
+
+@dataclass(frozen=True)
+class OSFTSettings:
+    """How much of each weight trains."""
+
+    train: float = option(0.5, "share of the singular triples, from the smallest on, that train", within=SHARE)
+
+
+class OSFT(Method):
+    """W = U_h S_h V_h + U_l S_l V_l: U_l, S_l and V_l train, within the space that U_h and V_h leave.
+
+    The gated branch is U_l diag(S_l) V_l, and what it starts as is taken away from the weight: the update is the
+    difference. The projections are part of the forward, which no optimizer can leave: one of the two released forms
+    projects gradients alone, and AdamW leaks; the other projects parameters after each step, and comes to the same
+    numbers as this. The decomposition is made anew for each task. It trains about as many values as full fine-tuning,
+    needs its small learning rates, and whole weights, which ZeRO-3 does not give.
+    """
+
+    name = "osft"
+    summary = "OSFT: the smaller singular triples of each weight train, off the leading ones"
+    Settings = OSFTSettings
+    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True)
+
+    def __init__(self, config: "RunConfig") -> None:
+        super().__init__(config)
+        self._starts: dict[str, Factors] = {}
+
+    @property
+    def adapter(self) -> CoDyRAConfig:
+        """Gates that train, and never meet a threshold."""
+        return dataclasses.replace(
+            self.config.adapter,
+            train_gates=True,
+            gate_init="normal",
+            threshold_mode="budget",
+            threshold_strength=None,
+            gate_learning_rate=None,
+        )
+
+    @property
+    def relative_cost(self) -> float:
+        """The branch's products, with their weights' gradients, and those of what is taken away."""
+        return 1 + 5 * self.settings.train
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """The weight's smaller triples as the branch."""
+        U, S, V = block_leading(layer, 1 - self.settings.train)
+        layer.A, layer.B, layer.gate = (nn.Parameter(part.clone().contiguous()) for part in (V, U, S))
+        self._starts[name] = U * S, V
+        self.take_away(layer, *self._starts[name])
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """The update is the difference to what the branch has started as."""
+        report, updates = super().finish(model)
+        changes = {name: difference(factors, self._starts[name]) for name, factors in updates.items()}
+        self._starts = {}
+        return [of_change(kept, *changes[kept.name]) for kept in report], changes
