@@ -11,6 +11,7 @@ from codyra_llm.methods import METHODS
 from codyra_llm.options import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
+    AT_LEAST_TWO,
     AT_LEAST_ZERO,
     DECAY,
     SHARE,
@@ -132,6 +133,40 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class RetentionConfig:
+    """What keeps a model at itself while it learns a task: KL(before || now) where the task has nothing to teach."""
+
+    prompts: float = option(
+        0.0,
+        "weight of the divergence at the prompt tokens of the task's rows, nats a token; 0: none",
+        within=AT_LEAST_ZERO,
+    )
+    own_text: float = option(
+        0.0, "weight of it on text that the model has written itself before the task; 0: none", within=AT_LEAST_ZERO
+    )
+    budget: float | None = option(
+        None,
+        "nats a token by which a task may change the model there: both weights are multiplied by a factor that rises "
+        "while it is exceeded and falls else; empty: they stay as they are",
+        within=ABOVE_ZERO,
+    )
+    protected: float = option(
+        0.0,
+        "share of each projection's input directions, those that the model's own text uses most, which branches do not "
+        "read; 0: none",
+        within=DECAY,
+    )
+    texts: int = option(32, "texts that the model writes before each task", within=AT_LEAST_ONE)
+    text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
+    texts_per_step: int = option(2, "texts of an optimizer step, over all ranks", within=AT_LEAST_ONE)
+
+    def check(self) -> None:
+        """Raises ValueError where settings cannot be meant together."""
+        if self.budget is not None and not (self.prompts or self.own_text):
+            raise ValueError("retention.budget needs retention.prompts or retention.own_text above 0")
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """How a finished task enters the weights."""
 
@@ -231,6 +266,7 @@ class _RunConfig:
     adapter: CoDyRAConfig = field(default_factory=CoDyRAConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     general: GeneralConfig = field(default_factory=GeneralConfig)
@@ -238,6 +274,7 @@ class _RunConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         self.train.check()
+        self.retention.check()
         if self.method not in METHODS:
             raise ValueError(f"method is {shown(self.method)}; there are {', '.join(METHODS)}")
         for name in not_chosen(self):

@@ -20,13 +20,15 @@ class MicroBatch:
     """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens].
 
     `position_ids` is there where examples are packed into one row: it starts again with each of them. `numbers` are
-    those of the examples in the task's rows, in order; a pass that has none reads padding and learns nothing.
+    those of the examples in the task's rows, in order; a pass that has none reads padding and learns nothing. `kinds`
+    says at which positions the model is kept at what it was before (engine/retention.py).
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor | None = None
     numbers: tuple[int, ...] = ()
+    kinds: torch.Tensor | None = None
 
 
 class GlobalBatches:

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import without_branches
 from codyra_llm.data.batches import IGNORED, GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.engine.retention import KINDS, Retention
 from codyra_llm.methods.hooks import NO_HOOKS, AnswerTokens, Hooks, overrides
 from codyra_llm.models.head import answer_logits, logits_at_once
 
@@ -36,21 +38,31 @@ class AnswerLoss(nn.Module):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         numbers: Sequence[int] = (),
+        kinds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """input_ids, labels, position_ids [rows, tokens], numbers as a MicroBatch has them -> nats, a scalar, fp32."""
+        """The loss of a batch, whose parts are as a MicroBatch has them, in nats, fp32.
+
+        Returns:
+            A scalar; with `kinds`, [3]: the same, and the sums over its positions of each kind of KL(before || now),
+            where `before` is the model without its branches.
+        """
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         at_answer = targets != IGNORED
-        if not self.term:
-            return summed_loss(self.model, hidden[:, :-1][at_answer], targets[at_answer])
-        teacher = None
-        if self.hooks.has_teacher:
+        before = teacher = places = None
+        if kinds is not None or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
-                found = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-            teacher = found[:, :-1][at_answer]
-        places = _places(at_answer, position_ids, numbers)
-        return summed_loss(self.model, hidden[:, :-1][at_answer], targets[at_answer], self.term, places, teacher)
+                before = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        if self.term:
+            places = _places(at_answer, position_ids, numbers)
+            teacher = before[:, :-1][at_answer] if before is not None and self.hooks.has_teacher else None
+        answers = hidden[:, :-1][at_answer], targets[at_answer]
+        loss = summed_loss(self.model, *answers, self.term, places, teacher)
+        if kinds is None or before is None:
+            return loss
+        at_kinds = [kinds == kind for kind in KINDS]
+        return torch.stack([loss, *(summed_divergence(self.model, hidden[at], before[at]) for at in at_kinds)])
 
 
 def _places(at_answer: torch.Tensor, position_ids: torch.Tensor | None, numbers: Sequence[int]) -> torch.Tensor:
@@ -67,22 +79,35 @@ class AnswerObjective:
 
     Args:
         engine: DeepSpeed's, around an `AnswerLoss`. batches: the rows of each step. ranks: that split them.
+        retention: whose divergences, each a mean over its positions in the step, are added with their weights.
     """
 
-    def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks) -> None:
-        self.engine, self.batches, self.ranks = engine, batches, ranks
+    def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks, retention: Retention | None = None) -> None:
+        self.engine, self.batches, self.ranks, self.retention = engine, batches, ranks, retention
 
-    def passes(self, step: int) -> Iterator[tuple[torch.Tensor, float]]:
-        """(loss, share) of each pass: the summed loss, a scalar, and the factor to multiply it by before backward.
+    def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(what to call backward on, a scalar; sums of the loss and of the divergences, [3], detached) of each pass.
 
         DeepSpeed averages gradients over ranks and micro batches; the objective is a sum over both, divided by the
-        number of answer tokens of all ranks.
+        number of tokens of all ranks.
         """
         accumulation, device = self.engine.gradient_accumulation_steps(), self.ranks.device
-        share = self.ranks.size * accumulation / self.batches.answer_tokens(step)
-        for batch in self.batches.micro_batches(step, self.ranks.rank):
-            positions = None if batch.position_ids is None else batch.position_ids.to(device)
-            yield self.engine(batch.input_ids.to(device), batch.labels.to(device), positions, batch.numbers), share
+        passes = self.ranks.size * accumulation
+        share = passes / self.batches.answer_tokens(step)
+        of_kinds = [passes * weight for weight in self.retention.weights(step)] if self.retention else []
+        shares = torch.tensor([share, *of_kinds], device=device)
+        for number, batch in enumerate(self.batches.micro_batches(step, self.ranks.rank)):
+            if self.retention:
+                batch = self.retention.with_kinds(batch, step, number, self.ranks.rank)
+            ids, labels, *optional = (
+                None if part is None else part.to(device)
+                for part in (batch.input_ids, batch.labels, batch.position_ids, batch.kinds)
+            )
+            found = self.engine(ids, labels, optional[0], batch.numbers, optional[1])
+            if self.retention:
+                yield (found * shares).sum(), found.detach()
+            else:
+                yield found * share, functional.pad(found.detach()[None], (0, 2))
 
     def mean(self, step: int, summed: float) -> float:
         """The value of a step, in nats, from the sum of its passes' losses over all ranks."""
@@ -111,7 +136,7 @@ def summed_loss(
         hidden: torch.Tensor, targets: torch.Tensor, places: torch.Tensor | None, teacher: torch.Tensor | None
     ) -> torch.Tensor:
         logits = answer_logits(model, hidden)
-        likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        likelihood = functional.cross_entropy(logits, targets, reduction="sum")
         if term is None or places is None:
             return likelihood
         with torch.no_grad():
@@ -121,10 +146,31 @@ def summed_loss(
         added = term(logits, AnswerTokens(targets, *places.unbind(1)), known)
         return likelihood if added is None else likelihood + added
 
+    return _in_chunks(model, loss, hidden, targets, places, teacher)
+
+
+def summed_divergence(model: PreTrainedModel, now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """KL(before || now) of the next token in nats, over the whole vocabulary, summed over tokens, in chunks.
+
+    Args:
+        model: whose head is used. now, before: hidden states [tokens, hidden_size]; `before` without gradient.
+    """
+
+    def loss(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            known = answer_logits(model, before).log_softmax(-1)
+        return functional.kl_div(answer_logits(model, now).log_softmax(-1), known, reduction="sum", log_target=True)
+
+    return _in_chunks(model, loss, now, before)
+
+
+def _in_chunks(model: PreTrainedModel, loss: Callable[..., torch.Tensor], *parts: torch.Tensor | None) -> torch.Tensor:
+    """The sum of a loss over tokens, whose parts [tokens, ...] are given to it chunk by chunk; None stays None."""
+    first = parts[0]
+    assert first is not None
     tokens = logits_at_once(model)
-    if len(targets) <= tokens:
-        return loss(hidden, targets, places, teacher)
-    none = [None] * -(-len(targets) // tokens)
-    optional = [none if each is None else each.split(tokens) for each in (places, teacher)]
-    chunks = zip(hidden.split(tokens), targets.split(tokens), *optional, strict=True)
+    if len(first) <= tokens:
+        return loss(*parts)
+    none = [None] * -(-len(first) // tokens)
+    chunks = zip(*(none if part is None else part.split(tokens) for part in parts), strict=True)
     return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()

@@ -23,6 +23,7 @@ from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
+from codyra_llm.engine.retention import Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
@@ -36,7 +37,8 @@ class StepReport:
 
     `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out;
     `penalty` is the value of the method's term on the branches, which is not part of `loss`; `validation` is the loss
-    on the validation rows where it was measured after the step.
+    on the validation rows where it was measured after the step; `kl_prompts` and `kl_own_text` are the divergences of
+    retention, nats a token, and `retention_factor` what their weights were multiplied by.
     """
 
     step: int
@@ -49,6 +51,9 @@ class StepReport:
     penalty: float
     seconds: float
     validation: float | None = None
+    kl_prompts: float | None = None
+    kl_own_text: float | None = None
+    retention_factor: float | None = None
 
 
 OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
@@ -67,6 +72,7 @@ def train_task(
     resumed: TaskState | None = None,
     hooks: Hooks = NO_HOOKS,
     validation: Validation | None = None,
+    retention: Retention | None = None,
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
@@ -84,6 +90,7 @@ def train_task(
         resumed: a state to resume from; its branches replace those of the model. It is emptied.
         hooks: the method's.
         validation: rows to validate on, and what follows from their loss.
+        retention: keeps the model at what it was before.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -97,7 +104,7 @@ def train_task(
     engine = _engine(AnswerLoss(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
     attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
     engine.train()
-    objective = AnswerObjective(engine, batches, ranks)
+    objective = AnswerObjective(engine, batches, ranks, retention if retention and retention.measures else None)
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
     for step in range(first_step, batches.total_steps):
@@ -113,13 +120,14 @@ def train_task(
         if schedule and schedule.compacts(step):
             compact_branches(model)
         penalty = attached.begin_step(step)
-        sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # loss, live gates
-        for loss, share in objective.passes(step):
-            sums[0] += loss.detach().double()
-            engine.backward(loss * share)
+        sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, divergences, live gates
+        for loss, parts in objective.passes(step):
+            sums[:3] += parts.double()
+            engine.backward(loss)
             engine.step()
-        sums[1] = optimizer.live_gates / (1 if partitioned else ranks.size)
+        sums[3] = optimizer.live_gates / (1 if partitioned else ranks.size)
         dist.all_reduce(sums)
+        divergences = retention.means(step, sums[1:3].tolist()) if retention else [None, None]
         mean_loss = objective.mean(step, float(sums[0]))
         grad_norm = float(engine.get_global_grad_norm())
         _check_step(batches.task, step, mean_loss, grad_norm, model.dtype)
@@ -128,12 +136,17 @@ def train_task(
             loss=mean_loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
-            live_rank=(float(sums[1]) if schedule else sum(initial_ranks)) / len(initial_ranks),
+            live_rank=(float(sums[3]) if schedule else sum(initial_ranks)) / len(initial_ranks),
             grad_norm=grad_norm,
             tokens=batches.tokens(step),
             penalty=penalty,
             seconds=time.perf_counter() - began,
+            kl_prompts=divergences[0],
+            kl_own_text=divergences[1],
+            retention_factor=retention.factor if retention else None,
         )
+        if retention:
+            retention.update(divergences)
         if validation and validation.is_due(step + 1, batches.total_steps):
             found = validation.measure(step + 1, attached.passes, batches.micro_batch_size, ranks)
             report = dataclasses.replace(report, validation=found)
@@ -141,7 +154,7 @@ def train_task(
                 state = read_state(model, engine, optimizer, ranks)
                 validation.best = {name: state[name] for name, _, _ in trainable(model) if state}
         reports.append(report)
-        on_step(report, lambda: read_state(model, engine, optimizer, ranks) | _best(validation))
+        on_step(report, lambda: _state(model, engine, optimizer, ranks, validation, retention))
     attached.end_training(batches.own)
     engine.destroy()
     unpartition_branches(model)
@@ -151,9 +164,20 @@ def train_task(
     return reports
 
 
-def _best(validation: Validation | None) -> dict[str, torch.Tensor]:
-    """What a checkpoint keeps of the best step."""
-    return {BEST + name: tensor for name, tensor in validation.best.items()} if validation else {}
+def _state(
+    model: PreTrainedModel,
+    engine: Any,
+    optimizer: Proximal,
+    ranks: Ranks,
+    validation: Validation | None,
+    retention: Retention | None,
+) -> dict[str, torch.Tensor]:
+    """What a checkpoint in the middle of a task holds, on rank 0: `read_state`, the best step, retention."""
+    state = read_state(model, engine, optimizer, ranks)
+    if not state:
+        return {}
+    best = {BEST + name: tensor for name, tensor in validation.best.items()} if validation else {}
+    return state | best | (retention.state() if retention else {})
 
 
 def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:

@@ -29,8 +29,8 @@ class MIGU(Method):
     """From the second task on, the rows of B whose outputs have the least magnitude get no gradient, and stay zero.
 
     Magnitudes are means of |y| over the tokens of the task's rows on the model as the task finds it, so that all ranks
-    and steps agree; the paper takes them, normalised, in each forward pass. The released path for LoRA cannot run. Kept:
-    "begun", once there is an earlier task.
+    and steps agree; the paper takes them, normalised, in each forward pass. The released path for LoRA cannot run.
+    Kept: "begun", once there is an earlier task.
     """
 
     name = "migu"

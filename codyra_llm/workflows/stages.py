@@ -31,6 +31,7 @@ from codyra_llm.results.schema import TaskLosses, TaskRanks, ValidationLoss
 from codyra_llm.workflows.divergence import measure_divergence
 from codyra_llm.workflows.evaluate import record_scores, score_tasks
 from codyra_llm.workflows.general_ability import base_identity, score_general
+from codyra_llm.workflows.retention import prepare_retention, protect
 from codyra_llm.workflows.run_state import RunState
 
 LOG = logging.getLogger(__name__)
@@ -41,9 +42,11 @@ def train(run: RunState, stage: Stage) -> None:
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
     measure_before(run.method, run.model, run.method.adapter, batches, run.config.evaluate.gather, run.session.ranks)
+    retention, protected = prepare_retention(run, batches)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
+    protect(run.model, protected, run.config.method)
     run.results.trainable_parameters = trainable_count(run.model)
-    run.results.relative_cost = run.method.relative_cost
+    run.results.relative_cost = run.method.relative_cost + (retention.added_cost if retention else 0)
     resumed, run.resumed = run.resumed, None
     if not resumed:
         run.results.losses.append(TaskLosses(stage.task))
@@ -79,6 +82,7 @@ def train(run: RunState, stage: Stage) -> None:
         resumed,
         run.method,
         validation,
+        retention,
     )
     progress.close()
     if validation:

@@ -1,0 +1,157 @@
+"""Retention: the loss also keeps a model at what it was before the task, where that is known without earlier data.
+
+What a task may do to the model is measured where the task has nothing to teach: at the prompt tokens of its own rows,
+and on text that the model has written itself before the task. There, KL(before || now) over the whole vocabulary is
+added to the loss; `before` is the model without its branches, so that nothing is held twice.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from codyra_llm.config import RetentionConfig
+from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
+from codyra_llm.example import Example
+
+PROMPT, OWN_TEXT = KINDS = 1, 2  # of positions, in `MicroBatch.kinds`; 0: none of them
+STATE = "retention."  # before the names of what a checkpoint holds
+RATE = 0.1  # of the dual ascent, in each step
+FACTORS = (1e-2, 1e3)  # that the weights are multiplied by to meet a budget, at least and at most
+
+
+@dataclass
+class Retention:
+    """The retention of one task.
+
+    Attributes:
+        texts: ids of each text that the model has written before the task.
+        batches: the task's. factor: what both weights are multiplied by to meet `config.budget`.
+    """
+
+    config: RetentionConfig
+    texts: Sequence[Sequence[int]]
+    batches: GlobalBatches
+    factor: float = 1.0
+    _drawn: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is a divergence to add; directions can be protected without."""
+        return bool(self.config.prompts or self.config.own_text)
+
+    def texts_of(self, step: int) -> list[int]:
+        """The numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
+        if not self.config.own_text:
+            return []
+        count = min(self.config.texts_per_step, len(self.texts))
+        seed = f"{self.batches.seed}/{self.batches.task}/texts/{step}"
+        return random.Random(seed).sample(range(len(self.texts)), count)
+
+    def positions(self, step: int) -> tuple[int, int]:
+        """(prompt tokens, tokens of own text) that are predicted in a step, over all ranks."""
+        prompts = sum(len(self.batches.examples[row].prompt) - 1 for row in self.batches.rows_of(step))
+        texts = sum(len(self.texts[number]) - 1 for number in self.texts_of(step))
+        return prompts, texts
+
+    def with_kinds(self, batch: MicroBatch, step: int, number: int, rank: int) -> MicroBatch:
+        """A step's pass with its share of the texts as further rows, and the kind of each position."""
+        examples = [self.batches.examples[row] for row in batch.numbers]
+        passes = self.batches.accumulation * self.batches.world_size
+        place = number * self.batches.world_size + rank
+        texts = [self.texts[text] for text in self.texts_of(step)[place::passes]]
+        return _with_texts(_with_prompts(batch, examples), texts, self.batches.pad_token_id)
+
+    @property
+    def added_cost(self) -> float:
+        """FLOPs that it adds to an optimizer step, in those of fixed-rank LoRA; the head's are left out.
+
+        A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass.
+        """
+        if not self.measures:
+            return 0.0
+        steps = range(self.batches.total_steps)
+        rows = sum(map(self.batches.tokens, steps))
+        texts = sum(len(self.texts[number]) for step in steps for number in self.texts_of(step))
+        return 0.5 + 1.5 * texts / rows
+
+    def weights(self, step: int) -> tuple[float, float]:
+        """What the sum of the divergence over a step's prompt tokens, and over its own text, is multiplied by."""
+        of_kinds = zip((self.config.prompts, self.config.own_text), self.positions(step), strict=True)
+        prompts, texts = (self.factor * weight / max(1, count) for weight, count in of_kinds)
+        return prompts, texts
+
+    def means(self, step: int, sums: Sequence[float]) -> list[float | None]:
+        """The mean divergence of each kind, nats a token, from the sums over all ranks; None where none is measured."""
+        weighted = (self.config.prompts, self.config.own_text)
+        of_kinds = zip(weighted, sums, self.positions(step), strict=True)
+        return [total / count if weight and count else None for weight, total, count in of_kinds]
+
+    def update(self, means: Sequence[float | None]) -> None:
+        """Dual ascent on the factor: it rises while the larger of the divergences exceeds the budget, else it falls."""
+        measured = [mean for mean in means if mean is not None]
+        if self.config.budget is None or not measured:
+            return
+        excess = max(-1.0, min(1.0, max(measured) / self.config.budget - 1))
+        low, high = FACTORS
+        self.factor = min(high, max(low, self.factor * math.exp(RATE * excess)))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint in the middle of the task holds of it."""
+        return texts_state(self.texts) | {f"{STATE}factor": torch.tensor(self.factor, dtype=torch.float64)}
+
+
+def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Texts as tensors: ids end to end, and lengths."""
+    ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64)
+    return {f"{STATE}ids": ids, f"{STATE}lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64)}
+
+
+def texts_of_state(state: dict[str, torch.Tensor]) -> list[list[int]]:
+    """The texts that `texts_state` has made tensors of."""
+    return [part.tolist() for part in state[f"{STATE}ids"].split(state[f"{STATE}lengths"].tolist())]
+
+
+def _with_prompts(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
+    kinds = torch.zeros(batch.input_ids.shape, dtype=torch.int8)
+    at = 0
+    for row, example in enumerate(examples):
+        line, begin = (row, 0) if batch.position_ids is None else (0, at)
+        kinds[line, begin : begin + len(example.prompt) - 1] = PROMPT  # the last one predicts the answer
+        at += len(example)
+    return replace(batch, kinds=kinds)
+
+
+def _with_texts(batch: MicroBatch, texts: Sequence[Sequence[int]], pad_token_id: int) -> MicroBatch:
+    """A batch with texts as further rows or, of a packed one, at its end."""
+    assert batch.kinds is not None
+    ids, labels, kinds, positions = batch.input_ids, batch.labels, batch.kinds, batch.position_ids
+    if not texts:
+        return batch
+    if positions is not None:
+        flat = torch.tensor([token for text in texts for token in text])[None]
+        own = torch.cat([_kinds_of_text(len(text)) for text in texts])[None]
+        return replace(
+            batch,
+            input_ids=torch.cat([ids, flat], dim=1),
+            labels=torch.cat([labels, torch.full_like(flat, IGNORED)], dim=1),
+            position_ids=torch.cat([positions, *(torch.arange(len(text))[None] for text in texts)], dim=1),
+            kinds=torch.cat([kinds, own], dim=1),
+        )
+    rows, width = len(ids), max(ids.shape[1], *map(len, texts))
+    wide = [torch.full((rows + len(texts), width), fill, dtype=part.dtype)
+            for part, fill in ((ids, pad_token_id), (labels, IGNORED), (kinds, 0))]  # fmt: skip
+    for whole, part in zip(wide, (ids, labels, kinds), strict=True):
+        whole[:rows, : ids.shape[1]] = part
+    for row, text in enumerate(texts, rows):
+        wide[0][row, : len(text)] = torch.tensor(text)
+        wide[2][row, : len(text)] = _kinds_of_text(len(text))
+    return replace(batch, input_ids=wide[0], labels=wide[1], kinds=wide[2])
+
+
+def _kinds_of_text(length: int) -> torch.Tensor:
+    kinds = torch.full((length,), OWN_TEXT, dtype=torch.int8)
+    kinds[-1] = 0  # what follows the last token is not known
+    return kinds

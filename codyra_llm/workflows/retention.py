@@ -1,0 +1,86 @@
+"""What retention needs before a task: text that the model writes itself, and the directions that this text uses."""
+
+import logging
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.injection import find_targets
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.passes import ModelPasses
+from codyra_llm.engine.retention import STATE, Retention, texts_of_state
+from codyra_llm.engine.zero import gathered_for_inference
+from codyra_llm.errors import UserError
+from codyra_llm.example import Example
+from codyra_llm.generation.sample import sample_texts
+from codyra_llm.workflows.run_state import RunState
+
+LOG = logging.getLogger(__name__)
+
+
+def prepare_retention(run: RunState, batches: GlobalBatches) -> tuple[Retention | None, dict[str, torch.Tensor]]:
+    """The retention of a task, None where it is off, and the input directions [in_features, count] to protect.
+
+    The model has no branches yet. A task that is resumed has its texts, and the factor of its weights, from the
+    checkpoint.
+    """
+    config, session, model = run.config.retention, run.session, run.model
+    if not (config.prompts or config.own_text or config.protected):
+        return None, {}
+    known = run.resumed.tensors if run.resumed else {}
+    state = {name: known.pop(name) for name in list(known) if name.startswith(STATE)}
+    texts, protected = texts_of_state(state) if state else [], {}
+    if config.own_text or config.protected:
+        with gathered_for_inference(model.eval(), run.config.evaluate.gather, session.ranks) as synced:
+            if not texts:
+                how = (config.texts, config.text_length, f"{run.config.seed}/{batches.task}", session.ranks, synced)
+                texts = sample_texts(model, run.plan.source.tokenizer, *how)
+                LOG.info(f"the model wrote {len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} tokens")
+            if config.protected:
+                projections = {name: model.get_submodule(name) for name in find_targets(model, run.method.adapter)}
+                passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, session.ranks)
+                moments = passes.input_moments([Example(text[:1], text[1:]) for text in texts])
+                protected = leading_directions(moments, config.protected)
+    retention = Retention(config, texts, batches)
+    if state:
+        retention.factor = float(state[f"{STATE}factor"])
+    return retention, protected
+
+
+def leading_directions(moments: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """The share of the eigenvectors [in_features, count] of each second moment with the largest eigenvalues.
+
+    Projections that share a moment share them.
+    """
+    of_input: dict[int, torch.Tensor] = {}
+    for moment in moments.values():
+        if id(moment) not in of_input:
+            _, vectors = torch.linalg.eigh(moment.double())
+            of_input[id(moment)] = vectors.flip(1)[:, : round(share * len(moment))].to(moment).contiguous()
+    return {name: of_input[id(moment)] for name, moment in moments.items()}
+
+
+@torch.no_grad()
+def protect(model: nn.Module, directions: dict[str, torch.Tensor], method: str) -> None:
+    """Lets branches not read some input directions; rows of A that train keep their norms.
+
+    Raises:
+        UserError: a branch does not start at zero, so that it would no longer be what it continues.
+    """
+    for name, layer in gated_layers(model):
+        if not directions:
+            return
+        if layer.B.any():
+            raise UserError(
+                f"retention.protected: method {method} continues a branch, which reads directions that are to be "
+                "protected; set it to 0, or use a method whose branches start at zero"
+            )
+        blocked = directions[name].to(layer.A)
+        if layer.blocked_inputs is not None:
+            blocked = torch.linalg.qr(torch.cat([layer.blocked_inputs, blocked], dim=1))[0]
+        layer.blocked_inputs = blocked
+        if layer.A.requires_grad:
+            free = layer.A - (layer.A @ blocked) @ blocked.T
+            layer.A.copy_(free * (layer.A.norm(dim=1) / free.norm(dim=1).clamp(min=1e-12))[:, None])
