@@ -134,19 +134,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RetentionConfig:
-    """What keeps a model at itself while it learns a task: KL(before || now) where the task has nothing to teach."""
+    """What keeps a model at itself while it learns a task: KL(before || now), where no earlier data is needed."""
 
     prompts: float = option(
         0.0,
         "weight of the divergence at the prompt tokens of the task's rows, nats a token; 0: none",
         within=AT_LEAST_ZERO,
     )
+    answers: float = option(
+        0.0, "weight of it at the tokens of the true answers, which the task does change; 0: none", within=AT_LEAST_ZERO
+    )
     own_text: float = option(
         0.0, "weight of it on text that the model has written itself before the task; 0: none", within=AT_LEAST_ZERO
     )
     budget: float | None = option(
         None,
-        "nats a token by which a task may change the model there: both weights are multiplied by a factor that rises "
+        "nats a token by which a task may change the model there: the weights are multiplied by a factor that rises "
         "while it is exceeded and falls else; empty: they stay as they are",
         within=ABOVE_ZERO,
     )
@@ -162,8 +165,8 @@ class RetentionConfig:
 
     def check(self) -> None:
         """Raises ValueError where settings cannot be meant together."""
-        if self.budget is not None and not (self.prompts or self.own_text):
-            raise ValueError("retention.budget needs retention.prompts or retention.own_text above 0")
+        if self.budget is not None and not (self.prompts or self.answers or self.own_text):
+            raise ValueError("retention.budget needs retention.prompts, answers or own_text above 0")
 
 
 @dataclass(frozen=True)

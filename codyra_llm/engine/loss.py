@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -43,8 +45,8 @@ class AnswerLoss(nn.Module):
         """The loss of a batch, whose parts are as a MicroBatch has them, in nats, fp32.
 
         Returns:
-            A scalar; with `kinds`, [3]: the same, and the sums over its positions of each kind of KL(before || now),
-            where `before` is the model without its branches.
+            A scalar; with `kinds`, [1 + KINDS]: the same, and the sum of KL(before || now) over its positions of each
+            kind, where `before` is the model without its branches.
         """
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -86,7 +88,7 @@ class AnswerObjective:
         self.engine, self.batches, self.ranks, self.retention = engine, batches, ranks, retention
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(what to call backward on, a scalar; sums of the loss and of the divergences, [3], detached) of each pass.
+        """(what to call backward on, a scalar; sums of loss and divergences, [1 + KINDS], detached) of each pass.
 
         DeepSpeed averages gradients over ranks and micro batches; the objective is a sum over both, divided by the
         number of tokens of all ranks.
@@ -107,7 +109,7 @@ class AnswerObjective:
             if self.retention:
                 yield (found * shares).sum(), found.detach()
             else:
-                yield found * share, functional.pad(found.detach()[None], (0, 2))
+                yield found * share, functional.pad(found.detach()[None], (0, len(KINDS)))
 
     def mean(self, step: int, summed: float) -> float:
         """The value of a step, in nats, from the sum of its passes' losses over all ranks."""
@@ -169,8 +171,19 @@ def _in_chunks(model: PreTrainedModel, loss: Callable[..., torch.Tensor], *parts
     first = parts[0]
     assert first is not None
     tokens = logits_at_once(model)
-    if len(first) <= tokens:
+    count = _same_on_all_ranks(model, max(1, -(-len(first) // tokens)))
+    if count == 1:
         return loss(*parts)
-    none = [None] * -(-len(first) // tokens)
-    chunks = zip(*(none if part is None else part.split(tokens) for part in parts), strict=True)
+    bounds = [(at * tokens, (at + 1) * tokens) for at in range(count)]
+    chunks = [[None if part is None else part[begin:end] for part in parts] for begin, end in bounds]
     return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def _same_on_all_ranks(model: PreTrainedModel, count: int) -> int:
+    """The largest count of any rank where the head is partitioned: each call gathers it from all of them."""
+    weight = model.get_output_embeddings().weight
+    if not is_zero_param(weight):
+        return count
+    largest = torch.tensor(count, device=weight.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)

@@ -1,22 +1,24 @@
 """Retention: the loss also keeps a model at what it was before the task, where that is known without earlier data.
 
-What a task may do to the model is measured where the task has nothing to teach: at the prompt tokens of its own rows,
-and on text that the model has written itself before the task. There, KL(before || now) over the whole vocabulary is
-added to the loss; `before` is the model without its branches, so that nothing is held twice.
+What a task does to the model is measured where the task has nothing to teach, at the prompt tokens of its own rows and
+on text that the model has written itself before the task; and where it has, at its answers. KL(before || now) over the
+whole vocabulary is added to the loss there; `before` is the model without its branches, so nothing is held twice.
 """
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional
 
 from codyra_llm.config import RetentionConfig
 from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
 from codyra_llm.example import Example
 
-PROMPT, OWN_TEXT = KINDS = 1, 2  # of positions, in `MicroBatch.kinds`; 0: none of them
+PROMPT, ANSWER, OWN_TEXT = KINDS = 1, 2, 3  # of positions, in `MicroBatch.kinds`; 0: none of them
+NAMES = ("prompts", "answers", "own_text")  # of their weights
 STATE = "retention."  # before the names of what a checkpoint holds
 RATE = 0.1  # of the dual ascent, in each step
 FACTORS = (1e-2, 1e3)  # that the weights are multiplied by to meet a budget, at least and at most
@@ -28,19 +30,22 @@ class Retention:
 
     Attributes:
         texts: ids of each text that the model has written before the task.
-        batches: the task's. factor: what both weights are multiplied by to meet `config.budget`.
+        batches: the task's. factor: what the weights are multiplied by to meet `config.budget`.
     """
 
     config: RetentionConfig
     texts: Sequence[Sequence[int]]
     batches: GlobalBatches
     factor: float = 1.0
-    _drawn: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def _weights(self) -> list[float]:
+        return [getattr(self.config, name) for name in NAMES]
 
     @property
     def measures(self) -> bool:
         """Whether there is a divergence to add; directions can be protected without."""
-        return bool(self.config.prompts or self.config.own_text)
+        return any(self._weights)
 
     def texts_of(self, step: int) -> list[int]:
         """The numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
@@ -50,11 +55,12 @@ class Retention:
         seed = f"{self.batches.seed}/{self.batches.task}/texts/{step}"
         return random.Random(seed).sample(range(len(self.texts)), count)
 
-    def positions(self, step: int) -> tuple[int, int]:
-        """(prompt tokens, tokens of own text) that are predicted in a step, over all ranks."""
-        prompts = sum(len(self.batches.examples[row].prompt) - 1 for row in self.batches.rows_of(step))
+    def positions(self, step: int) -> list[int]:
+        """How many positions of each kind a step has, over all ranks."""
+        examples = [self.batches.examples[row] for row in self.batches.rows_of(step)]
+        prompts = sum(len(example.prompt) - 1 for example in examples)
         texts = sum(len(self.texts[number]) - 1 for number in self.texts_of(step))
-        return prompts, texts
+        return [prompts, sum(example.learned for example in examples), texts]
 
     def with_kinds(self, batch: MicroBatch, step: int, number: int, rank: int) -> MicroBatch:
         """A step's pass with its share of the texts as further rows, and the kind of each position."""
@@ -62,7 +68,7 @@ class Retention:
         passes = self.batches.accumulation * self.batches.world_size
         place = number * self.batches.world_size + rank
         texts = [self.texts[text] for text in self.texts_of(step)[place::passes]]
-        return _with_texts(_with_prompts(batch, examples), texts, self.batches.pad_token_id)
+        return _with_texts(_with_rows(batch, examples), texts, self.batches.pad_token_id)
 
     @property
     def added_cost(self) -> float:
@@ -77,24 +83,21 @@ class Retention:
         texts = sum(len(self.texts[number]) for step in steps for number in self.texts_of(step))
         return 0.5 + 1.5 * texts / rows
 
-    def weights(self, step: int) -> tuple[float, float]:
-        """What the sum of the divergence over a step's prompt tokens, and over its own text, is multiplied by."""
-        of_kinds = zip((self.config.prompts, self.config.own_text), self.positions(step), strict=True)
-        prompts, texts = (self.factor * weight / max(1, count) for weight, count in of_kinds)
-        return prompts, texts
+    def weights(self, step: int) -> list[float]:
+        """What the sum of the divergence over a step's positions is multiplied by, of each kind."""
+        of_kinds = zip(self._weights, self.positions(step), strict=True)
+        return [self.factor * weight / max(1, count) for weight, count in of_kinds]
 
-    def means(self, step: int, sums: Sequence[float]) -> list[float | None]:
-        """The mean divergence of each kind, nats a token, from the sums over all ranks; None where none is measured."""
-        weighted = (self.config.prompts, self.config.own_text)
-        of_kinds = zip(weighted, sums, self.positions(step), strict=True)
-        return [total / count if weight and count else None for weight, total, count in of_kinds]
+    def means(self, step: int, sums: Sequence[float]) -> dict[str, float]:
+        """The mean divergence of each kind with a weight, nats a token, from the sums over all ranks."""
+        of_kinds = zip(NAMES, self._weights, sums, self.positions(step), strict=True)
+        return {name: total / count for name, weight, total, count in of_kinds if weight and count}
 
-    def update(self, means: Sequence[float | None]) -> None:
-        """Dual ascent on the factor: it rises while the larger of the divergences exceeds the budget, else it falls."""
-        measured = [mean for mean in means if mean is not None]
-        if self.config.budget is None or not measured:
+    def update(self, means: Mapping[str, float]) -> None:
+        """Dual ascent on the factor: it rises while the largest divergence exceeds the budget, else it falls."""
+        if self.config.budget is None or not means:
             return
-        excess = max(-1.0, min(1.0, max(measured) / self.config.budget - 1))
+        excess = max(-1.0, min(1.0, max(means.values()) / self.config.budget - 1))
         low, high = FACTORS
         self.factor = min(high, max(low, self.factor * math.exp(RATE * excess)))
 
@@ -114,8 +117,9 @@ def texts_of_state(state: dict[str, torch.Tensor]) -> list[list[int]]:
     return [part.tolist() for part in state[f"{STATE}ids"].split(state[f"{STATE}lengths"].tolist())]
 
 
-def _with_prompts(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
-    kinds = torch.zeros(batch.input_ids.shape, dtype=torch.int8)
+def _with_rows(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
+    """A batch with the kinds of its own positions; that which predicts a token has the token's kind."""
+    kinds = functional.pad((batch.labels[:, 1:] != IGNORED).to(torch.int8) * ANSWER, (0, 1))
     at = 0
     for row, example in enumerate(examples):
         line, begin = (row, 0) if batch.position_ids is None else (0, at)

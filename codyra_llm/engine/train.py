@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
@@ -23,7 +23,7 @@ from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
-from codyra_llm.engine.retention import Retention
+from codyra_llm.engine.retention import KINDS, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
@@ -37,8 +37,8 @@ class StepReport:
 
     `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out;
     `penalty` is the value of the method's term on the branches, which is not part of `loss`; `validation` is the loss
-    on the validation rows where it was measured after the step; `kl_prompts` and `kl_own_text` are the divergences of
-    retention, nats a token, and `retention_factor` what their weights were multiplied by.
+    on the validation rows where it was measured after the step; `divergences` are those of retention, by kind, in
+    nats a token, and `retention_factor` is what their weights were multiplied by.
     """
 
     step: int
@@ -51,8 +51,7 @@ class StepReport:
     penalty: float
     seconds: float
     validation: float | None = None
-    kl_prompts: float | None = None
-    kl_own_text: float | None = None
+    divergences: Mapping[str, float] = field(default_factory=dict)
     retention_factor: float | None = None
 
 
@@ -120,14 +119,14 @@ def train_task(
         if schedule and schedule.compacts(step):
             compact_branches(model)
         penalty = attached.begin_step(step)
-        sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, divergences, live gates
+        sums = torch.zeros(2 + len(KINDS), dtype=torch.float64, device=ranks.device)  # loss, divergences, live gates
         for loss, parts in objective.passes(step):
-            sums[:3] += parts.double()
+            sums[:-1] += parts.double()
             engine.backward(loss)
             engine.step()
-        sums[3] = optimizer.live_gates / (1 if partitioned else ranks.size)
+        sums[-1] = optimizer.live_gates / (1 if partitioned else ranks.size)
         dist.all_reduce(sums)
-        divergences = retention.means(step, sums[1:3].tolist()) if retention else [None, None]
+        divergences = retention.means(step, sums[1:-1].tolist()) if retention else {}
         mean_loss = objective.mean(step, float(sums[0]))
         grad_norm = float(engine.get_global_grad_norm())
         _check_step(batches.task, step, mean_loss, grad_norm, model.dtype)
@@ -136,13 +135,12 @@ def train_task(
             loss=mean_loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
-            live_rank=(float(sums[3]) if schedule else sum(initial_ranks)) / len(initial_ranks),
+            live_rank=(float(sums[-1]) if schedule else sum(initial_ranks)) / len(initial_ranks),
             grad_norm=grad_norm,
             tokens=batches.tokens(step),
             penalty=penalty,
             seconds=time.perf_counter() - began,
-            kl_prompts=divergences[0],
-            kl_own_text=divergences[1],
+            divergences=divergences,
             retention_factor=retention.factor if retention else None,
         )
         if retention:

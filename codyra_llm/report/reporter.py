@@ -59,9 +59,10 @@ class Reporter:
         """One optimizer step."""
         speed = report.tokens / report.seconds
         self.validation = report.validation or self.validation
-        retention = {name: getattr(report, name) for name in ("kl_prompts", "kl_own_text", "retention_factor")}
-        of_retention = {f"retention/{name}": value for name, value in retention.items()}
-        self._curves("step", global_step, {"validation/loss": report.validation, **of_retention})
+        retention: dict[str, float | None] = {f"retention/{k}": value for k, value in report.divergences.items()}
+        if retention:
+            retention["retention/factor"] = report.retention_factor
+        self._curves("step", global_step, {"validation/loss": report.validation, **retention})
         validation = "" if self.validation is None else f", validation {self.validation:.3f}"
         progress.set_postfix_str(
             f"loss {report.loss:.3f}{validation}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, "

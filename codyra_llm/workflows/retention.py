@@ -4,43 +4,56 @@ import logging
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
 from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.config import RunConfig
 from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.retention import STATE, Retention, texts_of_state
+from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
-from codyra_llm.workflows.run_state import RunState
 
 LOG = logging.getLogger(__name__)
 
 
-def prepare_retention(run: RunState, batches: GlobalBatches) -> tuple[Retention | None, dict[str, torch.Tensor]]:
+def prepare_retention(
+    run: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: CoDyRAConfig,
+    batches: GlobalBatches,
+    ranks: Ranks,
+    resumed: TaskState | None = None,
+) -> tuple[Retention | None, dict[str, torch.Tensor]]:
     """The retention of a task, None where it is off, and the input directions [in_features, count] to protect.
 
-    The model has no branches yet. A task that is resumed has its texts, and the factor of its weights, from the
-    checkpoint.
+    Args:
+        model: as the task finds it, without branches. adapter: says which projections will have one.
+        resumed: a task that was interrupted; its texts, and the factor of its weights, are taken out of it.
     """
-    config, session, model = run.config.retention, run.session, run.model
+    config = run.retention
     if not (config.prompts or config.own_text or config.protected):
         return None, {}
-    known = run.resumed.tensors if run.resumed else {}
+    known = resumed.tensors if resumed else {}
     state = {name: known.pop(name) for name in list(known) if name.startswith(STATE)}
     texts, protected = texts_of_state(state) if state else [], {}
     if config.own_text or config.protected:
-        with gathered_for_inference(model.eval(), run.config.evaluate.gather, session.ranks) as synced:
+        with gathered_for_inference(model.eval(), run.evaluate.gather, ranks) as synced:
             if not texts:
-                how = (config.texts, config.text_length, f"{run.config.seed}/{batches.task}", session.ranks, synced)
-                texts = sample_texts(model, run.plan.source.tokenizer, *how)
+                how = (config.texts, config.text_length, f"{run.seed}/{batches.task}", ranks, synced)
+                texts = sample_texts(model, tokenizer, *how)
                 LOG.info(f"the model wrote {len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} tokens")
             if config.protected:
-                projections = {name: model.get_submodule(name) for name in find_targets(model, run.method.adapter)}
-                passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, session.ranks)
+                projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
+                passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
                 moments = passes.input_moments([Example(text[:1], text[1:]) for text in texts])
                 protected = leading_directions(moments, config.protected)
     retention = Retention(config, texts, batches)

@@ -42,7 +42,8 @@ def train(run: RunState, stage: Stage) -> None:
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
     measure_before(run.method, run.model, run.method.adapter, batches, run.config.evaluate.gather, run.session.ranks)
-    retention, protected = prepare_retention(run, batches)
+    how = (run.method.adapter, batches, run.session.ranks, run.resumed)
+    retention, protected = prepare_retention(run.config, run.model, run.plan.source.tokenizer, *how)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
     protect(run.model, protected, run.config.method)
     run.results.trainable_parameters = trainable_count(run.model)

@@ -18,8 +18,10 @@ from codyra_llm.engine.zero import add_delta, gathered_for_inference, load_base,
 from codyra_llm.evaluation.evaluate import evaluate_tasks
 from codyra_llm.generation.generate import answer_questions
 from codyra_llm.methods import METHODS
+from codyra_llm.models import head
 from codyra_llm.models.load import original_weights
 from codyra_llm.planning.run_plan import plan_run
+from codyra_llm.workflows.retention import prepare_retention, protect
 from tests.conftest import REPOSITORY
 from tests.distributed.extra_methods import register
 from tests.distributed.forked import fork_ranks
@@ -58,6 +60,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         },
     )
     world = start()
+    head.LOGITS_BYTES = way.get("logits_bytes", head.LOGITS_BYTES)
     plan = plan_run(config, world)
     model, original = load_base(plan.source, config, plan.deepspeed_json, world, print), original_weights(plan.source)
     if way["checkpointing"]:
@@ -66,13 +69,18 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     method = METHODS[config.method](config)
     merged: dict[str, list[Any]] = {}  # the updates so far
     result: dict[str, Any] = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
+    result["divergence"] = []
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
         measure_before(method, model, method.adapter, batches, "auto", world)
+        how = (plan.source.tokenizer, method.adapter, batches, world)
+        retention, protected = prepare_retention(config, model, *how)
         ready = method.prepare(model, task.name, batches.total_steps)
+        protect(model, protected, config.method)
         ways = (batches, config.train, plan.deepspeed_json, world)
-        steps = train_task(model, ready.optimizer, ready.schedule, *ways, hooks=method)
+        steps = train_task(model, ready.optimizer, ready.schedule, *ways, hooks=method, retention=retention)
         result["losses"] += [step.loss for step in steps]
         result["penalty"] += [step.penalty for step in steps]
+        result["divergence"] += [{**step.divergences, "factor": step.retention_factor} for step in steps]
         result["live_rank"] += [step.live_rank for step in steps]
         result["gates"].append(torch.cat([layer.gate.detach() for _, layer in gated_layers(model)]))
         report, updates = method.finish(model)

@@ -18,6 +18,14 @@ from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "codyra": {
+        "retention.prompts": 1.0,
+        "retention.own_text": 5.0,
+        "retention.budget": 0.01,
+        "retention.protected": 0.25,
+        "retention.texts": 6,
+        "retention.text_length": 12,
+    },
     "seqlora": {},
     "replay": {"replay.fraction": 0.2},
     "ewc": {"ewc.strength": 100.0, "ewc.rows": 8},

@@ -1,0 +1,62 @@
+"""Retention is the same at every ZeRO stage, on one rank or more, packed or padded, in chunks of any size."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.forked import run_forked
+from tests.distributed.test_methods import job
+
+RETENTION = {
+    "retention.prompts": 0.7,
+    "retention.answers": 0.3,
+    "retention.own_text": 3.0,
+    "retention.budget": 0.0005,
+    "retention.protected": 0.25,
+    "retention.texts": 5,
+    "retention.text_length": 14,
+    "retention.texts_per_step": 3,
+}
+CHUNKED = {"logits_bytes": 4 * 768 * 3}  # three tokens at once: ranks call the head differently often
+JOBS: dict[str, dict[str, Any]] = {
+    "one": job("codyra", **RETENTION),
+    "off": job("codyra"),
+    "packed": job("codyra", **RETENTION, **{"data.packing": "pack"}),
+    "chunked": job("codyra", **RETENTION) | CHUNKED,
+    **{f"{zero}-2": job("codyra", zero, 2, **RETENTION) for zero in ("zero0", "zero1", "zero2", "zero3")},
+    "zero3-3": job("codyra", "zero3", 3, **RETENTION),
+    "zero3-2-chunked": job("codyra", "zero3", 2, **RETENTION) | CHUNKED,
+    "off-zero3-2-chunked": job("codyra", "zero3", 2) | CHUNKED,
+    "seqlora": job("seqlora", **{**RETENTION, "retention.protected": 0.0}),
+    "seqlora-zero2": job("seqlora", "zero2", 2, **{**RETENTION, "retention.protected": 0.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("retention")
+    sent = [{"way": way, "model": str(tiny_folder), "output": str(folder / name)} for name, way in JOBS.items()]
+    for name, statuses in zip(JOBS, run_forked("tests.distributed.worker", sent), strict=True):
+        assert not any(statuses), Path(f"{folder / name}.log").read_text()[-4000:]
+    return {name: torch.load(folder / name) for name in JOBS}
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name not in ("one", "off", "seqlora")])
+def test_it_is_the_same_however_it_runs(results: dict[str, dict[str, Any]], name: str) -> None:
+    one, other = results[name.partition("-")[0] if name.startswith(("seqlora", "off")) else "one"], results[name]
+    assert other["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    for ours, theirs in zip(other["divergence"], one["divergence"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    for key, weight in one["weights"].items():
+        torch.testing.assert_close(other["weights"][key], weight, atol=2e-5, rtol=1e-4, msg=key)
+
+
+def test_it_starts_at_nothing_and_moves_the_factor(results: dict[str, dict[str, Any]]) -> None:
+    found = results["one"]["divergence"]
+    kinds = ("prompts", "answers", "own_text")
+    assert [found[0][kind] for kind in kinds] == pytest.approx([0] * 3, abs=1e-6), "the model is still what it was"
+    assert all(max(step[kind] for step in found) > 1e-5 for kind in kinds)
+    assert found[1]["factor"] < 1 < max(step["factor"] for step in found)
+    assert results["one"]["losses"][2:] != pytest.approx(results["off"]["losses"][2:], abs=1e-4)
