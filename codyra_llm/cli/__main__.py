@@ -17,6 +17,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "compare",
+    "probe",
     "judge",
     "chat",
     "push",

@@ -15,7 +15,7 @@ def plot_matrix(results: RunResults, path: Path) -> None:
     tasks = results.tasks
     scores = np.array([[np.nan if s is None else s for s in row] for row in results.matrix])
     rows = [stage.title for stage in results.stages]
-    figure, axes = _heatmap(scores, rows, tasks, vmin=0, vmax=100, label="score (0 to 100)", form="{:.0f}")
+    figure, axes = heatmap(scores, rows, tasks, vmin=0, vmax=100, label="score (0 to 100)", form="{:.0f}")
     for t in range(len(tasks)):
         axes.add_patch(_pyplot().Rectangle((t - 0.5, t + 0.5), 1, 1, fill=False, edgecolor="crimson", linewidth=1.5))
     axes.set_title(f"Scores, variant {results.config['evaluate']['scorer_variant']}")
@@ -27,7 +27,7 @@ def plot_ranks(results: RunResults, path: Path) -> None:
     kinds = list(results.ranks[0].by_projection)
     ranks = np.array([[of_task.by_projection[kind] for kind in kinds] for of_task in results.ranks])
     rows, initial = [of_task.task for of_task in results.ranks], results.ranks[0].initial
-    figure, axes = _heatmap(ranks, rows, kinds, vmin=0, vmax=initial, label=f"rank (of {initial})", form="{:.1f}")
+    figure, axes = heatmap(ranks, rows, kinds, vmin=0, vmax=initial, label=f"rank (of {initial})", form="{:.1f}")
     axes.set_title("Mean surviving rank")
     save_figure(figure, path)
 
@@ -61,9 +61,10 @@ def plot_general(results: RunResults, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _heatmap(
+def heatmap(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], vmin: float, vmax: float, label: str, form: str
 ) -> tuple[Any, Any]:
+    """A figure and its axes with values [rows, columns] as colors, each with its number."""
     figure, axes = _pyplot().subplots(figsize=(2.5 + 0.9 * len(columns), 1.8 + 0.45 * len(rows)))
     image = axes.imshow(values, vmin=vmin, vmax=vmax, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")

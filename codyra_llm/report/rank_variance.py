@@ -1,0 +1,43 @@
+"""What kept ranks differ by: the table of explained variance, and the picture over tasks, projections and layers."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from codyra_llm.adapter.injection import kind_of
+from codyra_llm.report.plots import heatmap, save_figure
+from codyra_llm.results.rank_variance import KeptRanks, Shares
+from codyra_llm.text import align
+
+SAID = {"task": "task", "projection": "projection", "both": "task x projection", "noise": "noise (between seeds)"}
+
+
+def shares_table(shares: Shares) -> str:
+    """The shares in percent."""
+    rows = [[said, f"{100 * getattr(shares, part):.0f} %"] for part, said in SAID.items()]
+    return align([["explained by", "variance of kept rank"], *rows])
+
+
+def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
+    """Mean kept rank of each task (rows) in each kind of projection and in each layer (columns)."""
+    groups = [*_members([kind_of(name) for name in kept.projections]).items()]
+    layers = [f"layer {found[0]}" for name in kept.projections if (found := re.findall(r"\d+", name))]
+    if len(layers) == len(kept.projections):
+        groups += _members(layers).items()
+    means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)
+    figure, axes = heatmap(
+        means, kept.tasks, [name for name, _ in groups], vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}"
+    )
+    axes.set_title(
+        f"Kept rank, mean over {len(kept.ranks)} seeds; {100 * shares.explained:.0f} % of its variance explained"
+    )
+    save_figure(figure, path)
+
+
+def _members(names: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name, []).append(number)
+    return found

@@ -1,0 +1,106 @@
+"""Is the rank learned? Which part of the variance of kept ranks tasks and projections explain, against noise."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codyra_llm.errors import UserError
+from codyra_llm.results.schema import read_results
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KeptRanks:
+    """The ranks that runs of one method, which differ in their seeds, kept: [runs, tasks, projections]."""
+
+    tasks: list[str]
+    projections: list[str]
+    ranks: Array
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the variance of kept rank; they sum to one, where there is any.
+
+    Attributes:
+        task: of the means of tasks. projection: of the means of projections. both: of what a projection keeps in a task
+            beside these. noise: between runs that differ in nothing but the seed.
+    """
+
+    task: float
+    projection: float
+    both: float
+    noise: float
+
+    @property
+    def explained(self) -> float:
+        """All but noise."""
+        return self.task + self.projection + self.both
+
+
+def read_ranks(runs: Sequence[Path]) -> KeptRanks:
+    """The kept ranks of finished runs of one configuration with several seeds.
+
+    Raises:
+        UserError: there are fewer than two, or they differ in their tasks or projections.
+    """
+    if len(runs) < 2:
+        raise UserError(f"{len(runs)} run: what a seed changes is seen in two at least; give their folders")
+    found: list[Array] = []
+    tasks: list[str] = []
+    names: list[str] = []
+    for run in runs:
+        of_run = _of_run(run)
+        own_tasks, own_names = list(of_run), list(next(iter(of_run.values()), {}))
+        tasks, names = tasks or own_tasks, names or own_names
+        if own_tasks != tasks or any(list(of_task) != names for of_task in of_run.values()):
+            raise UserError(
+                f"{run}: its tasks or projections are others than those of {runs[0]}; give runs of one order"
+            )
+        found.append(np.array([list(of_task.values()) for of_task in of_run.values()]))
+    return KeptRanks(tasks, names, np.stack(found))
+
+
+def _of_run(run: Path) -> dict[str, dict[str, float]]:
+    read_results(run)  # which says what is wrong with a folder that is no run's
+    path = run / "ranks.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [(row["task"], row["module"], float(row["rank"])) for row in csv.DictReader(stream)]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; restore the run's folder") from None
+    found: dict[str, dict[str, float]] = {}
+    for task, module, rank in rows:
+        found.setdefault(task, {})[module] = rank
+    return found
+
+
+def variance_shares(ranks: Array) -> Shares:
+    """Variance components of [runs, tasks, projections], of a two-way analysis with random effects.
+
+    Each is estimated from mean squares, so that what few runs leave of noise in a cell's mean does not count as
+    explained; an estimate below zero is zero.
+    """
+    runs, tasks, projections = ranks.shape
+    cells = ranks.mean(axis=0)
+    of_tasks, of_projections, mean = cells.mean(axis=1), cells.mean(axis=0), cells.mean()
+    noise = ((ranks - cells) ** 2).sum() / (tasks * projections * (runs - 1))
+    beside = cells - of_tasks[:, None] - of_projections + mean
+    both = runs * (beside**2).sum() / max(1, (tasks - 1) * (projections - 1))
+    by_task = runs * projections * ((of_tasks - mean) ** 2).sum() / max(1, tasks - 1)
+    by_projection = runs * tasks * ((of_projections - mean) ** 2).sum() / max(1, projections - 1)
+    components = np.array(
+        [
+            (by_task - both) / (runs * projections),
+            (by_projection - both) / (runs * tasks),
+            (both - noise) / runs,
+            noise,
+        ]
+    ).clip(min=0)
+    total = components.sum()
+    return Shares(*(float(part / total) if total else 0.0 for part in components))
