@@ -163,9 +163,14 @@ class RetentionConfig:
     text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
     texts_per_step: int = option(2, "texts of an optimizer step, over all ranks", within=AT_LEAST_ONE)
 
+    @property
+    def measures(self) -> bool:
+        """Whether there is a divergence to add to the loss."""
+        return bool(self.prompts or self.answers or self.own_text)
+
     def check(self) -> None:
         """Raises ValueError where settings cannot be meant together."""
-        if self.budget is not None and not (self.prompts or self.answers or self.own_text):
+        if self.budget is not None and not self.measures:
             raise ValueError("retention.budget needs retention.prompts, answers or own_text above 0")
 
 

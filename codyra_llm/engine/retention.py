@@ -42,11 +42,6 @@ class Retention:
     def _weights(self) -> list[float]:
         return [getattr(self.config, name) for name in NAMES]
 
-    @property
-    def measures(self) -> bool:
-        """Whether there is a divergence to add; directions can be protected without."""
-        return any(self._weights)
-
     def texts_of(self, step: int) -> list[int]:
         """The numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
         if not self.config.own_text:
@@ -76,7 +71,7 @@ class Retention:
 
         A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass.
         """
-        if not self.measures:
+        if not self.config.measures:
             return 0.0
         steps = range(self.batches.total_steps)
         rows = sum(map(self.batches.tokens, steps))

@@ -103,7 +103,7 @@ def train_task(
     engine = _engine(AnswerLoss(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
     attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
     engine.train()
-    objective = AnswerObjective(engine, batches, ranks, retention if retention and retention.measures else None)
+    objective = AnswerObjective(engine, batches, ranks, retention if retention and retention.config.measures else None)
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
     for step in range(first_step, batches.total_steps):

@@ -40,7 +40,7 @@ def prepare_retention(
         resumed: a task that was interrupted; its texts, and the factor of its weights, are taken out of it.
     """
     config = run.retention
-    if not (config.prompts or config.own_text or config.protected):
+    if not (config.measures or config.protected):
         return None, {}
     known = resumed.tensors if resumed else {}
     state = {name: known.pop(name) for name in list(known) if name.startswith(STATE)}

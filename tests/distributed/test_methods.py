@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ogd": {"ogd.rows": 3},
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 5},
+    "codyra_protected": {"codyra_protected.rows": 5},
     "osft_lora": {"osft_lora.keep": 0.25},
     "osft": {"train.learning_rate": 1e-3},
     "ewc_lora": {"ewc_lora.strength": 300.0, "ewc_lora.rows": 7},

@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ogd": {"ogd.rows": 4},
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 6},
+    "codyra_protected": {"codyra_protected.rows": 6},
     "osft_lora": {},
     "osft": {},
     "ewc_lora": {"ewc_lora.rows": 6},
