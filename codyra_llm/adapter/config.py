@@ -17,6 +17,7 @@ from codyra_llm.options import (
 ThresholdMode = Literal["importance", "budget", "reference"]
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYERS = ("all", "early", "middle", "late")
 DEFAULT_STRENGTH = {"importance": 0.5, "budget": 0.65, "reference": 0.005}
 
 # In `importance` mode a component's threshold is at most and at least this many times the common one.
@@ -35,6 +36,9 @@ class CoDyRAConfig:
         DEFAULT_TARGETS,
         "names of the projections that get a branch; auto: these where a model has all of them, else all-linear; "
         "all-linear: every linear layer of the decoder",
+    )
+    target_layers: tuple[str | int, ...] = option(
+        ("all",), "layers whose projections get a branch: all; early, middle or late (a third each); or numbers, from 0"
     )
     threshold_mode: ThresholdMode = option(
         "importance",
@@ -73,9 +77,12 @@ class CoDyRAConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        object.__setattr__(self, "target_layers", tuple(map(str, self.target_layers)))
         check_numbers(self)
         if not self.target_modules:
             raise ValueError("target_modules is empty; name at least one projection, for example q_proj")
+        if wrong := [each for each in self.target_layers if each not in LAYERS and not str(each).isdecimal()]:
+            raise ValueError(f"target_layers: {wrong[0]!r} is neither {', '.join(LAYERS)} nor the number of a layer")
         if self.compact_every and self.regrow:
             raise ValueError("compact_every leaves out components that may grow again; set regrow to false with it")
         if self.train_gates:

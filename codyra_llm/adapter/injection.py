@@ -17,7 +17,7 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # ki
 
 
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
-    """Names of the projections that `config.target_modules` means, in the model's order.
+    """Names of the projections that `target_modules` and `target_layers` of `config` mean, in the model's order.
 
     A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj); "all-linear"
     means all but the head, and "auto" the default ones where a model has all of these, else all-linear. In a model of
@@ -37,10 +37,34 @@ def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
         if not any(_matches(name, target) for name in found):
             known = ", ".join(sorted(set(map(kind_of, projections)))) or "none"
             raise ValueError(f'target_modules: "{target}" matches no projection of this model; it has {known}')
+    if "all" not in config.target_layers:
+        layers = {name: number_of_layer(name) for name in projections}
+        found = _in_layers(found, layers, list(map(str, config.target_layers)))
     users = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name in found:
         if users[id(projections[name].weight)] > 1:
             raise ValueError(f"target_modules: the weight of {name} is tied to another module's; leave {name} out")
+    return found
+
+
+def number_of_layer(name: str) -> int | None:
+    """That of a projection's layer, the first number in its name: 3 of model.layers.3.mlp.up_proj; None outside."""
+    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+    return numbers[0] if numbers else None
+
+
+def _in_layers(names: Sequence[str], layers: Mapping[str, int | None], wanted: Sequence[str]) -> list[str]:
+    count = 1 + max((number for number in layers.values() if number is not None), default=-1)
+    thirds = {"early": (0, count), "middle": (count, 2 * count), "late": (2 * count, 3 * count)}
+    meant = {int(each) for each in wanted if each not in thirds}
+    for each in thirds.keys() & set(wanted):
+        low, high = thirds[each]
+        meant |= {number for number in range(count) if low <= 3 * number < high}
+    found = [name for name in names if layers[name] in meant]
+    if missing := meant - set(range(count)):
+        raise ValueError(f"target_layers: there is no layer {min(missing)}; this model has layers 0 to {count - 1}")
+    if not found:
+        raise ValueError(f"target_layers: no target is in {', '.join(wanted)} of the {count} layers")
     return found
 
 

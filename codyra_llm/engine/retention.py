@@ -53,7 +53,7 @@ class Retention:
     def positions(self, step: int) -> list[int]:
         """How many positions of each kind a step has, over all ranks."""
         examples = [self.batches.examples[row] for row in self.batches.rows_of(step)]
-        prompts = sum(len(example.prompt) - 1 for example in examples)
+        prompts = sum(max(0, len(example.prompt) - 1) for example in examples)
         texts = sum(len(self.texts[number]) - 1 for number in self.texts_of(step))
         return [prompts, sum(example.learned for example in examples), texts]
 
@@ -118,7 +118,7 @@ def _with_rows(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
     at = 0
     for row, example in enumerate(examples):
         line, begin = (row, 0) if batch.position_ids is None else (0, at)
-        kinds[line, begin : begin + len(example.prompt) - 1] = PROMPT  # the last one predicts the answer
+        kinds[line, begin : begin + max(0, len(example.prompt) - 1)] = PROMPT  # the last one predicts the answer
         at += len(example)
     return replace(batch, kinds=kinds)
 

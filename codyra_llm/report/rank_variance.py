@@ -1,12 +1,11 @@
 """What kept ranks differ by: the table of explained variance, and the picture over tasks, projections and layers."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from codyra_llm.adapter.injection import kind_of
+from codyra_llm.adapter.injection import kind_of, number_of_layer
 from codyra_llm.report.plots import heatmap, save_figure
 from codyra_llm.results.rank_variance import KeptRanks, Shares
 from codyra_llm.text import align
@@ -23,9 +22,7 @@ def shares_table(shares: Shares) -> str:
 def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
     """Mean kept rank of each task (rows) in each kind of projection and in each layer (columns)."""
     groups = [*_members([kind_of(name) for name in kept.projections]).items()]
-    layers = [f"layer {found[0]}" for name in kept.projections if (found := re.findall(r"\d+", name))]
-    if len(layers) == len(kept.projections):
-        groups += _members(layers).items()
+    groups += _members([f"layer {number_of_layer(name)}" for name in kept.projections]).items()
     means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)
     figure, axes = heatmap(
         means, kept.tasks, [name for name, _ in groups], vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}"

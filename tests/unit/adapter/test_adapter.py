@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from codyra_llm import CoDyRAConfig, inject, merge, prune
-from codyra_llm.adapter.injection import describe_targets
+from codyra_llm.adapter.injection import describe_targets, number_of_layer
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.adapter.merge import norm_of_product
 from tests.models import CONFIGS, tiny_model
@@ -174,3 +174,31 @@ def test_mistakes_are_named() -> None:
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CoDyRAConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (("all",), {0, 1, 2, 3, 4}),
+        (("early",), {0, 1}),
+        (("middle",), {2, 3}),
+        (("late",), {4}),
+        (("0", "late"), {0, 4}),
+        (("3",), {3}),
+    ],
+)
+def test_branches_in_some_layers(layers: tuple[str, ...], expected: set[int]) -> None:
+    model = tiny_model(num_hidden_layers=5)
+    names = inject(model, CoDyRAConfig(rank=4, target_modules=("q_proj", "up_proj"), target_layers=layers))
+    assert {number_of_layer(name) for name in names} == expected and len(names) == 2 * len(expected)
+
+
+def test_layers_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="there is no layer 2; this model has layers 0 to 1"):
+        inject(tiny_model(), CoDyRAConfig(rank=4, target_layers=("0", "2")))
+    with pytest.raises(ValueError, match="no target is in late"):
+        inject(
+            tiny_model(tie_word_embeddings=False), CoDyRAConfig(target_modules=("lm_head",), target_layers=("late",))
+        )
+    with pytest.raises(ValueError, match="'last' is neither all, early, middle, late nor the number"):
+        CoDyRAConfig(target_layers=("last",))

@@ -22,7 +22,8 @@ from codyra_llm.workflows.retention import leading_directions, protect
 from tests.conftest import REPOSITORY
 from tests.models import tiny_model
 
-EXAMPLES = [Example([1, *range(10, 10 + 3 * n)], [50 + n, 51, 2]) for n in range(1, 9)]
+EXAMPLES = [Example([1, *range(10, 10 + 3 * n)], [50 + n, 51, 2]) for n in range(2, 9)]
+EXAMPLES.insert(3, Example([1], [4, 5, 6, 2]))  # of raw text, say
 TEXTS = [[1, 20, 21], [1, *range(30, 45)], [1, 7], [1, *range(60, 70)]]
 EACH = {"prompts": 0.5, "answers": 1.5, "own_text": 2.0, "texts_per_step": 3}
 
