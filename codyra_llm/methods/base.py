@@ -36,12 +36,14 @@ class Needs:
         quantized_base: whether the base model may be quantized.
         whole_updates: whether all of an update must be merged (merge.scale 1).
         first_task: whether it must see every task from the first one on: no `extend`.
+        continues: whether branches start as something else than zero, which must not lose directions.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     quantized_base: bool = True
     whole_updates: bool = False
     first_task: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class Method(Hooks):
             problem = "its entries are combined anew after each task; set merge.mode exact"
         elif config.extend and needs.first_task:
             problem = "it needs what it keeps from every task, which a ledger does not hold; leave extend empty"
+        elif config.retention.protected and needs.continues:
+            problem = "it continues a branch, which directions cannot be taken from; leave retention.protected at 0"
         if problem:
             raise UserError(f"method {self.name}: {problem}")
 

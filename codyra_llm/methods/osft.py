@@ -38,7 +38,7 @@ class OSFT(Method):
     name = "osft"
     summary = "OSFT: the smaller singular triples of each weight train, off the leading ones"
     Settings = OSFTSettings
-    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True)
+    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True)
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)

@@ -19,7 +19,7 @@ class SeqLoRA(Method):
 
     name = "seqlora"
     summary = "one fixed-rank adapter continued over all tasks"
-    needs = Needs(whole_updates=True, first_task=True)
+    needs = Needs(whole_updates=True, first_task=True, continues=True)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Continues the last task's branch."""

@@ -18,7 +18,7 @@ class SLAO(Method):
 
     name = "slao"
     summary = "SLAO: one continued adapter whose B is averaged over tasks"
-    needs = Needs(whole_updates=True, first_task=True)
+    needs = Needs(whole_updates=True, first_task=True, continues=True)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Continues the last task's branch, with orthonormal rows of A."""

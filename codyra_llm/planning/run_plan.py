@@ -157,6 +157,11 @@ def plan_run(
     if to_train:
         method.check_run(zero_stage(deepspeed_json))
         check_adapter(structure, method.adapter)
+        if config.retention.text_length > source.context_length:
+            raise UserError(
+                f"retention.text_length is {config.retention.text_length}, the context length is "
+                f"{source.context_length}; lower it"
+            )
     tokens, notes = TokenCache(tokenizer), list(stream.notes)
     templates = [_template(tokenizer, task.spec.chat_template or config.data.chat_template, task) for task in stream]
     general_template = find_chat_template(tokenizer, config.data.chat_template)

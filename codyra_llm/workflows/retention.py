@@ -17,7 +17,6 @@ from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.retention import STATE, Retention, texts_of_state
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.zero import gathered_for_inference
-from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
 
@@ -76,20 +75,9 @@ def leading_directions(moments: dict[str, torch.Tensor], share: float) -> dict[s
 
 
 @torch.no_grad()
-def protect(model: nn.Module, directions: dict[str, torch.Tensor], method: str) -> None:
-    """Lets branches not read some input directions; rows of A that train keep their norms.
-
-    Raises:
-        UserError: a branch does not start at zero, so that it would no longer be what it continues.
-    """
-    for name, layer in gated_layers(model):
-        if not directions:
-            return
-        if layer.B.any():
-            raise UserError(
-                f"retention.protected: method {method} continues a branch, which reads directions that are to be "
-                "protected; set it to 0, or use a method whose branches start at zero"
-            )
+def protect(model: nn.Module, directions: dict[str, torch.Tensor]) -> None:
+    """Lets branches, which start at zero, not read some input directions; rows of A that train keep their norms."""
+    for name, layer in gated_layers(model) if directions else ():
         blocked = directions[name].to(layer.A)
         if layer.blocked_inputs is not None:
             blocked = torch.linalg.qr(torch.cat([layer.blocked_inputs, blocked], dim=1))[0]

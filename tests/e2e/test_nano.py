@@ -16,12 +16,12 @@ from codyra_llm.workflows.compare import compare
 from tests.conftest import REPOSITORY
 
 NANO = REPOSITORY / "tasks" / "nano"
-METHODS = ["lora", "seqlora", "codyra", "replay-all", "routed"]
+METHODS = ["lora", "seqlora", "codyra", "codyra_protected", "replay-all", "routed"]
 
 
 @pytest.fixture(scope="module")
 def contestants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Contestant]:
-    """Five methods on four tasks, two seeds each."""
+    """Six methods on four tasks, two seeds each."""
     chosen = {"methods": METHODS, "seeds": [0, 1], "orders": ["short"], "curves": {"lora": {"merge.scale": [0.5]}}}
     output = tmp_path_factory.mktemp("nano")
     base, grid = read_grid("compare_nano", {"output_dir": str(output), "general.suites": []}, chosen)
@@ -53,6 +53,14 @@ def test_replay_of_all_rows_forgets_less(contestants: dict[str, Contestant]) -> 
 
 def test_adapters_that_are_routed_forget_nothing(contestants: dict[str, Contestant]) -> None:
     assert mean(contestants["routed"], "nll_forgotten") == pytest.approx(0.0, abs=1e-6)
+
+
+def test_protected_branches_forget_less_at_equal_learning(contestants: dict[str, Contestant]) -> None:
+    """Than plain LoRA merged at the scale that learns as much, with 95 % confidence over two seeds and all rows."""
+    excess = contestants["codyra_protected"].excess
+    assert excess and excess.high < 0
+    forgotten = contestants["codyra_protected"].difference["nll_forgotten"]
+    assert forgotten.high < contestants["seqlora"].difference["nll_forgotten"].low
 
 
 def test_codyra_forgets_less_than_one_continued_adapter(contestants: dict[str, Contestant]) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from codyra_llm.adapter import CoDyRAConfig, inject
 from codyra_llm.adapter.layer import gated_layers, without_branches
-from codyra_llm.config import RetentionConfig
+from codyra_llm.config import RetentionConfig, load_config
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.loss import AnswerLoss
@@ -18,6 +18,7 @@ from codyra_llm.engine.retention import KINDS, Retention, texts_of_state, texts_
 from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
+from codyra_llm.methods import METHODS
 from codyra_llm.workflows.retention import leading_directions, protect
 from tests.conftest import REPOSITORY
 from tests.models import tiny_model
@@ -136,7 +137,7 @@ def test_branches_do_not_read_protected_directions() -> None:
     inject(model, CoDyRAConfig(rank=4, target_modules=(name,)), seed="0")
     ((_, layer),) = gated_layers(model)
     norms = layer.A.norm(dim=1).clone()
-    protect(model, directions, "codyra")
+    protect(model, directions)
     torch.testing.assert_close(layer.A.norm(dim=1), norms)
     torch.nn.init.normal_(layer.B)
     torch.nn.init.normal_(layer.A)
@@ -144,5 +145,10 @@ def test_branches_do_not_read_protected_directions() -> None:
     unread -= directions[name] @ (directions[name].T @ unread)
     change = layer(torch.stack([read, unread])) - layer.base(torch.stack([read, unread]))
     assert float(change[0].abs().max()) < 1e-5 < float(change[1].abs().max())
-    with pytest.raises(UserError, match="continues a branch"):
-        protect(model, directions, "seqlora")
+
+
+@pytest.mark.parametrize("method", ["seqlora", "ewc", "gem", "slao", "osft"])
+def test_what_continues_a_branch_loses_no_directions(method: str) -> None:
+    config = load_config(None, {"method": method, "retention.protected": 0.2})
+    with pytest.raises(UserError, match=f"method {method}: it continues a branch"):
+        METHODS[method](config).check_run(zero_stage=0)
