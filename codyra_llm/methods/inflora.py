@@ -95,7 +95,7 @@ def design(moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, rank
             is not; None: nothing is protected.
     """
     left = moment if basis is None else basis @ (basis.T @ moment) if is_free else moment - basis @ (basis.T @ moment)
-    return torch.linalg.svd(left)[0][:, :rank].T / 3**0.5
+    return _directions(left)[0][:, :rank].T / 3**0.5
 
 
 def extended(
@@ -107,29 +107,38 @@ def extended(
     the moment is protected. A protected basis of more than half the width is given as its complement, which is free;
     after the first task too, where the released code would take the protected directions for the free ones.
     """
-    total = float(torch.linalg.svdvals(moment).square().sum())
+    total = float(moment.square().sum())
     if basis is None:
-        directions, values, _ = torch.linalg.svd(moment)
-        shares = values.square().cumsum(0) / total
+        directions, squares = _directions(moment)
+        shares = squares.cumsum(0) / total
         basis = directions[:, : max(1, int((shares < threshold).sum()))]
     elif is_free:
-        directions, values, _ = torch.linalg.svd(basis @ (basis.T @ moment))
-        left, count = float(values.square().sum()) / total, 0
+        directions, squares = _directions(basis @ (basis.T @ moment))
+        left, count = float(squares.sum()) / total, 0
         while count < basis.shape[1] and left >= 1 - threshold:
-            left -= float(values[count] ** 2) / total
+            left -= float(squares[count]) / total
             count += 1
         if not count:
             return basis, True
         taken = directions[:, :count]
-        rest = torch.linalg.svd(basis - taken @ (taken.T @ basis))[0]
+        rest, _ = _directions(basis - taken @ (taken.T @ basis))
         return rest[:, : basis.shape[1] - count], True
     else:
-        directions, values, _ = torch.linalg.svd(moment - basis @ (basis.T @ moment))
-        covered, count = 1 - float(values.square().sum()) / total, 0
-        while count < len(values) - basis.shape[1] and covered < threshold:
-            covered += float(values[count] ** 2) / total
+        directions, squares = _directions(moment - basis @ (basis.T @ moment))
+        covered, count = 1 - float(squares.sum()) / total, 0
+        while count < len(squares) - basis.shape[1] and covered < threshold:
+            covered += float(squares[count]) / total
             count += 1
         basis = torch.cat([basis, directions[:, :count]], dim=1)
     if 2 * basis.shape[1] > len(basis):
-        return torch.linalg.svd(basis)[0][:, basis.shape[1] :], True
+        return _directions(basis)[0][:, basis.shape[1] :], True
     return basis, False
+
+
+def _directions(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All left singular vectors [rows, rows], and the squares of their singular values, from the largest on.
+
+    From the eigenvectors of M M^T, which take less than half of the time that a decomposition of M takes.
+    """
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors.flip(1), squares.flip(0).clamp(min=0)
