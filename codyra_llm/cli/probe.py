@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from codyra_llm.command import Parser
+from codyra_llm.errors import UserError, reason
 
 
 def make_parser() -> Parser:
@@ -30,6 +31,10 @@ def command() -> None:
 
     kept = read_ranks(options.runs)
     shares = variance_shares(kept.ranks)
+    print(shares_table(shares))
     picture = options.output.with_name(f"{options.output.name}.png")
-    plot_kept_ranks(kept, shares, picture)
-    print(f"{shares_table(shares)}\n\n{picture}")
+    try:
+        plot_kept_ranks(kept, shares, picture)
+    except OSError as error:
+        raise UserError(f"--output {options.output}: cannot be written: {reason(error)}") from None
+    print(f"\n{picture}")

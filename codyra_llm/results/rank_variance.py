@@ -1,6 +1,7 @@
 """Is the rank learned? Which part of the variance of kept ranks tasks and projections explain, against noise."""
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from codyra_llm.config import RunConfig, differences, load_config
 from codyra_llm.errors import UserError
 from codyra_llm.results.schema import read_results
 
@@ -47,15 +49,22 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
     """The kept ranks of finished runs of one configuration with several seeds.
 
     Raises:
-        UserError: there are fewer than two, or they differ in their tasks or projections.
+        UserError: there are fewer than two, or they differ in more than their seed.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: what a seed changes is seen in two at least; give their folders")
     found: list[Array] = []
     tasks: list[str] = []
     names: list[str] = []
+    first: RunConfig | None = None
     for run in runs:
         of_run = _of_run(run)
+        config = dataclasses.replace(load_config(run / "config.yaml"), seed=0)
+        if others := differences(first or config, config):
+            raise UserError(
+                f"{run}: differs from {runs[0]} in more than its seed: {others[0]}; give runs of one setting"
+            )
+        first = config
         own_tasks, own_names = list(of_run), list(next(iter(of_run.values()), {}))
         tasks, names = tasks or own_tasks, names or own_names
         if own_tasks != tasks or any(list(of_task) != names for of_task in of_run.values()):

@@ -133,7 +133,7 @@ def test_a_wrong_call_is_one_line(options: list[str], problem: str, refused: Com
     assert problem in refused("compare.py", *options)
 
 
-def test_runs_that_were_made_one_by_one_are_read(grid: Path, tmp_path: Path, command: Command) -> None:
+def test_runs_that_were_made_one_by_one_are_read_and_probed(grid: Path, tmp_path: Path, command: Command) -> None:
     how = ("--config", grid, "--methods", "lora", "codyra", "--seeds", 1, "--orders", "two")
     said = command("compare.py", *how, "--write_runs")
     runs = sorted((tmp_path / "grid" / "runs").iterdir())
@@ -142,6 +142,14 @@ def test_runs_that_were_made_one_by_one_are_read(grid: Path, tmp_path: Path, com
         command("train_trace.py", "--config", config, "--evaluate.divergence", "true")
     said = command("compare.py", *how, "--evaluate.divergence", "true")
     assert said.count("this run is finished") == 3 and "task 1 of 2" not in said
+    seeds = [tmp_path / "grid" / "codyra" / "two-seed1", tmp_path / "other"]
+    other = ("--seed", 2, "--output_dir", seeds[1], "--evaluate.divergence", "true")
+    command("train_trace.py", "--config", seeds[0] / "config.yaml", *other)
+    said = command("probe.py", *seeds, "--output", tmp_path / "ranks")
+    assert "noise (between seeds)" in said and (tmp_path / "ranks.png").stat().st_size > 5000
+    for wrong in ([tmp_path / "grid" / "lora" / "two-seed1"], ["--output", tmp_path / "nowhere" / "ranks"]):
+        with pytest.raises(SystemExit):
+            command("probe.py", *seeds, *wrong)
     found = json.loads((tmp_path / "grid" / "comparison.json").read_text())
     assert [each["runs"] for each in found["contestants"]] == [1, 1, 1]
     assert all(each["mean"]["kl_own"] > 0 for each in found["contestants"])
