@@ -142,6 +142,24 @@ class ModelPasses:
             total /= sum(map(len, rows))
         return {name: sums[same.get(name, name)] for name in self.projections}
 
+    def prompt_states(self, rows: Sequence[Example]) -> torch.Tensor:
+        """As `RowPasses.prompt_states`."""
+        layers = self.loss.model.get_decoder().layers
+        states: list[torch.Tensor] = []
+
+        def note(name: str, module: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            states[:] = [(output if isinstance(output, torch.Tensor) else output[0]).detach()]
+
+        own: dict[int, torch.Tensor] = {}
+        middle = {"": layers[len(layers) // 2]}
+        with _hooked(middle, nn.Module.register_forward_hook, note), torch.no_grad():
+            for number, counts in self._numbers(rows):
+                self._pass(rows[number])
+                if counts:
+                    own[number] = states[0][0, : len(rows[number].prompt)].float().mean(0).cpu()
+        every = {number: state for of_rank in all_gather(own) for number, state in of_rank.items()}
+        return torch.stack([every[number] for number in range(len(rows))])
+
     def output_magnitudes(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.output_magnitudes`."""
         sums: dict[str, torch.Tensor] = {}

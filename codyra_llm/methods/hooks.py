@@ -106,6 +106,9 @@ class RowPasses(Protocol):
         Projections that read the same input share a tensor. It is as large as they are: ask for it where it is needed.
         """
 
+    def prompt_states(self, rows: "Sequence[Example]") -> torch.Tensor:
+        """The mean over a row's prompt tokens of the hidden state after the middle layer: [rows, hidden_size], fp32."""
+
     def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
         """The mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
 
@@ -158,6 +161,14 @@ class Hooks:
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """What is to be measured at the end of a task's training, on the task's own rows."""
+
+    def routes(self, rows: "Sequence[Example]", passes: RowPasses) -> list[str] | None:
+        """The task whose live part (`serving`) answers each test row; None: its own, as an oracle would say.
+
+        Args:
+            passes: over the model without what is live.
+        """
+        return None
 
     def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[object]:
         """A context in which what is live at inference, beside the merged weights, takes part; by default nothing is.

@@ -1,7 +1,9 @@
-"""Routed LoRA: one adapter for each task beside the untouched model, chosen by an oracle; a bound, not a method."""
+"""Routed LoRA: one adapter for each task beside the untouched model, chosen by an oracle or a router."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -9,26 +11,71 @@ from torch import nn
 from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.adapter.offset import add
 from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.hooks import RowPasses
+from codyra_llm.options import ABOVE_ZERO, option
+
+if TYPE_CHECKING:
+    from codyra_llm.example import Example
+
+MOMENT, SUM = "router/moment", "router/sum/"  # of the router, in what is kept
+
+
+@dataclass(frozen=True)
+class RoutedSettings:
+    """Who chooses the adapter of a test row."""
+
+    by: Literal["oracle", "mean", "ridge"] = option(
+        "oracle", "oracle: the row's task is told; mean: the nearest mean of a task's prompts; ridge: ridge regression"
+    )
+    ridge: float = option(1.0, "weight of the ridge", within=ABOVE_ZERO)
 
 
 class Routed(Method):
     """Each task is learned from the base model by itself, and its rows are answered with its adapter.
 
-    Nothing is forgotten by construction: it shows what single tasks come to. The task of a test row is told, not
-    guessed, and general ability is the base model's. Nothing is merged: the saved model is the base. Kept:
-    "<task>/<projection>.A", ".B" of every task.
+    Nothing is forgotten by construction: with an oracle, it shows what single tasks come to. A router sees the mean
+    hidden state of a prompt after the base model's middle layer, scaled to length one: `mean` takes the task whose mean
+    has the largest cosine, `ridge` the largest of (sum x x^T + ridge I)^-1 (sum x y^T), which each task's rows update
+    exactly (after Any-SSR, arXiv 2503.13575). General ability is the base model's. Nothing is merged: the saved model
+    is the base. Kept: "<task>/<projection>.A", ".B" of every task; of a router "router/moment", "router/sum/<task>".
     """
 
     name = "routed"
-    summary = "bound: an adapter for each task, chosen by an oracle, none of them merged"
+    summary = "an adapter for each task, chosen by an oracle (a bound) or by a router, none of them merged"
+    Settings = RoutedSettings
     needs = Needs(first_task=True)
 
+    _states: torch.Tensor  # of the task's prompts
+
+    def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """The router sees the task's prompts, on the model without adapters."""
+        if self.settings.by != "oracle":
+            self._states = unit_rows(passes.prompt_states(rows))
+
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The update is kept, and not merged."""
+        """The update is kept, and not merged; the router learns the task's prompts."""
         report, updates = super().finish(model)
         for name, (B, A) in updates.items():
             self.kept |= {f"{self.task}/{name}.B": B.cpu(), f"{self.task}/{name}.A": A.cpu()}
+        if self.settings.by != "oracle":
+            moment = self._states.T @ self._states
+            self.kept[MOMENT] = self.kept[MOMENT] + moment if MOMENT in self.kept else moment
+            self.kept[f"{SUM}{self.task}"] = self._states.sum(0)
         return report, {}
+
+    def routes(self, rows: "Sequence[Example]", passes: RowPasses) -> list[str] | None:
+        """The likeliest of the tasks learned so far."""
+        if self.settings.by == "oracle":
+            return None
+        sums = {name.removeprefix(SUM): total for name, total in self.kept.items() if name.startswith(SUM)}
+        weights = torch.stack(list(sums.values()), dim=1)  # [hidden_size, tasks]
+        if self.settings.by == "ridge":
+            moment = self.kept[MOMENT]
+            weights = torch.linalg.solve(moment + self.settings.ridge * torch.eye(len(moment)).to(moment), weights)
+        else:
+            weights = unit_rows(weights.T).T
+        chosen = (unit_rows(passes.prompt_states(rows)) @ weights).argmax(dim=1)
+        return [list(sums)[number] for number in chosen.tolist()]
 
     @contextmanager
     def serving(self, model: nn.Module, task: str | None) -> Iterator[None]:
@@ -40,3 +87,8 @@ class Routed(Method):
                 factors: list[torch.Tensor] = [self.kept[f"{start}{name}.{part}"] for part in "BA"]
                 stack.callback(add(model.get_submodule(name), *factors).remove)
             yield
+
+
+def unit_rows(states: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to length one, in float64."""
+    return nn.functional.normalize(states.double())

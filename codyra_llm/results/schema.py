@@ -236,6 +236,7 @@ class RunResults(ModelProvenance):
         answer_nll: nats per token of the true answers, as `matrix`; None where not measured, or not finite.
         seconds: of all sessions. checkpoint_seconds: those of them that went into checkpoints.
         peak_memory_bytes: of rank 0's resident memory.
+        routing: task -> percent of its test rows that a router sent to its own adapter, at each stage.
         trainable_parameters: of the branches that the last task began with. relative_cost: FLOPs of a step, in those of
             fixed-rank LoRA.
     """
@@ -258,6 +259,7 @@ class RunResults(ModelProvenance):
     phases: list[Phase] = field(default_factory=list)
     further: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    routing: dict[str, list[float | None]] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[Stage]:

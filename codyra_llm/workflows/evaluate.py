@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
 from codyra_llm.evaluation.matrix import Stage, matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.generation.generate import Ask
 from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.folder import RunFolder, scores_folder
@@ -39,6 +40,7 @@ def score_tasks(
     config: EvaluateConfig,
     name: str,
     identity: str | None,
+    through: Callable[[Ask], Ask] = lambda ask: ask,
 ) -> list[TaskScores]:
     """Scores tasks of a plan, by number; each rank answers its part of the rows.
 
@@ -46,6 +48,7 @@ def score_tasks(
 
     Args:
         identity: of a model that is not trained, as for `asking`; None: of one that is.
+        through: what questions go through on their way to the model.
 
     Raises:
         UserError: the model is not trained, and gives a true answer no finite likelihood.
@@ -54,7 +57,7 @@ def score_tasks(
     rows = [plan.test_examples[i] for i in which]
     total = sum(map(len, rows))
     with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total, identity) as ask:
-        scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, ask)
+        scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, through(ask))
     if identity:
         for i, scores in zip(which, scored, strict=True):
             _check_likelihoods(plan.stream.tasks[i], scores, model.dtype)

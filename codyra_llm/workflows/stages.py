@@ -9,15 +9,18 @@ import torch
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import ModuleRank
+from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
-from codyra_llm.engine.passes import measure_before
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.passes import ModelPasses, measure_before
 from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.train import StepReport, train_task
 from codyra_llm.engine.validate import BEST, Validation
-from codyra_llm.engine.zero import check_updates, trainable_count
+from codyra_llm.engine.zero import check_updates, gathered_for_inference, trainable_count
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import Stage
+from codyra_llm.generation.generate import Answered, Ask, Question
 from codyra_llm.ledger.apply import weights_to_save
 from codyra_llm.ledger.entry import drift, write_entry
 from codyra_llm.ledger.kept import write_kept
@@ -194,10 +197,45 @@ def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores
         return score_tasks(session, run.model, run.plan, tasks, config, stage.name, identity)
     scored = []
     for task in tasks:
-        name = run.results.tasks[task]
+        name, through = run.results.tasks[task], _routing(run, stage, task)
+        how = (config, f"{stage.name}.{name}", identity)
+        if through:
+            scored += score_tasks(session, run.model, run.plan, [task], *how, through)
+            continue
         with run.method.serving(run.model, name):
-            scored += score_tasks(session, run.model, run.plan, [task], config, f"{stage.name}.{name}", identity)
+            scored += score_tasks(session, run.model, run.plan, [task], *how)
     return scored
+
+
+def _routing(run: RunState, stage: Stage, task: int) -> Callable[[Ask], Ask] | None:
+    """What sends each test row of a task to what the method has live for the task that it is routed to; None: nothing.
+
+    The share of rows that are routed to their own task goes into the results.
+    """
+    rows, ranks = run.plan.test_examples[task], run.session.ranks
+    if not overrides(run.method, "routes"):
+        return None
+    with gathered_for_inference(run.model.eval(), run.config.evaluate.gather, ranks):
+        passes = ModelPasses(AnswerLoss(run.model), {}, padding_id(run.plan.source.tokenizer), ranks)
+        routes = run.method.routes(rows, passes)
+    if routes is None:
+        return None
+    name = run.results.tasks[task]
+    accuracies = run.results.routing.setdefault(name, [None] * len(run.results.matrix))
+    accuracies[stage.number] = 100 * routes.count(name) / len(routes)
+
+    def through(ask: Ask) -> Ask:
+        def ask_each(questions: Sequence[Question]) -> Sequence[Answered]:
+            answers: dict[int, Answered] = {}
+            for route in dict.fromkeys(routes):
+                numbers = [number for number, of_row in enumerate(routes) if of_row == route]
+                with run.method.serving(run.model, route):
+                    answers |= zip(numbers, ask([questions[number] for number in numbers]), strict=True)
+            return [answers[number] for number in range(len(questions))]
+
+        return ask_each
+
+    return through
 
 
 def _evaluate_general(run: RunState, stage: Stage) -> None:

@@ -78,6 +78,31 @@ def test_a_method_resumes_with_what_it_kept(
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
+def test_a_router_sends_rows_to_their_adapters(tiny_folder: Path, tmp_path: Path) -> None:
+    """Where it is right, a row is answered as the oracle's is; how often it is stands in the results."""
+    oracle, router = (
+        run(
+            tiny_config(
+                tiny_folder,
+                tmp_path / by,
+                **{"method": "routed", "routed.by": by, "order": ["FOMC", "NumGLUE-cm"], "evaluate.scores": "nll"},
+            )
+        )
+        for by in ("oracle", "ridge")
+    )
+    assert oracle.routing == {} and set(router.routing) == {"FOMC", "NumGLUE-cm"}
+    assert router.routing["NumGLUE-cm"][1] == 0, "which is not learned yet"
+    right = 0
+    for task, accuracies in router.routing.items():
+        last = accuracies[2]
+        assert last is not None and last > 50, "the tasks' prompts differ in every word"
+        files = (tmp_path / by / "predictions" / f"2-NumGLUE-cm.{task}.jsonl" for by in ("oracle", "ridge"))
+        rows = [[json.loads(line)["nll"] for line in file.read_text().splitlines()] for file in files]
+        right += sum(a == pytest.approx(b, abs=1e-5) for a, b in zip(*rows, strict=True))
+        assert last < 100 or rows[0] == pytest.approx(rows[1], abs=1e-5)
+    assert right >= 5
+
+
 def test_what_was_kept_is_part_of_a_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
     config = config_of("olora", tiny_folder, tmp_path / "run")
     run(config)

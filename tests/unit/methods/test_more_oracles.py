@@ -410,3 +410,34 @@ def test_osft_comes_to_the_weights_of_projected_parameters(golden: Path) -> None
         expected = case["gradient_and_parameter/weight_after_30_steps"]
         torch.testing.assert_close(weight + B @ A, expected, rtol=1e-7, atol=1e-9)
         assert float((case["U_high"].T @ B @ A).norm()) < 1e-12 and float((B @ A @ case["V_high"].T).norm()) < 1e-12
+
+
+@pytest.mark.parametrize("by", ["mean", "ridge"])
+def test_a_router_is_that_of_all_tasks_at_once(by: str) -> None:
+    """Learned task by task, it chooses as one that has seen all prompts together."""
+    draw = torch.Generator().manual_seed(0)
+    centers = torch.randn(3, 12, generator=draw)
+    states = [center + 0.6 * torch.randn(40, 12, generator=draw) for center in centers]
+    seen: list[torch.Tensor] = []
+
+    class Passes:
+        def prompt_states(self, rows: object) -> torch.Tensor:
+            return seen[-1]
+
+    method: Any = method_of("routed", **{"routed.by": by, "routed.ridge": 0.5})
+    for number, of_task in enumerate(states):
+        seen.append(of_task)
+        method.before_training([], Passes())
+        learn(method, tiny_model(), f"task {number}")
+    prompts = torch.randn(50, 12, generator=draw) + centers[torch.arange(50) % 3]
+    seen.append(prompts)
+    unit = [nn.functional.normalize(each.double()) for each in (*states, prompts)]
+    X, Y = torch.cat(unit[:3]), torch.eye(3).double().repeat_interleave(40, dim=0)
+    weights = torch.linalg.inv(X.T @ X + 0.5 * torch.eye(12)) @ X.T @ Y
+    if by == "mean":
+        weights = nn.functional.normalize(torch.stack([each.mean(0) for each in unit[:3]])).T
+    expected = [f"task {number}" for number in (unit[3] @ weights).argmax(1).tolist()]
+    found = method.routes([], Passes())
+    assert found == expected
+    assert sum(name == f"task {number % 3}" for number, name in enumerate(found)) > 40
+    assert method_of("routed").routes([], Passes()) is None
