@@ -146,7 +146,7 @@ def to_yaml(config: RunConfig) -> str:
     content = _plain(dataclasses.asdict(config))
     for name in not_chosen(config):
         del content[name]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=2**16)  # a path stays on its line
 
 
 def resolve_path(path: str) -> Path:

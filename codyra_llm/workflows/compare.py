@@ -91,7 +91,7 @@ def _run(
     """One run, and what the comparison reads of it; rank 0 alone has the run's folder."""
     key = (each.order, each.seed)
     try:
-        results = run_stream(config)
+        results = run_stream(config, shares_base=True)
     except UserError as error:
         into.failed.append(f"{each.folder}: {error}")
         _say(ranks, f"{each.folder} failed: {error}")

@@ -39,7 +39,8 @@ def score_tasks(
     which: Sequence[int],
     config: EvaluateConfig,
     name: str,
-    identity: str | None,
+    trained: bool,
+    identity: str | None = None,
     through: Callable[[Ask], Ask] = lambda ask: ask,
 ) -> list[TaskScores]:
     """Scores tasks of a plan, by number; each rank answers its part of the rows.
@@ -47,18 +48,18 @@ def score_tasks(
     Answers are saved in the folder under `name` as they are given, and not asked for again.
 
     Args:
-        identity: of a model that is not trained, as for `asking`; None: of one that is.
+        identity: of a model that other runs have scored as well, as for `asking`.
         through: what questions go through on their way to the model.
 
     Raises:
-        UserError: the model is not trained, and gives a true answer no finite likelihood.
+        UserError: `trained` is false, and the model gives a true answer no finite likelihood.
         Stopped: the command was asked to stop.
     """
     rows = [plan.test_examples[i] for i in which]
     total = sum(map(len, rows))
     with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total, identity) as ask:
         scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, through(ask))
-    if identity:
+    if not trained:
         for i, scores in zip(which, scored, strict=True):
             _check_likelihoods(plan.stream.tasks[i], scores, model.dtype)
     return scored
@@ -95,8 +96,8 @@ def score_model(config: RunConfig) -> ModelScores:
         model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
         session.open(describe(config), resumed=config.resume == "auto")
         tasks = range(len(plan.stream))
-        identity = base_identity(session, config, plan.source, model)
-        scored = score_tasks(session, model, plan, tasks, config.evaluate, name, identity)
+        scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
+        identity = base_identity(session, config, plan.source, model) if plan.suites else None
         found = score_general(
             session, plan.source, model, plan.suites, plan.general_template, config.evaluate, "model", identity
         )
@@ -158,8 +159,7 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
             if stage.number and after and stage.task not in after:
                 continue
             name = f"{stage.name}-{digest}"
-            identity = None if stage.number else base_identity(session, config, plan.source, model, finished.extended)
-            scored = score_tasks(session, model, plan, tasks, config.evaluate, name, identity)
+            scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=stage.number > 0)
             record_scores(results, stage, tasks, scored, config.evaluate)
             session.on_rank_0(partial(_write_stage, session.folder, results, stage, scored))
 

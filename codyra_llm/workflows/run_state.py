@@ -49,6 +49,7 @@ class RunState:
         global_step: optimizer steps done in the run.
         resumed: the branches and moments of a task whose training was interrupted.
         kept: the file of what the method keeps, with its SHA-256.
+        shares_base: whether the base model's answers are known from, and kept for, other runs of a comparison.
         ticked: when `tick` was called last.
     """
 
@@ -66,6 +67,7 @@ class RunState:
     global_step: int = 0
     resumed: TaskState | None = None
     kept: dict[str, str] = field(default_factory=dict)
+    shares_base: bool = False
     ticked: float = field(default_factory=time.perf_counter)
 
     @property

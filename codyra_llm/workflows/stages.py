@@ -192,15 +192,16 @@ def evaluate(run: RunState, stage: Stage) -> None:
 
 def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores]:
     """Scores tasks, each with what the method has live for it."""
-    session, config, identity = run.session, run.config.evaluate, _identity_of_base(run, stage)
-    if not stage.number or not overrides(run.method, "serving"):
-        return score_tasks(session, run.model, run.plan, tasks, config, stage.name, identity)
+    session, config, trained = run.session, run.config.evaluate, stage.number > 0
+    if not trained or not overrides(run.method, "serving"):
+        identity = _identity_of_base(run, stage) if run.shares_base else None
+        return score_tasks(session, run.model, run.plan, tasks, config, stage.name, trained, identity)
     scored = []
     for task in tasks:
         name, through = run.results.tasks[task], _routing(run, stage, task)
-        how = (config, f"{stage.name}.{name}", identity)
+        how = (config, f"{stage.name}.{name}", trained)
         if through:
-            scored += score_tasks(session, run.model, run.plan, [task], *how, through)
+            scored += score_tasks(session, run.model, run.plan, [task], *how, through=through)
             continue
         with run.method.serving(run.model, name):
             scored += score_tasks(session, run.model, run.plan, [task], *how)

@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 PHASES = {"train": stages.train, "merge": stages.merge, "evaluate": stages.evaluate, "save": stages.save}
 
 
-def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> RunResults:
+def run(config: RunConfig | str | Path, stream: TaskStream | None = None, shares_base: bool = False) -> RunResults:
     """Teaches a model the tasks of a stream, one after another, and writes the run folder.
 
     A run folder that holds the same run is resumed (`config.resume`); one that is finished is left as it is.
@@ -30,6 +30,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
     Args:
         config: a configuration, or the path of its YAML file.
         stream: the tasks; by default those that the configuration names.
+        shares_base: the base model's answers are those of other runs that begin with the same one, as in a comparison.
 
     Returns:
         What stands in results.json.
@@ -57,6 +58,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None) -> Run
             found = dataclasses.replace(found, progress=dataclasses.replace(found.progress, phase="save"))
             session.note("the finished run lacks its model or its results; they are made again from ledger and base")
         state = open_run(config, plan, session, checkpoints, found)
+        state.shares_base = shares_base
         with contextlib.closing(state.report):
             for (stage, phase), following in pairwise(state.remaining):
                 PHASES[phase](state, stage)

@@ -171,7 +171,7 @@ def test_what_is_live_at_inference_and_not_merged(tiny_folder: Path, tmp_path: P
     lora = run(tiny_config(tiny_folder, tmp_path / "lora", method="lora", **several))
     base, first, second = routed.answer_nll
     assert first[0] == pytest.approx(lora.answer_nll[1][0], abs=1e-5) and first[0] < base[0] - 0.2
-    assert first[1] == base[1], "what is not learned yet has nothing live"
+    assert first[1] == pytest.approx(base[1], abs=1e-6), "what is not learned yet has nothing live"
     assert second[0] == first[0], "nothing is forgotten"
     assert second[1] < base[1] - 0.2
     saved = load_file(tmp_path / "routed" / "model" / "model.safetensors")
