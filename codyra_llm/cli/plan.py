@@ -14,8 +14,6 @@ import json
 import os
 import sys
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
-
 from codyra_llm.command import Parser
 from codyra_llm.config import config_of, describe, settings_parser
 
@@ -37,6 +35,7 @@ def make_parser() -> Parser:
 
 def command() -> None:
     """Reads the command line and prints the plan."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, which is below
     options = make_parser().parse_args(sys.argv[1:])
     given = {name: value for name, value in vars(options).items() if name not in OWN}
     if options.model:

@@ -34,6 +34,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the command sets, for the process of a user
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
         runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"), run_name="__main__")
 
