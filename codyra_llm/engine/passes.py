@@ -121,22 +121,18 @@ class ModelPasses:
         sums: dict[str, torch.Tensor] = {}
         same: dict[str, str] = {}  # the projection that has read the same input before
         last: list[Any] = [None, ""]
-        counting = [False]
 
-        def add(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def add(counts: bool, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if inputs[0] is last[0]:
                 same[name] = last[1]
             last[:] = inputs[0], same.get(name, name)
             if name not in same:
                 x = inputs[0].detach().flatten(0, -2).float()
                 sums.setdefault(name, x.new_zeros(x.shape[1], x.shape[1]))
-                if counting[0]:
+                if counts:
                     sums[name].addmm_(x.T, x)
 
-        with _hooked(self.projections, nn.Module.register_forward_pre_hook, add), torch.no_grad():
-            for number, counts in self._numbers(rows):
-                counting[0] = counts
-                self._pass(rows[number])
+        self._read(rows, nn.Module.register_forward_pre_hook, add)
         for total in sums.values():
             dist.all_reduce(total)
             total /= sum(map(len, rows))
@@ -163,19 +159,29 @@ class ModelPasses:
     def output_magnitudes(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.output_magnitudes`."""
         sums: dict[str, torch.Tensor] = {}
-        counting = [False]
 
-        def add(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def add(counts: bool, name: str, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             found = output.detach().flatten(0, -2).double().abs().sum(0)
-            sums[name] = sums.get(name, torch.zeros_like(found)) + found * counting[0]
+            sums[name] = sums.get(name, torch.zeros_like(found)) + found * counts
 
-        with _hooked(self.projections, nn.Module.register_forward_hook, add), torch.no_grad():
-            for number, counts in self._numbers(rows):
-                counting[0] = counts
-                self._pass(rows[number])
+        self._read(rows, nn.Module.register_forward_hook, add)
         for total in sums.values():
             dist.all_reduce(total)
         return {name: (total / sum(map(len, rows))).float().cpu() for name, total in sums.items()}
+
+    def _read(
+        self, rows: Sequence[Example], register: Callable[..., RemovableHandle], hook: Callable[..., None]
+    ) -> None:
+        """Reads this rank's rows; each projection calls the hook with whether the row counts and its own name first."""
+        counting = [False]
+
+        def watch(name: str, *called: Any) -> None:
+            hook(counting[0], name, *called)
+
+        with _hooked(self.projections, register, watch), torch.no_grad():
+            for number, counts in self._numbers(rows):
+                counting[0] = counts
+                self._pass(rows[number])
 
     def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
         """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""

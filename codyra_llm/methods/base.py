@@ -1,6 +1,7 @@
 """The base of all methods: fixed-rank LoRA, merged after each task. A method is one file that shows what it changes."""
 
 import dataclasses
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -129,6 +130,11 @@ class Method(Hooks):
         them: [rank]); directions may be blocked (`blocked_inputs`, `blocked_outputs`); an update may be taken away
         from the projection (`take_away`). A dense update is a branch whose A is the identity, frozen.
         """
+
+    def drawn(self, rows: "Sequence[Example]", count: int, draw: str) -> "list[Example]":
+        """At most `count` of some rows, in their order; which ones depends on (seed, name of the draw) alone."""
+        chosen = random.Random(f"{self.config.seed}/{draw}").sample(range(len(rows)), min(len(rows), count))
+        return [rows[row] for row in sorted(chosen)]
 
     def take_away(self, layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> None:
         """Lets the layer's projection compute W x - B A x until the task ends, for a branch that continues from B A."""

@@ -1,6 +1,5 @@
 """Online EWC: a continued adapter, kept in place where earlier losses are curved (arXiv 1612.00796, 1805.06370)."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,9 +51,8 @@ class OnlineEWC(SeqLoRA):
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Measures the task's Fisher information on rows drawn by the seed."""
-        count = min(len(rows), self.settings.rows)
-        drawn = random.Random(f"{self.config.seed}/fisher/{len(rows)}").sample(range(len(rows)), count)
-        self._measured = passes.mean_of_gradients([rows[row] for row in sorted(drawn)], torch.square)
+        drawn = self.drawn(rows, self.settings.rows, f"fisher/{len(rows)}")
+        self._measured = passes.mean_of_gradients(drawn, torch.square)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """As SeqLoRA, and the Fisher information of all tasks so far."""

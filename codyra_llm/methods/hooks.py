@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from codyra_llm.adapter.optimizer import sum_over_ranks
 
 if TYPE_CHECKING:
     from codyra_llm.example import Example
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,19 @@ class RowPasses(Protocol):
 
     def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
         """The mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
+
+
+def of_inputs(moments: Mapping[str, torch.Tensor], of: Callable[[str, torch.Tensor], Value]) -> dict[str, Value]:
+    """A function of each second moment, by projection; projections that share a moment share its value.
+
+    Args:
+        of: gets the name of the first projection that has the moment, and the moment.
+    """
+    values: dict[int, Value] = {}
+    for name, moment in moments.items():
+        if id(moment) not in values:
+            values[id(moment)] = of(name, moment)
+    return {name: values[id(moment)] for name, moment in moments.items()}
 
 
 Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name

@@ -1,6 +1,5 @@
 """InfLoRA: branches that read only what earlier tasks' inputs do not use (arXiv 2404.00228)."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from torch import nn
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
-from codyra_llm.methods.hooks import RowPasses
+from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
 
 if TYPE_CHECKING:
@@ -49,16 +48,12 @@ class InfLoRA(Method):
         """Designs each A on the inputs of the model as the task finds it."""
         moments = passes.input_moments(self._drawn(rows))
         rank = self.config.adapter.rank
-        of_input: dict[int, torch.Tensor] = {}
-        for name, moment in moments.items():
-            if id(moment) not in of_input:
-                of_input[id(moment)] = design(moment.double(), *self._basis(name), rank).float()
-        self._designs = {name: of_input[id(moment)] for name, moment in moments.items()}
+        self._designs = of_inputs(
+            moments, lambda name, moment: design(moment.double(), *self._basis(name), rank).float()
+        )
 
     def _drawn(self, rows: "Sequence[Example]") -> "list[Example]":
-        count = min(len(rows), self.settings.rows)
-        chosen = random.Random(f"{self.config.seed}/inputs/{len(rows)}").sample(range(len(rows)), count)
-        return [rows[row] for row in sorted(chosen)]
+        return self.drawn(rows, self.settings.rows, f"inputs/{len(rows)}")
 
     def _basis(self, name: str) -> tuple[torch.Tensor | None, bool]:
         basis = self.kept.get(f"{name}.basis")
@@ -78,11 +73,9 @@ class InfLoRA(Method):
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """As fixed-rank LoRA, and the directions that the task's inputs use are protected."""
         report, updates = super().finish(model)
-        of_input: dict[int, tuple[torch.Tensor, bool]] = {}
-        for name, moment in self._found.items():
-            if id(moment) not in of_input:
-                of_input[id(moment)] = extended(moment.double(), *self._basis(name), self.settings.threshold)
-            basis, is_free = of_input[id(moment)]
+        threshold = self.settings.threshold
+        bases = of_inputs(self._found, lambda name, moment: extended(moment.double(), *self._basis(name), threshold))
+        for name, (basis, is_free) in bases.items():
             self.kept |= {f"{name}.basis": basis.float().cpu(), f"{name}.free": torch.tensor(is_free)}
         return report, updates
 

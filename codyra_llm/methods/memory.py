@@ -1,6 +1,5 @@
 """A continued adapter that keeps rows of finished tasks, for methods that look at their gradients."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +34,7 @@ class WithMemory(SeqLoRA):
 
     def after_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
         """Draws the rows to keep."""
-        count = min(len(rows), self.settings.rows)
-        drawn = random.Random(f"{self.config.seed}/memory/{self.task}").sample(range(len(rows)), count)
-        self._new = [rows[row] for row in sorted(drawn)]
+        self._new = self.drawn(rows, self.settings.rows, f"memory/{self.task}")
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """As SeqLoRA, and the rows of all tasks so far."""

@@ -19,6 +19,7 @@ from codyra_llm.engine.state import TaskState
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
+from codyra_llm.methods.hooks import of_inputs
 
 LOG = logging.getLogger(__name__)
 
@@ -66,12 +67,12 @@ def leading_directions(moments: dict[str, torch.Tensor], share: float) -> dict[s
 
     Projections that share a moment share them.
     """
-    of_input: dict[int, torch.Tensor] = {}
-    for moment in moments.values():
-        if id(moment) not in of_input:
-            _, vectors = torch.linalg.eigh(moment.double())
-            of_input[id(moment)] = vectors.flip(1)[:, : round(share * len(moment))].to(moment).contiguous()
-    return {name: of_input[id(moment)] for name, moment in moments.items()}
+
+    def leading(name: str, moment: torch.Tensor) -> torch.Tensor:
+        _, vectors = torch.linalg.eigh(moment.double())
+        return vectors.flip(1)[:, : round(share * len(moment))].to(moment).contiguous()
+
+    return of_inputs(moments, leading)
 
 
 @torch.no_grad()
