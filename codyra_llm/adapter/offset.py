@@ -1,10 +1,14 @@
 """Frozen low-rank updates beside a projection: taken away while a branch continues from it, added at inference."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.merge import Deltas
 
 
 def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:
@@ -31,6 +35,15 @@ def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> RemovableHan
         return output + _product(inputs[0], B, A).to(output.dtype)
 
     return projection.register_forward_hook(hook)
+
+
+@contextmanager
+def added(model: nn.Module, updates: Deltas) -> Iterator[None]:
+    """A context in which updates of plain projections, by name, take part (`add`)."""
+    with ExitStack() as stack:
+        for name, factors in updates.items():
+            stack.callback(add(model.get_submodule(name), *factors).remove)
+        yield
 
 
 def _product(input: torch.Tensor, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:

@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from codyra_llm.data.batches import IGNORED, collate
 from codyra_llm.distributed.ranks import Ranks, all_gather
+from codyra_llm.engine.loss import summed_divergence
 from codyra_llm.example import Example
-from codyra_llm.models.head import answer_logits, logits_at_once
 
 Before = Callable[[], AbstractContextManager[object]]  # a context in which the model is the one before
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def divergence(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -23,20 +22,18 @@ def divergence(
     pad_token_id: int,
     batch_size: int,
     ranks: Ranks,
-    synced: bool,
 ) -> float:
     """KL(before || now) of the next token, in nats, mean over all answer tokens of the examples; each rank's the same.
 
     Args:
         model: as it is now, `gathered_for_inference`. before: a context in which it is the model before.
-        synced: each forward pass takes all ranks.
     """
     numbers = list(range(0, len(examples), batch_size))
     own = []
     for first in range(0, len(numbers), ranks.size):
         mine = first + ranks.rank  # every rank takes every pass: at stage 3 they gather weights together
         batch = examples[numbers[mine if mine < len(numbers) else first] :][:batch_size]
-        found = _of_batch(model, batch, before, pad_token_id, synced)
+        found = _of_batch(model, batch, before, pad_token_id)
         if mine < len(numbers):
             own.append(found)
     total = torch.tensor([pair for of_rank in all_gather(own) for pair in of_rank], dtype=torch.float64).sum(0)
@@ -44,7 +41,7 @@ def divergence(
 
 
 def _of_batch(
-    model: PreTrainedModel, examples: Sequence[Example], before: Before, pad_token_id: int, synced: bool
+    model: PreTrainedModel, examples: Sequence[Example], before: Before, pad_token_id: int
 ) -> tuple[float, int]:
     """(nats, answer tokens) of one batch."""
     batch = collate(examples, pad_token_id)
@@ -52,9 +49,4 @@ def _of_batch(
     now = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][at_answer]
     with before():
         then = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][at_answer]
-    chunk = max(1, len(now)) if synced else logits_at_once(model)
-    total = 0.0
-    for new, old in zip(now.split(chunk), then.split(chunk), strict=True):
-        after, earlier = (answer_logits(model, states).log_softmax(-1) for states in (new, old))
-        total += float(nn.functional.kl_div(after, earlier, reduction="sum", log_target=True))
-    return total, len(now)
+    return float(summed_divergence(model, now, then)), len(now)

@@ -1,7 +1,7 @@
 """Routed LoRA: one adapter for each task beside the untouched model, chosen by an oracle or a router."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.merge import Deltas, ModuleRank
-from codyra_llm.adapter.offset import add
+from codyra_llm.adapter.offset import added
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.options import ABOVE_ZERO, option
@@ -77,16 +77,11 @@ class Routed(Method):
         chosen = (unit_rows(passes.prompt_states(rows)) @ weights).argmax(dim=1)
         return [list(sums)[number] for number in chosen.tolist()]
 
-    @contextmanager
-    def serving(self, model: nn.Module, task: str | None) -> Iterator[None]:
+    def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[None]:
         """The task's adapter takes part; of a task that is not learned yet, nothing."""
         start, end = f"{task}/", ".B"
         names = [key[len(start) : -len(end)] for key in self.kept if key.startswith(start) and key.endswith(end)]
-        with ExitStack() as stack:
-            for name in names:
-                factors: list[torch.Tensor] = [self.kept[f"{start}{name}.{part}"] for part in "BA"]
-                stack.callback(add(model.get_submodule(name), *factors).remove)
-            yield
+        return added(model, {name: (self.kept[f"{start}{name}.B"], self.kept[f"{start}{name}.A"]) for name in names})
 
 
 def unit_rows(states: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,10 @@
 """KL divergence of a model from the one before the last task, which is the model without the task's update."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
-from codyra_llm.adapter.merge import Deltas, stacked
-from codyra_llm.adapter.offset import add
+from codyra_llm.adapter.merge import Deltas, difference
+from codyra_llm.adapter.offset import added
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
 from codyra_llm.engine.zero import gathered_for_inference
@@ -30,15 +27,15 @@ def measure_divergence(run: RunState, stage: Stage) -> TaskDivergence:
     """
     ranks, plan, config = run.session.ranks, run.plan, run.config.evaluate
     updates: Deltas = broadcast(run.session.on_rank_0(lambda: _last_change(run.entry_folders, run.combine)))
-    updates = {name: (B.to(ranks.device), A.to(ranks.device)) for name, (B, A) in updates.items()}
+    taken_back = {name: (-B.to(ranks.device), A.to(ranks.device)) for name, (B, A) in updates.items()}
     own, earlier = plan.test_examples[stage.number - 1], plan.test_examples[: stage.number - 1]
     texts = _texts(plan)
     run.model.eval()
-    with gathered_for_inference(run.model, config.gather, ranks) as synced:
-        how = (padding_id(plan.source.tokenizer), config.batch_size, ranks, synced)
+    with gathered_for_inference(run.model, config.gather, ranks):
+        how = (padding_id(plan.source.tokenizer), config.batch_size, ranks)
 
         def of(rows: Sequence[Example]) -> float:
-            return divergence(run.model, rows, lambda: _without(run.model, updates), *how)
+            return divergence(run.model, rows, lambda: added(run.model, taken_back), *how)
 
         of_earlier = [of(rows) for rows in earlier]
         return TaskDivergence(
@@ -56,17 +53,8 @@ def _last_change(folders: Sequence[Path], combine: Combine | None) -> Deltas:
     before = dict(summed(folders[:-1], combine=combine)) if folders[:-1] else {}
     change = {}
     for name, factors in summed(folders, combine=combine):
-        B, A = before.get(name, (None, None))
-        change[name] = factors if B is None or A is None else stacked([factors, (-B, A)])
+        change[name] = difference(factors, before[name]) if name in before else factors
     return change
-
-
-@contextmanager
-def _without(model: nn.Module, updates: Deltas) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name, (B, A) in updates.items():
-            stack.callback(add(model.get_submodule(name), -B, A).remove)
-        yield
 
 
 def _texts(plan: RunPlan) -> list[Example]:
