@@ -9,7 +9,7 @@ Between forward and backward it keeps x itself and the [tokens, rank] products H
 way back the bases' gradients of x arrive summed in one buffer, and sum_i (dH_i A_i) is added into that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +20,12 @@ from codyra_llm.adapter import products as torch_products
 
 
 def add_gated_branch(
-    output: torch.Tensor, input: torch.Tensor, A: torch.Tensor, B: torch.Tensor, gate: torch.Tensor
+    output: torch.Tensor,
+    input: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    gate: torch.Tensor,
+    mix: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Adds a gated low-rank branch to the output of its base projection (CoDyRA, equation 1): the plain reference.
 
@@ -31,12 +36,14 @@ def add_gated_branch(
         output: what the base projection gave, [..., out_features].
         input: what the base projection was given, [..., in_features].
         A: [rank, in_features]. B: [out_features, rank]. gate: [rank].
+        mix: what becomes of x A^T, [..., rank]; None: it stays as it is.
 
     Returns:
         [..., out_features], in the dtype of `output`.
     """
     with _no_autocast(input.device):
-        branch = ((input.to(A.dtype) @ A.T) * gate) @ B.T
+        down = input.to(A.dtype) @ A.T
+        branch = ((mix(down) if mix else down) * gate) @ B.T
         return output + branch.to(output.dtype)
 
 

@@ -1,7 +1,7 @@
 """CoDyRALinear: a frozen projection plus an importance-gated low-rank branch, y = W x + b + B (gate * (A x))."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,15 @@ class CoDyRALinear(nn.Module):
     """
 
     shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
-    enabled = True  # else the layer is its projection alone
+    enabled = True  # else the layer is its projection alone, with what is stored
     alive: torch.Tensor | None = None  # the components that take part in the products; None: all
     # directions, as orthonormal columns, that the branch does not read and does not write
     blocked_inputs: torch.Tensor | None = None  # [in_features, directions]
     blocked_outputs: torch.Tensor | None = None  # [out_features, directions]
+    # (B [out_features, stored], A [stored, in_features]): components that take part without training, before its own
+    stored: tuple[torch.Tensor, torch.Tensor] | None = None
+    # what becomes of the products of all components with the input, [tokens, components]; None: they stay as they are
+    mix: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -70,15 +74,17 @@ class CoDyRALinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if not self.enabled:
+        if not self.enabled and self.stored is None:
             return self.base(input)
         A, B, gate = self.branch()
         if self.products is None or torch.compiler.is_compiling():  # a compiler fuses the plain form itself
-            return add_gated_branch(self.base(input), input, A, B, gate)
+            return add_gated_branch(self.base(input), input, A, B, gate, self.mix)
         if self.shared is not None and self.shared.open:
             flat, down = self.shared.down(self, input)
         else:
             flat, (down,) = share_input(input.flatten(0, -2), [A], self.products)
+        if self.mix is not None:
+            down = self.mix(down)
         # two dimensions, because a projection with a bias gives a view for three, which nothing can be added into
         output = add_branch(self.base(flat), down, gate, B, self.products)
         return output.view(*input.shape[:-1], self.out_features)
@@ -88,9 +94,15 @@ class CoDyRALinear(nn.Module):
         # a gate that may not grow again gets no gradient, which would count in the gradient's norm
         gate = self.gate if self.regrow else torch.where(self.gate != 0, self.gate, torch.zeros_like(self.gate))
         A, B = self._projected()
-        if self.alive is None:
+        if self.alive is not None:
+            A, B, gate = A[self.alive], B[:, self.alive], gate[self.alive]
+        if self.stored is None:
             return A, B, gate
-        return A[self.alive], B[:, self.alive], gate[self.alive]
+        old_B, old_A = self.stored
+        ones = torch.ones_like(old_A[:, 0])
+        if not self.enabled:
+            return old_A, old_B, ones
+        return torch.cat([old_A, A]), torch.cat([old_B, B], dim=1), torch.cat([ones, gate])
 
     def _projected(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(A, B) without what lies in blocked directions, which no optimizer step can leave."""

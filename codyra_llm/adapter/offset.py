@@ -1,6 +1,6 @@
 """Frozen low-rank updates beside a projection: taken away while a branch continues from it, added at inference."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -9,6 +9,8 @@ from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas
+
+Mix = Callable[[torch.Tensor], torch.Tensor]
 
 
 def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:
@@ -28,23 +30,28 @@ def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> Removable
     return layer.base.register_forward_hook(hook)
 
 
-def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:
-    """Lets a plain projection compute W x + B A x until the returned handle is removed; shapes as in `subtract`."""
+def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, mix: Mix | None = None) -> RemovableHandle:
+    """Lets a plain projection compute W x + B A x until the returned handle is removed; shapes as in `subtract`.
+
+    Args:
+        mix: what becomes of A x, [..., rank]; None: it stays as it is.
+    """
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + _product(inputs[0], B, A).to(output.dtype)
+        return output + _product(inputs[0], B, A, mix).to(output.dtype)
 
     return projection.register_forward_hook(hook)
 
 
 @contextmanager
-def added(model: nn.Module, updates: Deltas) -> Iterator[None]:
+def added(model: nn.Module, updates: Deltas, mix: Mix | None = None) -> Iterator[None]:
     """A context in which updates of plain projections, by name, take part (`add`)."""
     with ExitStack() as stack:
         for name, factors in updates.items():
-            stack.callback(add(model.get_submodule(name), *factors).remove)
+            stack.callback(add(model.get_submodule(name), *factors, mix).remove)
         yield
 
 
-def _product(input: torch.Tensor, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    return (input.to(A.dtype) @ A.T) @ B.T
+def _product(input: torch.Tensor, B: torch.Tensor, A: torch.Tensor, mix: Mix | None = None) -> torch.Tensor:
+    down = input.to(A.dtype) @ A.T
+    return (mix(down) if mix else down) @ B.T

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
@@ -19,11 +19,19 @@ from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.state import trainable
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
+from codyra_llm.generation.sample import sample_texts
 from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
 
 
 def measure_before(
-    hooks: Hooks, model: PreTrainedModel, adapter: CoDyRAConfig, batches: GlobalBatches, gather: str, ranks: Ranks
+    hooks: Hooks,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: CoDyRAConfig,
+    batches: GlobalBatches,
+    seed: int,
+    gather: str,
+    ranks: Ranks,
 ) -> None:
     """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
 
@@ -32,8 +40,13 @@ def measure_before(
     """
     if overrides(hooks, "before_training"):
         projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
-        with gathered_for_inference(model.eval(), gather, ranks):
-            passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
+        with gathered_for_inference(model.eval(), gather, ranks) as synced:
+            how = (f"{seed}/{batches.task}", ranks, synced)
+
+            def write(count: int, length: int) -> list[list[int]]:
+                return sample_texts(model, tokenizer, count, length, *how)
+
+            passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks, write=write)
             hooks.before_training(batches.own, passes)
 
 
@@ -44,6 +57,7 @@ class ModelPasses:
         loss: around the model; an engine's module while there is one, else one that is `gathered_for_inference`.
         projections: by name, those whose inputs can be asked for.
         after_pass: called after each pass, as an engine at stage 3 needs it.
+        write: texts of the model's own, so many, of so many tokens at most; there are none while it trains.
     """
 
     def __init__(
@@ -53,9 +67,10 @@ class ModelPasses:
         pad_token_id: int,
         ranks: Ranks,
         after_pass: Callable[[], None] = lambda: None,
+        write: Callable[[int, int], list[list[int]]] = lambda count, length: [],
     ) -> None:
         self.loss, self.projections, self.pad_token_id, self.ranks = loss, projections, pad_token_id, ranks
-        self.after_pass, self.busy = after_pass, False
+        self.after_pass, self.write, self.busy = after_pass, write, False
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -155,6 +170,10 @@ class ModelPasses:
                     own[number] = states[0][0, : len(rows[number].prompt)].float().mean(0).cpu()
         every = {number: state for of_rank in all_gather(own) for number, state in of_rank.items()}
         return torch.stack([every[number] for number in range(len(rows))])
+
+    def own_texts(self, count: int, length: int) -> list[Example]:
+        """As `RowPasses.own_texts`."""
+        return [Example(text[:1], text[1:]) for text in self.write(count, length)]
 
     def output_magnitudes(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.output_magnitudes`."""

@@ -19,7 +19,7 @@ from codyra_llm.example import Example
 
 PROMPT, ANSWER, OWN_TEXT = KINDS = 1, 2, 3  # of positions, in `MicroBatch.kinds`; 0: none of them
 NAMES = ("prompts", "answers", "own_text")  # of their weights
-STATE = "retention."  # before the names of what a checkpoint holds
+STATE = "retention."  # before the names of what a checkpoint in the middle of a task holds of it
 RATE = 0.1  # of the dual ascent, in each step
 FACTORS = (1e-2, 1e3)  # that the weights are multiplied by to meet a budget, at least and at most
 
@@ -98,18 +98,18 @@ class Retention:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint in the middle of the task holds of it."""
-        return texts_state(self.texts) | {f"{STATE}factor": torch.tensor(self.factor, dtype=torch.float64)}
+        return texts_state(self.texts) | {"factor": torch.tensor(self.factor, dtype=torch.float64)}
 
 
 def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Texts as tensors: ids end to end, and lengths."""
     ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64)
-    return {f"{STATE}ids": ids, f"{STATE}lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64)}
+    return {"ids": ids, "lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64)}
 
 
 def texts_of_state(state: dict[str, torch.Tensor]) -> list[list[int]]:
     """The texts that `texts_state` has made tensors of."""
-    return [part.tolist() for part in state[f"{STATE}ids"].split(state[f"{STATE}lengths"].tolist())]
+    return [part.tolist() for part in state["ids"].split(state["lengths"].tolist())]
 
 
 def _with_rows(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:

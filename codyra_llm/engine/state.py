@@ -26,6 +26,12 @@ class TaskState:
     tensors: dict[str, torch.Tensor]
 
 
+def taken(state: TaskState | None, start: str) -> dict[str, torch.Tensor]:
+    """Takes the tensors whose names begin with `start` out of a state, if there is one; named without it."""
+    found = {name: tensor for name, tensor in state.tensors.items() if name.startswith(start)} if state else {}
+    return {name.removeprefix(start): state.tensors.pop(name) for name in found}  # type: ignore[union-attr]
+
+
 def read_state(model: nn.Module, engine: Any, optimizer: Proximal, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
     state = {}

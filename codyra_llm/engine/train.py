@@ -23,7 +23,7 @@ from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
 from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
-from codyra_llm.engine.retention import KINDS, Retention
+from codyra_llm.engine.retention import KINDS, STATE, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import compact_branches, ungroup_branches, unpartition_branches
@@ -55,6 +55,7 @@ class StepReport:
     retention_factor: float | None = None
 
 
+GATHERED = "method."  # before the names of what a method has gathered within a task
 OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
 
 
@@ -143,6 +144,7 @@ def train_task(
             divergences=divergences,
             retention_factor=retention.factor if retention else None,
         )
+        hooks.end_step(mean_loss)
         if retention:
             retention.update(divergences)
         if validation and validation.is_due(step + 1, batches.total_steps):
@@ -152,7 +154,7 @@ def train_task(
                 state = read_state(model, engine, optimizer, ranks)
                 validation.best = {name: state[name] for name, _, _ in trainable(model) if state}
         reports.append(report)
-        on_step(report, lambda: _state(model, engine, optimizer, ranks, validation, retention))
+        on_step(report, lambda: _state(model, engine, optimizer, ranks, hooks, validation, retention))
     attached.end_training(batches.own)
     engine.destroy()
     unpartition_branches(model)
@@ -167,15 +169,20 @@ def _state(
     engine: Any,
     optimizer: Proximal,
     ranks: Ranks,
+    hooks: Hooks,
     validation: Validation | None,
     retention: Retention | None,
 ) -> dict[str, torch.Tensor]:
-    """What a checkpoint in the middle of a task holds, on rank 0: `read_state`, the best step, retention."""
+    """What a checkpoint in the middle of a task holds, on rank 0: `read_state`, and what else has a state."""
     state = read_state(model, engine, optimizer, ranks)
     if not state:
         return {}
-    best = {BEST + name: tensor for name, tensor in validation.best.items()} if validation else {}
-    return state | best | (retention.state() if retention else {})
+    others = {
+        BEST: validation.best if validation else {},
+        GATHERED: {name: tensor.cpu() for name, tensor in hooks.gathered.items()},
+        STATE: retention.state() if retention else {},
+    }
+    return state | {start + name: tensor for start, part in others.items() for name, tensor in part.items()}
 
 
 def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:

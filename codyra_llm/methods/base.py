@@ -78,6 +78,7 @@ class Method(Hooks):
     task: str = ""
 
     def __init__(self, config: "RunConfig") -> None:
+        super().__init__()
         self.config = config
         self.settings: Any = getattr(config, self.name, NoSettings())
         self.kept: dict[str, torch.Tensor] = {}
@@ -107,7 +108,7 @@ class Method(Hooks):
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
-        self.task = task
+        self.task, self.gathered = task, {}
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
         with torch.no_grad():
             for name, layer in gated_layers(model):

@@ -112,6 +112,9 @@ class RowPasses(Protocol):
     def prompt_states(self, rows: "Sequence[Example]") -> torch.Tensor:
         """The mean over a row's prompt tokens of the hidden state after the middle layer: [rows, hidden_size], fp32."""
 
+    def own_texts(self, count: int, length: int) -> "list[Example]":
+        """Texts that the model writes itself before a task, of at most `length` tokens, every one of them learned."""
+
     def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
         """The mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
 
@@ -136,6 +139,10 @@ class Hooks:
     """The hooks of the training loop; by default they do nothing, and the loop costs nothing for those."""
 
     has_teacher: ClassVar[bool] = False  # whether `output_loss` is given the logits of the model without its branches
+
+    def __init__(self) -> None:
+        # what it has gathered within the task, whole on every rank: a checkpoint in the middle of the task holds it
+        self.gathered: dict[str, torch.Tensor] = {}
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """What is to be measured on the model as the task finds it, before it has branches, on the task's own rows."""
@@ -174,6 +181,9 @@ class Hooks:
 
     def after_step(self, slices: Slices) -> None:
         """May change the values (in place) that Adam has updated; the gradients are those of the step."""
+
+    def end_step(self, loss: float) -> None:
+        """The mean loss per answer token of a step that was taken, in nats, over all ranks."""
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """What is to be measured at the end of a task's training, on the task's own rows."""

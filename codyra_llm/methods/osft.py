@@ -8,10 +8,10 @@ from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, difference
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.osft_lora import block_leading
-from codyra_llm.methods.seqlora import of_change
+from codyra_llm.methods.seqlora import from_starts
 from codyra_llm.options import SHARE, option
 
 if TYPE_CHECKING:
@@ -70,7 +70,5 @@ class OSFT(Method):
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to what the branch has started as."""
-        report, updates = super().finish(model)
-        changes = {name: difference(factors, self._starts[name]) for name, factors in updates.items()}
-        self._starts = {}
-        return [of_change(kept, *changes[kept.name]) for kept in report], changes
+        starts, self._starts = self._starts, {}
+        return from_starts(*super().finish(model), starts)

@@ -15,7 +15,7 @@ from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.retention import STATE, Retention, texts_of_state
-from codyra_llm.engine.state import TaskState
+from codyra_llm.engine.state import TaskState, taken
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
@@ -42,8 +42,7 @@ def prepare_retention(
     config = run.retention
     if not (config.measures or config.protected):
         return None, {}
-    known = resumed.tensors if resumed else {}
-    state = {name: known.pop(name) for name in list(known) if name.startswith(STATE)}
+    state = taken(resumed, STATE)
     texts, protected = texts_of_state(state) if state else [], {}
     if config.own_text or config.protected:
         with gathered_for_inference(model.eval(), run.evaluate.gather, ranks) as synced:
@@ -58,7 +57,7 @@ def prepare_retention(
                 protected = leading_directions(moments, config.protected)
     retention = Retention(config, texts, batches)
     if state:
-        retention.factor = float(state[f"{STATE}factor"])
+        retention.factor = float(state["factor"])
     return retention, protected
 
 

@@ -13,8 +13,8 @@ from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.passes import ModelPasses, measure_before
-from codyra_llm.engine.state import TaskState
-from codyra_llm.engine.train import StepReport, train_task
+from codyra_llm.engine.state import TaskState, taken
+from codyra_llm.engine.train import GATHERED, StepReport, train_task
 from codyra_llm.engine.validate import BEST, Validation
 from codyra_llm.engine.zero import check_updates, gathered_for_inference, trainable_count
 from codyra_llm.errors import Stopped
@@ -44,9 +44,11 @@ def train(run: RunState, stage: Stage) -> None:
     """Trains branches on the stage's task, prunes them, and writes the update into the ledger."""
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
-    measure_before(run.method, run.model, run.method.adapter, batches, run.config.evaluate.gather, run.session.ranks)
-    how = (run.method.adapter, batches, run.session.ranks, run.resumed)
-    retention, protected = prepare_retention(run.config, run.model, run.plan.source.tokenizer, *how)
+    tokenizer, adapter, gather = run.plan.source.tokenizer, run.method.adapter, run.config.evaluate.gather
+    ranks = run.session.ranks
+    measure_before(run.method, run.model, tokenizer, adapter, batches, run.config.seed, gather, ranks)
+    how = (adapter, batches, ranks, run.resumed)
+    retention, protected = prepare_retention(run.config, run.model, tokenizer, *how)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
     protect(run.model, protected)
     run.results.trainable_parameters = trainable_count(run.model)
@@ -56,6 +58,7 @@ def train(run: RunState, stage: Stage) -> None:
         run.results.losses.append(TaskLosses(stage.task))
     losses = run.results.losses[-1]
     validation = _validation(run, stage, resumed)
+    run.method.gathered = taken(resumed, GATHERED)
     tasks = len(run.plan.stream)
     LOG.info(f"\ntask {stage.number} of {tasks}: {stage.task}, {describe_targets(prepared.wrapped)}")
     progress = run.report.progress(stage.task, batches.total_steps, resumed.step if resumed else 0)
@@ -100,10 +103,7 @@ def _validation(run: RunState, stage: Stage, resumed: TaskState | None) -> Valid
     if not rows:
         return None
     known = [(found.step, found.loss) for found in run.results.losses[-1].validation]
-    best = {}
-    for name in [name for name in (resumed.tensors if resumed else {}) if name.startswith(BEST)]:
-        best[name.removeprefix(BEST)] = resumed.tensors.pop(name)  # type: ignore[union-attr]
-    return Validation(rows, run.config.train, known, best)
+    return Validation(rows, run.config.train, known, taken(resumed, BEST))
 
 
 def _finish(run: RunState, stage: Stage) -> None:

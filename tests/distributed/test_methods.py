@@ -36,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "seqft": {},
     "hide": {"hide.strength": 0.05},
     "joint": {},
+    "ema": {"ema.decay": 0.9},
+    "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 8},
+    "moram": {"moram.temperature": 0.3},
+    "treelora": {},
     "agem_opposed": {},  # of tests/distributed/extra_methods.py, as the next ones
     "gem_opposed": {},
     "distilled": {},
@@ -57,6 +61,9 @@ NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "migu": ("lora", {"migu.threshold": 0.0}),
     "pruned": ("lora", {"pruned.keep": 1.0}),
     "hide": ("seqlora", {"hide.strength": 0.0}),
+    "ema": ("lora", {"ema.decay": 0.0}),
+    "lora_null": ("lora", {"lora_null.texts": 0}),
+    "treelora": ("seqlora", {"treelora.strength": 0.0}),
 }
 WAYS = [("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
 LATER = [
@@ -70,6 +77,7 @@ LATER = [
     "slao",
     "ewc_lora",
     "migu",
+    "treelora",
 ]  # the others count from the first task on
 UNEVEN = [("distilled", "zero3", 3), ("ewc", "zero3", 3)]  # three ranks share eight rows unevenly
 RUNS = [
@@ -130,7 +138,7 @@ def test_a_method_whose_own_part_is_nothing(results: Results, method: str) -> No
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_comparison_is_of_something(results: Results, method: str) -> None:
     """The first task, which has none before it, is learned as by LoRA; the second is not."""
-    continued = method.removesuffix("_opposed") in ("ewc", "agem", "gem", "ogd", "hide")
+    continued = method.removesuffix("_opposed") in ("ewc", "agem", "gem", "ogd", "hide", "treelora")
     plain, ours = results["seqlora" if continued else "lora",], results[method,]
     half = len(plain["losses"]) // 2
     if method in LATER:

@@ -71,8 +71,9 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     result: dict[str, Any] = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
     result["divergence"] = []
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
-        measure_before(method, model, method.adapter, batches, "auto", world)
-        how = (plan.source.tokenizer, method.adapter, batches, world)
+        tokenizer = plan.source.tokenizer
+        measure_before(method, model, tokenizer, method.adapter, batches, config.seed, "auto", world)
+        how = (tokenizer, method.adapter, batches, world)
         retention, protected = prepare_retention(config, model, *how)
         ready = method.prepare(model, task.name, batches.total_steps)
         protect(model, protected)

@@ -48,13 +48,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hide": {},
     "joint": {},
     "routed": {},
+    "ema": {"ema.decay": 0.9},
+    "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 12},
+    "moram": {},
+    "treelora": {},
+    "treelora-repaired": {"method": "treelora", "treelora.repaired": True},
 }
 
 
 def config_of(method: str, model: Path, output: Path) -> RunConfig:
-    return tiny_config(
-        model, output, method=method, **{"order": ["FOMC", "NumGLUE-cm"], "evaluate.tasks": "last", **SETTINGS[method]}
-    )
+    usual = {"method": method, "order": ["FOMC", "NumGLUE-cm"], "evaluate.tasks": "last"}
+    return tiny_config(model, output, **usual | SETTINGS[method])
 
 
 @pytest.mark.parametrize("method", SETTINGS)

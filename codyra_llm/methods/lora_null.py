@@ -1,0 +1,86 @@
+"""LoRA-Null: branches made of what the weights do where the model's own text is not (arXiv 2503.02659)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
+from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.hooks import RowPasses, of_inputs
+from codyra_llm.methods.seqlora import from_starts
+from codyra_llm.options import AT_LEAST_TWO, AT_LEAST_ZERO, option
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
+    from codyra_llm.example import Example
+
+
+@dataclass(frozen=True)
+class LoRANullSettings:
+    """What is to be kept, and how strictly."""
+
+    texts: int = option(64, "texts of the model's own whose inputs are kept; 0: lora", within=AT_LEAST_ZERO)
+    text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
+    freeze_inputs: bool = option(False, "whether A stays as it starts, and B alone trains (the paper's v2)")
+
+
+class LoRANull(Method):
+    """W U U^T = B_0 A_0, U the `rank` input directions that the model's text uses least: the branch starts as B_0 A_0.
+
+    The factors are those of its singular value decomposition, the root of the values in each. B_0 A_0 is taken away
+    from W while the branch trains, so the update is B A - B_0 A_0. The paper takes 256 rows of general data for the
+    text; here the model writes it itself before each task, and no data is needed. A may leave the space unless it is
+    frozen. It needs whole weights, which ZeRO-3 does not give.
+    """
+
+    name = "lora_null"
+    summary = "LoRA-Null: the branch starts as the weight's part that the model's own text uses least"
+    Settings = LoRANullSettings
+    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True)
+
+    def __init__(self, config: "RunConfig") -> None:
+        super().__init__(config)
+        self._null: dict[str, torch.Tensor] = {}
+        self._starts: dict[str, Factors] = {}
+
+    def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
+        """Measures the inputs on text that the model writes itself."""
+        if self.settings.texts:
+            texts = passes.own_texts(self.settings.texts, self.settings.text_length)
+            rank = self.config.adapter.rank
+            self._null = of_inputs(passes.input_moments(texts), lambda name, moment: least_used(moment, rank))
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """The weight's part, over unused directions."""
+        if not self.settings.texts:
+            return
+        weight: torch.Tensor = layer.base.weight  # type: ignore[assignment]
+        B, A = (
+            factor.to(layer.A) for factor in null_part(weight.double(), self._null[name].to(weight.device).double())
+        )
+        layer.A.zero_()
+        layer.A[: len(A)].copy_(A)
+        layer.B[:, : len(A)].copy_(B)
+        layer.A.requires_grad_(not self.settings.freeze_inputs)
+        self._starts[name] = layer.B.detach().clone(), layer.A.detach().clone()
+        self.take_away(layer, *self._starts[name])
+
+    def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
+        """The update is the difference to what the branch has started as."""
+        starts, self._starts = self._starts, {}
+        return from_starts(*super().finish(model), starts)
+
+
+def least_used(moment: torch.Tensor, rank: int) -> torch.Tensor:
+    """The `rank` eigenvectors [in_features, rank] of a second moment with the smallest eigenvalues."""
+    return torch.linalg.eigh(moment.double()).eigenvectors[:, :rank]
+
+
+def null_part(weight: torch.Tensor, directions: torch.Tensor) -> Factors:
+    """(B, A) with B A = W U U^T, of orthonormal U [in_features, rank]; each has the root of the singular values."""
+    U, S, V = torch.linalg.svd(weight @ directions, full_matrices=False)
+    return U * S.sqrt(), S.sqrt()[:, None] * (V @ directions.T)

@@ -1,0 +1,210 @@
+"""Methods that gather something in each step, or have components of earlier tasks live: public numbers, properties."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codyra_llm.adapter.layer import CoDyRALinear, gated_layers, without_branches
+from codyra_llm.adapter.offset import added
+from codyra_llm.example import Example
+from codyra_llm.methods import lora_null, moram, treelora
+from tests.models import tiny_model
+from tests.unit.methods.test_oracles import method_of
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def numbers_of(golden: Path, name: str) -> dict[str, Any]:
+    with np.load(golden / "baselines" / f"{name}.npz") as file:
+        return {key: value if value.dtype.kind == "U" else torch.from_numpy(value) for key, value in file.items()}
+
+
+def test_the_term_of_treelora_with_the_recorded_draws(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = numbers_of(golden, "treelora")
+    steps, modules = int(numbers["rounds_per_epoch"]), [f"m{level}" for level in range(int(numbers["depth"]))]
+    method: Any = method_of("treelora", **{"treelora.strength": float(numbers["reg"])})
+    for task in range(int(numbers["num_tasks"])):
+        method.gathered, method._steps = {}, steps
+        for step in range(steps):
+            of_step = {key.split("/")[-1]: v for key, v in numbers.items() if key.startswith(f"task{task}/step{step}/")}
+            rows = of_step["A_rows"]
+            drawn = of_step["chosen_task_per_depth"].tolist() if task else []
+            monkeypatch.setattr(treelora, "descend", lambda *given, drawn=drawn: drawn)
+            method.end_step(1 + 0.1 * step)
+            branches = {name: (torch.zeros(2, 1).double(), row[None]) for name, row in zip(modules, rows, strict=True)}
+            value, gradients = method.penalty(branches)
+            buffer = torch.cat([method.gathered[f"sum/{name}"] for name in modules])
+            torch.testing.assert_close(buffer, of_step["current_grad_buffer"], **CLOSE)
+            if task:
+                assert value == pytest.approx(-float(of_step["reg_loss"]), rel=1e-9)
+                ours = torch.cat([gradients[f"{name}.A"] for name in modules])
+                torch.testing.assert_close(ours, of_step["grad_of_total_wrt_A"], **CLOSE)
+                torch.testing.assert_close(-method.gathered["distances"], of_step["sim_sums"], **CLOSE)
+        for name, vector in zip(modules, numbers[f"task{task}/stored_vector"], strict=True):
+            torch.testing.assert_close(method.gathered[f"sum/{name}"][0], vector, **CLOSE)
+            old = method.kept.get(f"past/{name}", vector[None, None][:0])
+            method.kept[f"past/{name}"] = torch.cat([old, vector[None, None]])
+
+
+def test_the_tree_of_treelora(golden: Path) -> None:
+    numbers = numbers_of(golden, "treelora")
+    stored = torch.stack([numbers[f"task{task}/stored_vector"] for task in range(4)])  # [tasks, modules, values]
+    found = 0
+    for last in range(1, 4):
+        tree = json.loads(str(numbers[f"task{last}/tree_json"]))
+        for place, node in tree.items():
+            if len(node["tasks"]) > 1:
+                level = len(place.removeprefix("root"))
+                left, right, middle = treelora.split(stored[: last + 1, level], node["tasks"])
+                assert (left, right) == (tree[f"{place}L"]["tasks"], tree[f"{place}R"]["tasks"])
+                assert middle == pytest.approx(node["median_similarity"], rel=1e-9)
+                found += 1
+    assert found == 6
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_what_treelora_draws_and_where_it_pulls(repaired: bool) -> None:
+    """As released, the farther task is the likelier, and A is pushed away from what it is opposed to."""
+    method: Any = method_of("treelora", **{"treelora.repaired": repaired, "treelora.strength": 1.0})
+    method._steps = 600
+    near, far = torch.full((1, 1, 8), 0.1), torch.full((1, 1, 8), 2.0)
+    method.kept = {"past/m": torch.cat([near, far])}
+    for step in range(600):
+        method.gathered["sum/m"] = torch.zeros(1, 8)  # the running sum stays at zero
+        method.gathered["step"] = torch.tensor(step)
+        method.end_step(1.0)
+        method.penalty({"m": (torch.zeros(2, 1), torch.zeros(1, 8))})
+    draws = method.gathered["draws"][:, 0].tolist()
+    assert (draws[0] > 3 * draws[1]) if repaired else (draws[1] > 3 * draws[0]), draws
+    v, opposed = torch.ones(1, 8), -torch.ones(1, 8)
+    for A, is_toward in ((v, True), (opposed, repaired)):
+        _, (gradient,) = treelora.pull([A], [v], 1.0, repaired)
+        assert (float((gradient * v).sum()) < 0) == is_toward, "a step goes against the gradient"
+
+
+def test_draws_of_treelora_depend_on_the_seed_alone() -> None:
+    scores, past = torch.rand(5, 6), [torch.randn(5, 2, 4) for _ in range(6)]
+    first, again, other = (treelora.descend(scores, past, random.Random(seed)) for seed in ("a", "a", "b"))
+    assert first == again != other and set(first + other) <= set(range(5))
+
+
+def test_the_atoms_of_moram(golden: Path) -> None:
+    numbers = numbers_of(golden, "moram")
+    scale = int(numbers["alpha"]) / int(numbers["rank"])  # which the released code gives to new atoms alone
+    base = nn.Linear(8, 6, bias=False).double()
+    base.weight.data.copy_(numbers["weight"])
+    settings = {"moram.atoms": int(numbers["topk"]), "moram.temperature": float(numbers["temperature"])}
+    method: Any = method_of("moram", **settings, **{"moram.threshold": float(numbers["inference_threshold"])})
+    for task in range(3):
+        of_task = {key.split("/")[-1]: v for key, v in numbers.items() if key.startswith(f"task{task}/")}
+        for products in (None, CoDyRALinear(base, 3).products):
+            layer = CoDyRALinear(base, 3, train_gates=False, products=products)
+            layer.A.data.copy_(of_task["A_new"])
+            layer.B.data.copy_(scale * of_task["B_new"])
+            method.kept = {"m.A": of_task["A_old"], "m.B": of_task["B_old"]} if task else {}
+            method.start_branch("m", layer)
+            y = layer(numbers["x"])
+            torch.testing.assert_close(y.detach(), of_task["y_train"], **CLOSE)
+            d_A, d_B = torch.autograd.grad(y.square().sum(), (layer.A, layer.B))
+            torch.testing.assert_close(d_A, of_task["grad_A_new_of_sum_y2"], **CLOSE)
+            torch.testing.assert_close(scale * d_B, of_task["grad_B_new_of_sum_y2"], **CLOSE)
+            model = nn.ModuleDict({"m": layer})
+            with without_branches(model):
+                earlier = layer(numbers["x"]).detach()
+        atoms = torch.cat([of_task["A_old"], of_task["A_new"]])
+        values = torch.cat([of_task["B_old"], scale * of_task["B_new"]], dim=1)
+        plain = nn.ModuleDict({"m": base})
+        with added(plain, {"m": (values, atoms)}, method._mix(method.settings.threshold)):
+            torch.testing.assert_close(base(numbers["x"]).detach(), of_task["y_eval"], **CLOSE)
+        fresh = torch.cat([atoms, of_task["A_fresh"]])  # atoms of the next task, whose values are zero, take part
+        none = torch.cat([of_task["B_old"], of_task["B_new"], torch.zeros(6, 3).double()], dim=1)
+        method.kept = {"m.A": fresh, "m.B": none}
+        with method.serving(plain, None):
+            torch.testing.assert_close(
+                base(numbers["x"]).detach(), of_task["y_eval_after_increment_fresh_atoms"], **CLOSE
+            )
+        if not task:
+            torch.testing.assert_close(earlier, base(numbers["x"]).detach(), **CLOSE)
+
+
+def test_the_order_of_atoms_changes_nothing() -> None:
+    down = torch.randn(5, 7).double()
+    order = torch.randperm(7)
+    ours = moram.chosen(down, 3, 0.5, 0.1)
+    torch.testing.assert_close(moram.chosen(down[:, order], 3, 0.5, 0.1), ours[:, order])
+    assert ((ours != 0).sum(-1) <= 3).all() and not ours[down < 0].any()
+    assert torch.equal(moram.chosen(down, 0, 0.5, 0.1), down)
+
+
+def test_what_lora_null_starts_as_reads_what_is_used_least() -> None:
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(50, 6).double() @ torch.randn(6, 10).double(), torch.randn(12, 10).double()
+    directions = lora_null.least_used(inputs.T @ inputs / 50, 4)
+    B, A = lora_null.null_part(weight, directions)
+    assert float((inputs @ A.T).abs().max()) < 1e-6, "six of ten directions are used"
+    torch.testing.assert_close(B @ A, weight @ directions @ directions.T, **CLOSE)
+    torch.testing.assert_close(B.norm(dim=0), A.norm(dim=1))
+
+
+class OwnTexts:
+    """Passes that know the second moments of inputs of width 16 to 32 alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def own_texts(self, count: int, length: int) -> list[Example]:
+        return [Example([1], [2] * (length - 1))] * count
+
+    def input_moments(self, rows: list[Example]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(rows))
+        layers = {name: m for name, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        return {name: torch.diag(torch.rand(m.in_features)) for name, m in layers.items()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_task_of_lora_null(frozen: bool) -> None:
+    """The model starts as it was, and the ledger's update is what the model has changed by."""
+    model = tiny_model()
+    ids = torch.randint(3, 700, (4, 12))
+    before = model(input_ids=ids).logits.detach()
+    method: Any = method_of("lora_null", **{"lora_null.freeze_inputs": frozen})
+    method.before_training([], OwnTexts(model))
+    ready = method.prepare(model, "first", 10)
+    assert all(layer.A.requires_grad is not frozen and layer.B.any() for _, layer in gated_layers(model))
+    torch.testing.assert_close(model(input_ids=ids).logits.detach(), before, atol=1e-5, rtol=0)
+    for _ in range(5):
+        model(input_ids=ids, labels=ids).loss.backward()
+        ready.optimizer.step()
+        ready.optimizer.zero_grad()
+    after = model(input_ids=ids).logits.detach()
+    _, updates = method.finish(model)
+    with added(model, updates):
+        torch.testing.assert_close(model(input_ids=ids).logits.detach(), after, atol=1e-4, rtol=0)
+    assert float((after - before).abs().max()) > 1e-2
+
+
+def test_the_average_of_an_update() -> None:
+    """Of the products after each step, weighted by 0.9^(steps since), the weights summing to one."""
+    model, method = tiny_model(), method_of("ema", **{"ema.decay": 0.9})
+    ready = method.prepare(model, "first", 10)
+    seen: list[dict[str, torch.Tensor]] = []
+    ids = torch.randint(3, 700, (4, 12))
+    for _ in range(4):
+        branches = {name: (layer.B.detach(), layer.A.detach()) for name, layer in gated_layers(model)}
+        assert method.penalty(branches) == (0.0, {})
+        model(input_ids=ids, labels=ids).loss.backward()
+        ready.optimizer.step()
+        ready.optimizer.zero_grad()
+        seen.append({name: (layer.B @ layer.A).detach() for name, layer in gated_layers(model)})
+    _, updates = method.finish(model)
+    weights = torch.tensor([0.9**3, 0.9**2, 0.9, 1.0])
+    weights /= weights.sum()
+    for name, (B, A) in updates.items():
+        expected = sum(weight * products[name] for weight, products in zip(weights, seen, strict=True))
+        torch.testing.assert_close(B @ A, expected, atol=1e-7, rtol=1e-5)
