@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
     from codyra_llm.example import Example
 
+ROUNDING = 1e-6  # share of the largest eigenvalue of a moment, summed up in fp32, that is an error
+
 
 @dataclass(frozen=True)
 class LoRANullSettings:
@@ -29,9 +31,10 @@ class LoRANullSettings:
 
 
 class LoRANull(Method):
-    """W U U^T = B_0 A_0, U the `rank` input directions that the model's text uses least: the branch starts as B_0 A_0.
+    """The branch starts as B_0 A_0, the largest part of W U U^T, U the inputs that the model's text uses least.
 
-    The factors are those of its singular value decomposition, the root of the values in each. B_0 A_0 is taken away
+    The factors are those of the singular value decomposition, the root of the values in each. U are the directions
+    that the text does not use, and at least `rank`. B_0 A_0 is taken away
     from W while the branch trains, so the update is B A - B_0 A_0. The paper takes 256 rows of general data for the
     text; here the model writes it itself before each task, and no data is needed. A may leave the space unless it is
     frozen. It needs whole weights, which ZeRO-3 does not give.
@@ -59,9 +62,8 @@ class LoRANull(Method):
         if not self.settings.texts:
             return
         weight: torch.Tensor = layer.base.weight  # type: ignore[assignment]
-        B, A = (
-            factor.to(layer.A) for factor in null_part(weight.double(), self._null[name].to(weight.device).double())
-        )
+        directions = self._null[name].to(weight.device)
+        B, A = (factor.to(layer.A) for factor in null_part(weight.double(), directions, layer.rank))
         layer.A.zero_()
         layer.A[: len(A)].copy_(A)
         layer.B[:, : len(A)].copy_(B)
@@ -76,11 +78,16 @@ class LoRANull(Method):
 
 
 def least_used(moment: torch.Tensor, rank: int) -> torch.Tensor:
-    """The `rank` eigenvectors [in_features, rank] of a second moment with the smallest eigenvalues."""
-    return torch.linalg.eigh(moment.double()).eigenvectors[:, :rank]
+    """The eigenvectors [in_features, at least rank] of a second moment [in_features, in_features] that are not used.
+
+    Those whose eigenvalues are rounding errors, among which there is no order, and at least `rank`.
+    """
+    values, vectors = torch.linalg.eigh(moment.double())
+    return vectors[:, : max(rank, int((values <= ROUNDING * values[-1]).sum()))]
 
 
-def null_part(weight: torch.Tensor, directions: torch.Tensor) -> Factors:
-    """(B, A) with B A = W U U^T, of orthonormal U [in_features, rank]; each has the root of the singular values."""
+def null_part(weight: torch.Tensor, directions: torch.Tensor, rank: int) -> Factors:
+    """(B, A) of the nearest B A of a rank to W U U^T, U orthonormal; each has the root of the singular values."""
     U, S, V = torch.linalg.svd(weight @ directions, full_matrices=False)
-    return U * S.sqrt(), S.sqrt()[:, None] * (V @ directions.T)
+    root = S[:rank].sqrt()
+    return U[:, :rank] * root, root[:, None] * (V[:rank] @ directions.T)

@@ -145,11 +145,15 @@ def test_the_order_of_atoms_changes_nothing() -> None:
 def test_what_lora_null_starts_as_reads_what_is_used_least() -> None:
     torch.manual_seed(0)
     inputs, weight = torch.randn(50, 6).double() @ torch.randn(6, 10).double(), torch.randn(12, 10).double()
-    directions = lora_null.least_used(inputs.T @ inputs / 50, 4)
-    B, A = lora_null.null_part(weight, directions)
-    assert float((inputs @ A.T).abs().max()) < 1e-6, "six of ten directions are used"
+    directions = lora_null.least_used(inputs.T @ inputs / 50, 2)
+    assert directions.shape[1] == 4, "six of ten directions are used"
+    B, A = lora_null.null_part(weight, directions, 4)
+    assert float((inputs @ A.T).abs().max()) < 1e-6
     torch.testing.assert_close(B @ A, weight @ directions @ directions.T, **CLOSE)
     torch.testing.assert_close(B.norm(dim=0), A.norm(dim=1))
+    fewer = lora_null.null_part(weight, directions, 2)
+    torch.testing.assert_close(fewer[0], B[:, :2])
+    assert lora_null.least_used(inputs.T @ inputs / 50, 5).shape[1] == 5
 
 
 class OwnTexts:
