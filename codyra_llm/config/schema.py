@@ -212,6 +212,12 @@ class EvaluateConfig:
         "answers: generate and score them; nll: generate nothing, a score is 100 x exp(-NLL of the true answers), the "
         "geometric mean of their tokens' probabilities in percent",
     )
+    demonstrations: int = option(
+        0,
+        "training rows with their answers that are read before the prompt of each test row (in-context learning), the "
+        "same for all rows of a task, drawn by the seed",
+        within=AT_LEAST_ZERO,
+    )
     divergence: bool = option(
         False,
         "after each task, measure the KL divergence of the model's outputs from those before the task: on the task's "

@@ -48,12 +48,17 @@ def evaluate_tasks(
 
 
 def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
+    longest = new_tokens(task, config)
+    return Question(example, longest, () if config.parity or not longest else task.spec.stop)
+
+
+def new_tokens(task: Task, config: EvaluateConfig) -> int:
+    """The most tokens that are generated for a test row of a task."""
     if task.spec.is_text or config.scores == "nll":
-        return Question(example, max_new_tokens=0)
+        return 0
     if config.parity:
-        return Question(example, PARITY_NEW_TOKENS)
-    longest = min(task.spec.max_new_tokens, config.max_new_tokens or task.spec.max_new_tokens)
-    return Question(example, longest, task.spec.stop)
+        return PARITY_NEW_TOKENS
+    return min(task.spec.max_new_tokens, config.max_new_tokens or task.spec.max_new_tokens)
 
 
 def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered]) -> TaskScores:

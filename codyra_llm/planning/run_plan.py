@@ -18,12 +18,14 @@ from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
+from codyra_llm.data.demonstrations import with_demonstrations
 from codyra_llm.data.encode import check_tokenizer, notes_on_tokens, padding_id
 from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.evaluate import new_tokens
 from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.example import Example
@@ -170,6 +172,11 @@ def plan_run(
     validation: list[Sequence[Example]] = []
     for task, template in zip(stream, templates, strict=True):
         splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
+        if config.evaluate.demonstrations and not task.spec.is_text:
+            answers = max(new_tokens(task, config.evaluate), *map(len, (row.answer for row in splits["test"])))
+            how = (config.seed, tokenizer, template, source.context_length - answers)
+            splits["test"], note = with_demonstrations(task, splits["test"], config.evaluate.demonstrations, *how)
+            notes += [note] if note else []
         check_examples(task, splits, source)
         test_examples.append(splits["test"])
         validation.append(splits["eval"])
@@ -228,7 +235,9 @@ def _checked_stream(config: RunConfig, stream: TaskStream | None, to_train: bool
         limits = config.data.max_train_examples, config.data.max_test_examples
         task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
         learned: tuple[Split, ...] = ("train", "test", "eval") if config.train.validation == "eval" else SPLITS
-        splits: tuple[Split, ...] = learned if to_train else ("test",)
+        splits: tuple[Split, ...] = (
+            learned if to_train else ("train", "test") if config.evaluate.demonstrations else ("test",)
+        )
         stream = TaskStream.load(task_file, data_dir, config.order, *limits, splits)
     if not stream.tasks:
         raise UserError("the stream has no task; give it at least one")
