@@ -10,6 +10,7 @@ from torch import nn
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import Deltas
 from codyra_llm.adapter.optimizer import Proximal
+from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import Piece, own_piece, trainable
@@ -27,10 +28,12 @@ class Attached:
     """
 
     def __init__(
-        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, pad_token_id: int, ranks: Ranks
+        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, batches: GlobalBatches, ranks: Ranks
     ) -> None:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
-        self.passes = ModelPasses(engine.module, dict(gated_layers(model)), pad_token_id, ranks, self._after_pass)
+        how = (batches.pad_token_id, ranks, self._after_pass)
+        projections = dict(gated_layers(model))
+        self.passes = ModelPasses(engine.module, projections, *how, most=batches.micro_batch_size)
         self._gradients: dict[str, torch.Tensor] = {}
         if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):

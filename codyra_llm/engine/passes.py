@@ -58,6 +58,7 @@ class ModelPasses:
         projections: by name, those whose inputs can be asked for.
         after_pass: called after each pass, as an engine at stage 3 needs it.
         write: texts of the model's own, so many, of so many tokens at most; there are none while it trains.
+        most: rows of a pass of which nothing is asked for row by row, at most.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class ModelPasses:
         ranks: Ranks,
         after_pass: Callable[[], None] = lambda: None,
         write: Callable[[int, int], list[list[int]]] = lambda count, length: [],
+        most: int = 1,
     ) -> None:
         self.loss, self.projections, self.pad_token_id, self.ranks = loss, projections, pad_token_id, ranks
-        self.after_pass, self.write, self.busy = after_pass, write, False
+        self.after_pass, self.write, self.most, self.busy = after_pass, write, most, False
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -84,14 +86,15 @@ class ModelPasses:
 
     def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.gradient`."""
-        tokens = sum(row.learned for row in rows)
-        return {name: total / tokens for name, total in self._sum(rows, lambda gradient: gradient).items()}
+        tokens, ordered = sum(row.learned for row in rows), sorted(rows, key=len)
+        together = [ordered[first : first + self.most] for first in range(0, len(ordered), self.most)]
+        return {name: total / tokens for name, total in self._sum(together, lambda gradient: gradient).items()}
 
     def mean_of_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """As `RowPasses.mean_of_gradients`."""
-        return {name: total / len(rows) for name, total in self._sum(rows, of).items()}
+        return {name: total / len(rows) for name, total in self._sum([[row] for row in rows], of).items()}
 
     def mean_of_weight_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
@@ -105,7 +108,7 @@ class ModelPasses:
 
         with _hooked(self.projections, nn.Module.register_forward_hook, note):
             for number, counts in self._numbers(rows):
-                loss = self._pass(rows[number])
+                loss = self._pass([rows[number]])
                 gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
                 self.after_pass()
                 for (name, (x, _)), of_output in zip(seen.items(), gradients, strict=True):
@@ -124,7 +127,7 @@ class ModelPasses:
             parts: list[torch.Tensor] = []
             self.loss.term = partial(_append_to, parts, of)
             with torch.no_grad():
-                self._pass(rows[number])
+                self._pass([rows[number]])
             if counts:
                 own[number] = torch.cat(parts)
         self.loss.term = None
@@ -165,7 +168,7 @@ class ModelPasses:
         middle = {"": layers[len(layers) // 2]}
         with _hooked(middle, nn.Module.register_forward_hook, note), torch.no_grad():
             for number, counts in self._numbers(rows):
-                self._pass(rows[number])
+                self._pass([rows[number]])
                 if counts:
                     own[number] = states[0][0, : len(rows[number].prompt)].float().mean(0).cpu()
         every = {number: state for of_rank in all_gather(own) for number, state in of_rank.items()}
@@ -200,16 +203,22 @@ class ModelPasses:
         with _hooked(self.projections, register, watch), torch.no_grad():
             for number, counts in self._numbers(rows):
                 counting[0] = counts
-                self._pass(rows[number])
+                self._pass([rows[number]])
 
-    def _sum(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The sum over rows, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU."""
+    def _sum(
+        self, passes: Sequence[Sequence[Example]], of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The sum over passes, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU.
+
+        Args:
+            passes: the rows of each.
+        """
         named = [(name, parameter) for name, parameter, _ in trainable(self.loss.model)]
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
         sums = [torch.zeros(shape, dtype=torch.float64, device=self.ranks.device) for shape in shapes]
-        for number, counts in self._numbers(rows):
+        for number, counts in self._numbers(passes):
             # not `backward`: the engine must not see these gradients
-            gradients = torch.autograd.grad(self._pass(rows[number]), [parameter for _, parameter in named])
+            gradients = torch.autograd.grad(self._pass(passes[number]), [parameter for _, parameter in named])
             self.after_pass()
             if counts:
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -218,14 +227,14 @@ class ModelPasses:
             dist.all_reduce(total)
         return {name: total.float().cpu() for (name, _), total in zip(named, sums, strict=True)}
 
-    def _numbers(self, rows: Sequence[Example]) -> Iterator[tuple[int, bool]]:
-        """(number, whether it counts) of the rows of this rank: at stage 3 every rank must take part in every pass."""
-        for first in range(0, len(rows), self.ranks.size):
+    def _numbers(self, passes: Sequence[object]) -> Iterator[tuple[int, bool]]:
+        """(number, whether it counts) of the passes of this rank: at stage 3 every rank must take part in every one."""
+        for first in range(0, len(passes), self.ranks.size):
             number = first + self.ranks.rank
-            yield (number, True) if number < len(rows) else (first, False)
+            yield (number, True) if number < len(passes) else (first, False)
 
-    def _pass(self, row: Example) -> torch.Tensor:
-        batch, device = collate([row], self.pad_token_id), self.ranks.device
+    def _pass(self, rows: Sequence[Example]) -> torch.Tensor:
+        batch, device = collate(rows, self.pad_token_id), self.ranks.device
         loss: torch.Tensor = self.loss(batch.input_ids.to(device), batch.labels.to(device))
         return loss
 

@@ -102,7 +102,7 @@ def train_task(
     initial_ranks = [layer.rank for _, layer in gated_layers(model)]
     first_step = resumed.step if resumed else 0
     engine = _engine(AnswerLoss(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
-    attached = Attached(hooks, model, engine, optimizer, batches.pad_token_id, ranks)
+    attached = Attached(hooks, model, engine, optimizer, batches, ranks)
     engine.train()
     objective = AnswerObjective(engine, batches, ranks, retention if retention and retention.config.measures else None)
     partitioned = engine.zero_optimization_stage() > 0
