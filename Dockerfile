@@ -1,6 +1,7 @@
 # An image in which `codyra` is installed. CPU: docker build -t codyra .
 # CUDA, with the compiler that DeepSpeed's operations need at first use:
-#   docker build -t codyra:cuda --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#   docker build -t codyra:cuda --build-arg BASE=nvidia/cuda:13.0.2-devel-ubuntu24.04 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+# Base and torch have to be of one CUDA, else DeepSpeed does not compile; there is no torch 2.13.0 for CUDA 12.8.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

@@ -119,6 +119,9 @@ def test_the_manifest_for_kubernetes() -> None:
         assert container["name"] == "pytorch", "the operator sets the environment of this container alone"
         assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == job["spec"]["nprocPerNode"]
         assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+        environment = {each["name"]: each["value"] for each in container["env"]}
+        assert all(isinstance(value, str) for value in environment.values()), "Kubernetes takes no numbers here"
+        assert 30 < int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
         (line,) = container["command"][2:]
         found = STARTS.search(line)
         assert found
