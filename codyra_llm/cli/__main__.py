@@ -12,6 +12,7 @@ from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.errors import UserError
+from codyra_llm.version import __version__
 
 COMMANDS = (
     "train",
@@ -43,6 +44,8 @@ def run() -> None:
         main(OTHERS[name])
     elif name in ("-h", "--help"):
         main(_help)
+    elif name == "--version":
+        main(lambda: print(f"codyra_llm {__version__}"))
     else:
         main(lambda: _unknown(name))
 

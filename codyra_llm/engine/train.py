@@ -14,6 +14,7 @@ from deepspeed.runtime.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.learning_rate import cosine_factor
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.adapter.schedule import ThresholdSchedule
 from codyra_llm.config import TrainConfig
@@ -21,7 +22,6 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
 from codyra_llm.engine.retention import KINDS, STATE, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments

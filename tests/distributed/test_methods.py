@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "seqft": {},
     "hide": {"hide.strength": 0.05},
     "joint": {},
+    "codyra_refit": {"codyra_refit.learning_rate": 0.1, "codyra_refit.share": 0.34},
     "ema": {"ema.decay": 0.9},
     "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 8},
     "moram": {"moram.temperature": 0.3},

@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hide": {},
     "joint": {},
     "routed": {},
+    "codyra_refit": {"codyra_refit.share": 0.5},
     "ema": {"ema.decay": 0.9},
     "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 12},
     "moram": {},

@@ -11,8 +11,8 @@ from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
 from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.learning_rate import cosine_factor
 from codyra_llm.adapter.optimizer import reference_threshold
-from codyra_llm.engine.learning_rate import cosine_factor
 
 NAMES = [
     "onelayer_f64_r4_empty_then_kept",

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from codyra_llm.adapter.learning_rate import cosine_factor
 from codyra_llm.config import TrainConfig
 from codyra_llm.data.batches import collate, pack
 from codyra_llm.engine.ds_config import complete, read_deepspeed_json
-from codyra_llm.engine.learning_rate import cosine_factor
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.example import Example
 from tests.conftest import REPOSITORY

@@ -212,3 +212,22 @@ def test_the_average_of_an_update() -> None:
     for name, (B, A) in updates.items():
         expected = sum(weight * products[name] for weight, products in zip(weights, seen, strict=True))
         torch.testing.assert_close(B @ A, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_branches_learn_first_and_then_gates_alone() -> None:
+    method: Any = method_of("codyra_refit", **{"codyra_refit.share": 0.4, "codyra_refit.learning_rate": 0.05})
+    model = tiny_model()
+    ready = method.prepare(model, "first", 10)
+    ids = torch.randint(3, 700, (4, 12))
+    branches, gates = [], []
+    for step in range(10):
+        ready.schedule.apply(ready.optimizer, step)
+        model(input_ids=ids, labels=ids).loss.backward()
+        ready.optimizer.step()
+        ready.optimizer.zero_grad()
+        layers = [layer for _, layer in gated_layers(model)]
+        branches.append(torch.cat([layer.B.detach().flatten() for layer in layers] + [layers[0].A.detach().flatten()]))
+        gates.append(torch.cat([layer.gate.detach() for layer in layers]))
+    assert all(bool((gate == 1).all()) for gate in gates[:6]) and torch.equal(branches[5], branches[9])
+    assert not torch.equal(branches[4], branches[5]) and not torch.equal(gates[6], gates[5])
+    assert bool((gates[9] == 0).any()) and bool((gates[9] != 0).any())
