@@ -33,7 +33,8 @@ class CoDyRALinear(nn.Module):
     shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
     enabled = True  # else the layer is its projection alone, with what is stored
     alive: torch.Tensor | None = None  # the components that take part in the products; None: all
-    # directions, as orthonormal columns, that the branch does not read and does not write
+    # directions that the branch does not read and does not write: orthonormal columns, or shorter ones, which it reads
+    # and writes in part (1 - their squared length)
     blocked_inputs: torch.Tensor | None = None  # [in_features, directions]
     blocked_outputs: torch.Tensor | None = None  # [out_features, directions]
     # (B [out_features, stored], A [stored, in_features]): components that take part without training, before its own

@@ -153,11 +153,21 @@ class RetentionConfig:
         "while it is exceeded and falls else; empty: they stay as they are",
         within=ABOVE_ZERO,
     )
+    every: int = option(
+        1,
+        "optimizer steps of which one, the last, measures it, with so many times the weight: the fewer, the cheaper",
+        within=AT_LEAST_ONE,
+    )
     protected: float = option(
         0.0,
         "share of each projection's input directions, those that the model's own text uses most, which branches do not "
         "read; 0: none",
         within=DECAY,
+    )
+    protected_softly: bool = option(
+        False,
+        "branches read every input direction the less, the more the text uses it: by c / (c + e), e the direction's "
+        "energy, c that at which the protected share ends",
     )
     texts: int = option(32, "texts that the model writes before each task", within=AT_LEAST_ONE)
     text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
@@ -170,8 +180,11 @@ class RetentionConfig:
 
     def check(self) -> None:
         """Raises ValueError where settings cannot be meant together."""
-        if self.budget is not None and not self.measures:
-            raise ValueError("retention.budget needs retention.prompts, answers or own_text above 0")
+        for name, is_set in (("budget", self.budget is not None), ("every", self.every > 1)):
+            if is_set and not self.measures:
+                raise ValueError(f"retention.{name} needs retention.prompts, answers or own_text above 0")
+        if self.protected_softly and not self.protected:
+            raise ValueError("retention.protected_softly needs retention.protected above 0")
 
 
 @dataclass(frozen=True)

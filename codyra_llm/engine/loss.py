@@ -94,19 +94,20 @@ class AnswerObjective:
         number of tokens of all ranks.
         """
         accumulation, device = self.engine.gradient_accumulation_steps(), self.ranks.device
+        retention = self.retention if self.retention and self.retention.is_due(step) else None
         passes = self.ranks.size * accumulation
         share = passes / self.batches.answer_tokens(step)
-        of_kinds = [passes * weight for weight in self.retention.weights(step)] if self.retention else []
+        of_kinds = [passes * weight for weight in retention.weights(step)] if retention else []
         shares = torch.tensor([share, *of_kinds], device=device)
         for number, batch in enumerate(self.batches.micro_batches(step, self.ranks.rank)):
-            if self.retention:
-                batch = self.retention.with_kinds(batch, step, number, self.ranks.rank)
+            if retention:
+                batch = retention.with_kinds(batch, step, number, self.ranks.rank)
             ids, labels, *optional = (
                 None if part is None else part.to(device)
                 for part in (batch.input_ids, batch.labels, batch.position_ids, batch.kinds)
             )
             found = self.engine(ids, labels, optional[0], batch.numbers, optional[1])
-            if self.retention:
+            if retention:
                 yield (found * shares).sum(), found.detach()
             else:
                 yield found * share, functional.pad(found.detach()[None], (0, len(KINDS)))

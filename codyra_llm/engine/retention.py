@@ -42,16 +42,22 @@ class Retention:
     def _weights(self) -> list[float]:
         return [getattr(self.config, name) for name in NAMES]
 
+    def is_due(self, step: int) -> bool:
+        """Whether a step measures it; the first ones, at which nothing has changed yet, matter least."""
+        return (step + 1) % self.config.every == 0
+
     def texts_of(self, step: int) -> list[int]:
         """The numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
-        if not self.config.own_text:
+        if not self.config.own_text or not self.is_due(step):
             return []
         count = min(self.config.texts_per_step, len(self.texts))
         seed = f"{self.batches.seed}/{self.batches.task}/texts/{step}"
         return random.Random(seed).sample(range(len(self.texts)), count)
 
     def positions(self, step: int) -> list[int]:
-        """How many positions of each kind a step has, over all ranks."""
+        """How many positions of each kind a step has, over all ranks; none where it measures nothing."""
+        if not self.is_due(step):
+            return [0] * len(KINDS)
         examples = [self.batches.examples[row] for row in self.batches.rows_of(step)]
         prompts = sum(max(0, len(example.prompt) - 1) for example in examples)
         texts = sum(len(self.texts[number]) - 1 for number in self.texts_of(step))
@@ -76,12 +82,12 @@ class Retention:
         steps = range(self.batches.total_steps)
         rows = sum(map(self.batches.tokens, steps))
         texts = sum(len(self.texts[number]) for step in steps for number in self.texts_of(step))
-        return 0.5 + 1.5 * texts / rows
+        return 0.5 / self.config.every + 1.5 * texts / rows
 
     def weights(self, step: int) -> list[float]:
         """What the sum of the divergence over a step's positions is multiplied by, of each kind."""
         of_kinds = zip(self._weights, self.positions(step), strict=True)
-        return [self.factor * weight / max(1, count) for weight, count in of_kinds]
+        return [self.factor * self.config.every * weight / max(1, count) for weight, count in of_kinds]
 
     def means(self, step: int, sums: Sequence[float]) -> dict[str, float]:
         """The mean divergence of each kind with a weight, nats a token, from the sums over all ranks."""

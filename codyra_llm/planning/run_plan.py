@@ -214,6 +214,11 @@ def _batches(
         method.lengthens,
     )
     method.check(task.name, batches.total_steps)
+    if config.retention.every > batches.total_steps:
+        raise UserError(
+            f"task {task.name}: retention.every is {config.retention.every}, and the task has {batches.total_steps} "
+            "optimizer steps, so that none would measure it; lower it"
+        )
     return batches
 
 

@@ -54,33 +54,50 @@ def prepare_retention(
                 projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
                 passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
                 moments = passes.input_moments([Example(text[:1], text[1:]) for text in texts])
-                protected = leading_directions(moments, config.protected)
+                protected = leading_directions(moments, config.protected, config.protected_softly)
     retention = Retention(config, texts, batches)
     if state:
         retention.factor = float(state["factor"])
     return retention, protected
 
 
-def leading_directions(moments: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+def leading_directions(moments: dict[str, torch.Tensor], share: float, softly: bool = False) -> dict[str, torch.Tensor]:
     """The share of the eigenvectors [in_features, count] of each second moment with the largest eigenvalues.
 
     Projections that share a moment share them.
+
+    Args:
+        softly: all of them instead, each times sqrt(e / (e + c)), e its eigenvalue, c that at which the share ends.
     """
 
     def leading(name: str, moment: torch.Tensor) -> torch.Tensor:
-        _, vectors = torch.linalg.eigh(moment.double())
-        return vectors.flip(1)[:, : round(share * len(moment))].to(moment).contiguous()
+        energies, vectors = (part.flip(-1) for part in torch.linalg.eigh(moment.double()))
+        count = round(share * len(moment))
+        if softly:
+            energies = energies.clamp(min=0)
+            end = energies[max(0, count - 1)].clamp(min=torch.finfo(energies.dtype).tiny)
+            vectors, count = vectors * (energies / (energies + end)).sqrt(), len(moment)
+        return vectors[:, :count].to(moment).contiguous()
 
     return of_inputs(moments, leading)
 
 
 @torch.no_grad()
-def protect(model: nn.Module, directions: dict[str, torch.Tensor]) -> None:
-    """Lets branches, which start at zero, not read some input directions; rows of A that train keep their norms."""
+def protect(model: nn.Module, directions: dict[str, torch.Tensor], softly: bool = False) -> None:
+    """Lets branches, which start at zero, not read some input directions; rows of A that train keep their norms.
+
+    Args:
+        directions, softly: of each projection, from `leading_directions`.
+    """
     for name, layer in gated_layers(model) if directions else ():
         blocked = directions[name].to(layer.A)
         if layer.blocked_inputs is not None:
-            blocked = torch.linalg.qr(torch.cat([layer.blocked_inputs, blocked], dim=1))[0]
+            before = layer.blocked_inputs
+            if softly:  # of what is blocked already, nothing is left to read
+                blocked = blocked - before @ (before.T @ blocked)
+            blocked = torch.cat([before, blocked], dim=1)
+            if not softly:
+                blocked = torch.linalg.qr(blocked)[0]
         layer.blocked_inputs = blocked
         if layer.A.requires_grad:
             free = layer.A - (layer.A @ blocked) @ blocked.T

@@ -50,7 +50,7 @@ def train(run: RunState, stage: Stage) -> None:
     how = (adapter, batches, ranks, run.resumed)
     retention, protected = prepare_retention(run.config, run.model, tokenizer, *how)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
-    protect(run.model, protected)
+    protect(run.model, protected, run.config.retention.protected_softly)
     run.results.trainable_parameters = trainable_count(run.model)
     run.results.relative_cost = run.method.relative_cost + (retention.added_cost if retention else 0)
     resumed, run.resumed = run.resumed, None

@@ -19,6 +19,7 @@ RETENTION = {
     "retention.text_length": 14,
     "retention.texts_per_step": 3,
 }
+SOFTLY = {**RETENTION, "retention.protected_softly": True, "retention.every": 2}
 CHUNKED = {"logits_bytes": 4 * 768 * 3}  # three tokens at once: ranks call the head differently often
 JOBS: dict[str, dict[str, Any]] = {
     "one": job("codyra", **RETENTION),
@@ -31,6 +32,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "off-zero3-2-chunked": job("codyra", "zero3", 2) | CHUNKED,
     **{f"{kind} alone": job("lora", **{f"retention.{kind}": 0.5}) for kind in ("prompts", "answers", "own_text")},
     "protected alone": job("lora", **{"retention.protected": 0.5}),
+    **{
+        f"softly{way}": job("lora", *ranks, **SOFTLY)
+        for way, ranks in (("", ()), ("-zero2-2", ("zero2", 2)), ("-zero3-2", ("zero3", 2)))
+    },
     "lora": job("lora"),
     "seqlora": job("seqlora", **{**RETENTION, "retention.protected": 0.0}),
     "seqlora-zero2": job("seqlora", "zero2", 2, **{**RETENTION, "retention.protected": 0.0}),
@@ -47,10 +52,13 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in JOBS if name not in ("one", "off", "lora", "seqlora") and "alone" not in name]
+    "name", [name for name in JOBS if name not in ("one", "off", "lora", "seqlora", "softly") and "alone" not in name]
 )
 def test_it_is_the_same_however_it_runs(results: dict[str, dict[str, Any]], name: str) -> None:
-    one, other = results[name.partition("-")[0] if name.startswith(("seqlora", "off")) else "one"], results[name]
+    one, other = (
+        results[name.partition("-")[0] if name.startswith(("seqlora", "off", "softly")) else "one"],
+        results[name],
+    )
     assert other["losses"] == pytest.approx(one["losses"], abs=1e-5)
     for ours, theirs in zip(other["divergence"], one["divergence"], strict=True):
         assert (ours.pop("factor") or 0) == pytest.approx(theirs["factor"] or 0, rel=1e-3)
@@ -67,6 +75,13 @@ def test_it_starts_at_nothing_and_moves_the_factor(results: dict[str, dict[str, 
     assert found[1]["factor"] < found[0]["factor"] == 1, "nothing has changed yet"
     assert found[2]["factor"] > found[1]["factor"], "the second step has changed more than the budget"
     assert results["one"]["losses"][2:] != pytest.approx(results["off"]["losses"][2:], abs=1e-4)
+
+
+def test_only_some_steps_measure_it(results: dict[str, dict[str, Any]]) -> None:
+    found = results["softly"]["divergence"]
+    per_task = len(found) // 2
+    assert [len(step) > 1 for step in found] == [step % 2 == 1 for step in range(per_task)] * 2
+    assert found[0]["factor"] == 1 and found[per_task]["factor"] == 1
 
 
 @pytest.mark.parametrize("kind", ["prompts", "answers", "own_text", "protected"])

@@ -76,7 +76,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         how = (tokenizer, method.adapter, batches, world)
         retention, protected = prepare_retention(config, model, *how)
         ready = method.prepare(model, task.name, batches.total_steps)
-        protect(model, protected)
+        protect(model, protected, config.retention.protected_softly)
         ways = (batches, config.train, plan.deepspeed_json, world)
         steps = train_task(model, ready.optimizer, ready.schedule, *ways, hooks=method, retention=retention)
         result["losses"] += [step.loss for step in steps]

@@ -147,6 +147,32 @@ def test_branches_do_not_read_protected_directions() -> None:
     assert float(change[0].abs().max()) < 1e-5 < float(change[1].abs().max())
 
 
+def test_directions_that_are_read_the_less_the_more_they_are_used() -> None:
+    """Each by 1 - e / (e + c); beside directions that are blocked already, of which nothing is left."""
+    model, name = tiny_model(), "model.layers.0.mlp.up_proj"
+    energies = torch.arange(1.0, 33.0)
+    directions = leading_directions({name: torch.diag(energies)}, 0.25, softly=True)
+    inject(model, CoDyRAConfig(rank=4, target_modules=(name,)), seed="0")
+    ((_, layer),) = gated_layers(model)
+    layer.blocked_inputs = torch.eye(32)[:, [3, 30]]
+    protect(model, directions, softly=True)
+    torch.nn.init.normal_(layer.B)
+    change = layer(torch.eye(32)) - layer.base(torch.eye(32))
+    left = 25 / (energies + 25)  # the eighth largest is where a quarter ends
+    left[[3, 30]] = 0
+    torch.testing.assert_close(change, left[:, None] * (layer.A.T @ layer.B.T), atol=1e-5, rtol=1e-4)
+
+
+def test_of_so_many_steps_the_last_measures_it() -> None:
+    ours, always = retention(every=3), retention()
+    for step in range(2, 9, 3):
+        assert ours.positions(step) == always.positions(step) and ours.texts_of(step) == always.texts_of(step)
+        assert ours.weights(step) == pytest.approx([3 * weight for weight in always.weights(step)])
+    assert [step for step in range(9) if any(ours.positions(step)) or ours.texts_of(step)] == [2, 5, 8]
+    assert ours.means(0, [0.0, 0.0, 0.0]) == {}
+    assert retention(every=3, own_text=0.0).added_cost == pytest.approx(0.5 / 3)
+
+
 @pytest.mark.parametrize("method", ["seqlora", "ewc", "gem", "slao", "osft"])
 def test_what_continues_a_branch_loses_no_directions(method: str) -> None:
     config = load_config(None, {"method": method, "retention.protected": 0.2})
