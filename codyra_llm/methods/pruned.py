@@ -1,16 +1,22 @@
-"""Controls of CoDyRA: plain LoRA that loses components in the end, by chance or by size."""
+"""Controls of CoDyRA: plain LoRA with fewer components, by chance, by size, or as many as a run of CoDyRA has kept."""
 
+import csv
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.errors import UserError
+from codyra_llm.files import expand
 from codyra_llm.methods.base import Method
 from codyra_llm.options import FRACTION, option
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -18,25 +24,83 @@ class PrunedSettings:
     """How many components stay, and which."""
 
     keep: float = option(0.5, "share of each branch's components that stays; 1: lora", within=FRACTION)
-    by: Literal["random", "magnitude"] = option("random", "those drawn by the seed, or those of largest |B_k| |A_k|")
+    by: Literal["random", "magnitude", "start"] = option(
+        "random",
+        "when the task ends, those drawn by the seed (random) or of largest |B_k| |A_k| (magnitude) stay; start: "
+        "branches begin with no others, and with one at least",
+    )
+    ranks_of: str | None = option(
+        None, "run folder whose ranks are kept, in the place of a share: of each projection, in each task"
+    )
+    shift: int = option(0, "1: each task gets the ranks of the one after it, the last those of the first; and so on")
 
 
 class Pruned(Method):
-    """Fixed-rank LoRA whose components are dropped after training: what pruning alone does, without CoDyRA's gates."""
+    """Fixed-rank LoRA whose components are dropped: what pruning alone does, without CoDyRA's gates.
+
+    With the ranks that a run of CoDyRA kept (`ranks_of`), `start` and `random` say what their distribution over
+    projections is worth without its choice of components, and `shift` what it is worth with another task's.
+    """
 
     name = "pruned"
-    summary = "control: LoRA that drops components in the end, at random or by magnitude"
+    summary = "control: LoRA that drops components at random or by magnitude, or has the ranks of another run"
     Settings = PrunedSettings
     trains_gates = True
+
+    def __init__(self, config: "RunConfig") -> None:
+        super().__init__(config)
+        self._ranks: dict[str, dict[str, int]] = {}  # by task and projection
+
+    def check_run(self, zero_stage: int) -> None:
+        """As the base class; and the ranks must be there."""
+        super().check_run(zero_stage)
+        if self.settings.ranks_of:
+            self._read_ranks(self.settings.ranks_of)
+
+    def check(self, task: str, total_steps: int) -> None:
+        """Raises UserError where the run has no ranks of the task."""
+        if self.settings.ranks_of:
+            self._ranks_of(task)
+
+    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
+        """Fewer components, where they are missing from the start."""
+        if self.settings.by == "start":
+            kept = max(1, self._kept(name, layer.rank))
+            layer.A = nn.Parameter(layer.A[:kept].clone())
+            layer.B = nn.Parameter(layer.B[:, :kept].clone())
+            layer.gate = nn.Parameter(layer.gate[:kept].clone(), requires_grad=False)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Sets the gates of what is dropped to zero, and ends the task as ever."""
         with torch.no_grad():
-            for name, layer in gated_layers(model):
-                dropped = layer.rank - round(self.settings.keep * layer.rank)
+            for name, layer in gated_layers(model) if self.settings.by != "start" else ():
+                dropped = layer.rank - self._kept(name, layer.rank)
                 order = torch.argsort(self._worth(name, *layer.factors()), stable=True)
                 layer.gate[order[:dropped]] = 0
         return super().finish(model)
+
+    def _kept(self, name: str, rank: int) -> int:
+        if not self.settings.ranks_of:
+            return round(self.settings.keep * rank)
+        return min(rank, self._ranks_of(self.task).get(name, 0))
+
+    def _ranks_of(self, task: str) -> dict[str, int]:
+        if not self._ranks:
+            self._read_ranks(str(self.settings.ranks_of))
+        tasks = list(self._ranks)
+        if task not in tasks:
+            raise UserError(f"pruned.ranks_of {self.settings.ranks_of}: has no ranks of task {task}")
+        return self._ranks[tasks[(tasks.index(task) + self.settings.shift) % len(tasks)]]
+
+    def _read_ranks(self, folder: str) -> None:
+        try:
+            with (expand(folder) / "ranks.csv").open(newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    self._ranks.setdefault(row["task"], {})[row["module"]] = int(row["rank"])
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"pruned.ranks_of {folder}: its ranks.csv cannot be read ({error}); name the folder of a finished run"
+            ) from None
 
     def _worth(self, name: str, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         """[rank]; the smallest go."""

@@ -280,18 +280,6 @@ def test_slao_serves_the_average_and_starts_orthonormal() -> None:
         torch.testing.assert_close(layer.A @ layer.A.T, torch.eye(4), atol=1e-5, rtol=0)
 
 
-def test_pruned_drops_as_many_as_it_says() -> None:
-    for by in ("random", "magnitude"):
-        method: Any = method_of("pruned", **{"pruned.keep": 0.25, "pruned.by": by})
-        updates = learn(method, tiny_model(), "first")
-        assert {len(A) for _, A in updates.values()} == {1}
-    draws = [
-        method_of("pruned", seed=seed)._worth("m", torch.zeros(2, 4), torch.zeros(4, 2)).tolist()  # type: ignore[attr-defined]
-        for seed in (1, 2, 1)
-    ]
-    assert draws[0] == draws[2] != draws[1]
-
-
 def test_full_fine_tuning_has_full_rank() -> None:
     updates = learn(method_of("seqft"), tiny_model(), "first")
     assert max(int(torch.linalg.matrix_rank(B @ A, atol=1e-6)) for B, A in updates.values()) > 4
