@@ -73,16 +73,11 @@ class Retention:
 
     @property
     def added_cost(self) -> float:
-        """FLOPs that it adds to an optimizer step, in those of fixed-rank LoRA; the head's are left out.
-
-        A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass.
-        """
-        if not self.config.measures:
-            return 0.0
+        """FLOPs that it adds to an optimizer step, in those of fixed-rank LoRA (`cost_of`)."""
         steps = range(self.batches.total_steps)
         rows = sum(map(self.batches.tokens, steps))
         texts = sum(len(self.texts[number]) for step in steps for number in self.texts_of(step))
-        return 0.5 / self.config.every + 1.5 * texts / rows
+        return cost_of(self.config, self.config.every * texts / rows)
 
     def weights(self, step: int) -> list[float]:
         """What the sum of the divergence over a step's positions is multiplied by, of each kind."""
@@ -105,6 +100,17 @@ class Retention:
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint in the middle of the task holds of it."""
         return texts_state(self.texts) | {"factor": torch.tensor(self.factor, dtype=torch.float64)}
+
+
+def cost_of(config: RetentionConfig, texts: float) -> float:
+    """FLOPs that retention adds to an optimizer step, in those of fixed-rank LoRA; the head's are left out.
+
+    A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass.
+
+    Args:
+        texts: tokens of the texts of a step that measures it, in those of its rows.
+    """
+    return (0.5 + 1.5 * texts) / config.every if config.measures else 0.0
 
 
 def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

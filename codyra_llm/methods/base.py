@@ -132,6 +132,9 @@ class Method(Hooks):
         from the projection (`take_away`). A dense update is a branch whose A is the identity, frozen.
         """
 
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """What a plan, on a model without values, must know of `start_branch`: the parameters' shapes, which train."""
+
     def drawn(self, rows: "Sequence[Example]", count: int, draw: str) -> "list[Example]":
         """At most `count` of some rows, in their order; which ones depends on (seed, name of the draw) alone."""
         chosen = random.Random(f"{self.config.seed}/{draw}").sample(range(len(rows)), min(len(rows), count))

@@ -66,6 +66,10 @@ class InfLoRA(Method):
         layer.A[: len(designed)].copy_(designed)
         layer.A.requires_grad_(False)
 
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """A does not train."""
+        layer.A.requires_grad_(False)
+
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """The second moments of the inputs of the model that has learned the task."""
         self._found = passes.input_moments(self._drawn(rows))

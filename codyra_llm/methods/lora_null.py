@@ -71,6 +71,10 @@ class LoRANull(Method):
         self._starts[name] = layer.B.detach().clone(), layer.A.detach().clone()
         self.take_away(layer, *self._starts[name])
 
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """A may be frozen."""
+        layer.A.requires_grad_(not (self.settings.texts and self.settings.freeze_inputs))
+
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to what the branch has started as."""
         starts, self._starts = self._starts, {}

@@ -68,6 +68,14 @@ class OSFT(Method):
         self._starts[name] = U * S, V
         self.take_away(layer, *self._starts[name])
 
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """As many triples as train."""
+        smaller = min(layer.in_features, layer.out_features)
+        count = smaller - round((1 - self.settings.train) * smaller)
+        layer.A = nn.Parameter(layer.A.new_empty(count, layer.in_features))
+        layer.B = nn.Parameter(layer.B.new_empty(layer.out_features, count))
+        layer.gate = nn.Parameter(layer.gate.new_empty(count))
+
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to what the branch has started as."""
         starts, self._starts = self._starts, {}

@@ -65,10 +65,12 @@ class Pruned(Method):
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """Fewer components, where they are missing from the start."""
         if self.settings.by == "start":
-            kept = max(1, self._kept(name, layer.rank))
-            layer.A = nn.Parameter(layer.A[:kept].clone())
-            layer.B = nn.Parameter(layer.B[:, :kept].clone())
-            layer.gate = nn.Parameter(layer.gate[:kept].clone(), requires_grad=False)
+            _cut(layer, max(1, self._kept(name, layer.rank)))
+
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """A share of the components; the ranks of another run are taken to be all that there may be."""
+        if self.settings.by == "start" and not self.settings.ranks_of:
+            _cut(layer, max(1, round(self.settings.keep * layer.rank)))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Sets the gates of what is dropped to zero, and ends the task as ever."""
@@ -108,3 +110,9 @@ class Pruned(Method):
             return B.norm(dim=0) * A.norm(dim=1)
         draw = random.Random(f"{self.config.seed}/pruned/{self.task}/{name}")
         return torch.tensor([draw.random() for _ in range(len(A))])
+
+
+def _cut(layer: CoDyRALinear, rank: int) -> None:
+    layer.A = nn.Parameter(layer.A[:rank].clone())
+    layer.B = nn.Parameter(layer.B[:, :rank].clone())
+    layer.gate = nn.Parameter(layer.gate[:rank].clone(), requires_grad=False)

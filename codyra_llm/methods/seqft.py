@@ -25,7 +25,11 @@ class SeqFT(Method):
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """B is the update."""
-        inputs = layer.in_features
-        layer.A = nn.Parameter(torch.eye(inputs, dtype=layer.A.dtype), requires_grad=False)
-        layer.B = nn.Parameter(torch.zeros(layer.out_features, inputs, dtype=layer.B.dtype))
-        layer.gate = nn.Parameter(torch.ones(inputs, dtype=layer.gate.dtype), requires_grad=False)
+        inputs, A = layer.in_features, layer.A
+        layer.A = nn.Parameter(torch.eye(inputs, dtype=A.dtype, device=A.device), requires_grad=False)
+        layer.B = nn.Parameter(A.new_zeros(layer.out_features, inputs))
+        layer.gate = nn.Parameter(A.new_ones(inputs), requires_grad=False)
+
+    def size_branch(self, layer: CoDyRALinear) -> None:
+        """The same."""
+        self.start_branch("", layer)

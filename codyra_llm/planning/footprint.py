@@ -10,11 +10,13 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.injection import inject
+from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, divide_batch
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.ds_config import read_deepspeed_json
+from codyra_llm.engine.retention import cost_of
 from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
@@ -63,7 +65,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Footprint:
-    """All that is planned. `checkpoint` and `ledger` are bytes, the ledger's of one task at full rank."""
+    """All that is planned. `checkpoint` and `ledger` are bytes, the ledger's of one task at full rank.
+
+    `relative_cost` is what an optimizer step costs, in FLOPs of fixed-rank LoRA's: what the method and retention add.
+    """
 
     model: str
     architecture: str
@@ -80,6 +85,7 @@ class Footprint:
     workload: Workload
     checkpoint: int
     ledger: int
+    relative_cost: float
     ways: list[Way]
 
     @property
@@ -116,7 +122,8 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
     source = find_source(config.model.name_or_path)
     model, projections = model_on_meta(config, source)
-    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    of_branches = sum(p.numel() for _, layer in gated_layers(model) for p in (layer.A, layer.B, layer.gate))
+    parameters = sum(p.numel() for p in model.parameters()) - of_branches
     workload = _workload(config, source, gpus, rows)
     sizes = ModelSizes.of(model, train.adam_bits)
     return Footprint(
@@ -135,6 +142,7 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
         workload=workload,
         checkpoint=(3 * sizes.trainable + sizes.gates) * FP32,  # values, two moments, the gates' importance
         ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded in
+        relative_cost=METHODS[config.method](config).relative_cost + _cost_of_retention(config, workload),
         ways=_ways(config, model, sizes, workload, gpus, gpu_memory),
     )
 
@@ -149,11 +157,14 @@ def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, l
     # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
     options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
     model = meta_model(source.config, dtype=getattr(torch, config.model.dtype), **options)
-    adapter = METHODS[config.method](config).adapter
-    check_adapter(model, adapter)
+    method = METHODS[config.method](config)
+    check_adapter(model, method.adapter)
     if config.model.quantization:
         stand_in(model, config.model.quantization)
-    return model, inject(model, adapter)
+    projections = inject(model, method.adapter)
+    for _, layer in gated_layers(model):
+        method.size_branch(layer)
+    return model, projections
 
 
 def needed(memory: RankMemory) -> int:
@@ -185,6 +196,8 @@ def _ways(
     ways = []
     for name, file, recompute in order:
         zero = DeepSpeedZeroConfig(**read_deepspeed_json(file).get("zero_optimization", {}))
+        if zero.stage not in METHODS[config.method].needs.zero_stages:
+            continue
         kind = (recompute, zero.stage == 3)
         if kind not in activations:
             activations[kind] = activation_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
@@ -193,6 +206,13 @@ def _ways(
         traffic = step_traffic(sizes, zero, gpus, accumulation, passes)
         ways.append(Way(name, file, recompute, memory, traffic, needed(memory) <= gpu_memory))
     return ways
+
+
+def _cost_of_retention(config: RunConfig, workload: Workload) -> float:
+    """FLOPs that retention adds to a step of rows of the planned length, whose texts are as long as they may be."""
+    texts = config.retention.texts_per_step * config.retention.text_length if config.retention.own_text else 0
+    rows = config.train.global_batch_size * workload.length
+    return cost_of(config.retention, texts / rows)
 
 
 def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) -> Workload:

@@ -47,6 +47,11 @@ def _head(plan: Footprint) -> str:
             f"global batch: {rows} = {plan.gpus} GPUs x {plan.micro_batch} rows x {plan.accumulation} micro "
             f"batches; {work.length} tokens a row, {work.answer_length} of them answer",
             f"({work.source})",
+            *(
+                [f"a step costs {plan.relative_cost:.2f} times that of fixed-rank LoRA"]
+                if plan.relative_cost != 1
+                else []
+            ),
         ]
     )
 

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
 from codyra_llm.adapter import CoDyRAConfig, inject
+from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import load_config
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import start
@@ -26,7 +27,7 @@ from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_source, known_models
 from codyra_llm.models.load import load_model, meta_model
 from codyra_llm.planning.activations import activation_bytes
-from codyra_llm.planning.footprint import parse_size
+from codyra_llm.planning.footprint import parse_size, plan_footprint
 from codyra_llm.planning.memory import ModelSizes, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
 from tests.models import CONFIGS, WIDE, tiny_model
@@ -242,3 +243,61 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_other_sizes_are_named(text: str) -> None:
     with pytest.raises(UserError, match="is not a size of memory; give one like 80GB"):
         parse_size(text)
+
+
+class Inputs:
+    """Passes that know what every projection reads, and nothing else."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.moments = {
+            name: torch.diag(torch.arange(1.0, 1 + module.in_features))
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+
+    def input_moments(self, rows: object) -> dict[str, torch.Tensor]:
+        return self.moments
+
+    def own_texts(self, count: int, length: int) -> list[Example]:
+        return [Example([1], [2])] * count
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *given: {}
+
+
+@pytest.mark.parametrize("settings", [
+    *({"method": name} for name in sorted(METHODS)),
+    {"method": "lora_null", "lora_null.freeze_inputs": True},
+    {"method": "pruned", "pruned.by": "start", "pruned.keep": 0.25},
+    {"method": "osft", "osft.train": 0.3},
+], ids=lambda settings: "-".join(map(str, settings.values())))  # fmt: skip
+def test_what_a_method_trains_is_planned(settings: dict[str, Any]) -> None:
+    """As many values, in as many tensors, as the method itself makes of a model."""
+    config = load_config(None, {"adapter.rank": 4, **settings})
+    method, real = METHODS[config.method](config), tiny_model()
+    if config.method != "routed":
+        method.before_training([], Inputs(real))
+    method.prepare(real, "first", 10)
+    planned = meta_model(real.config)
+    inject(planned, method.adapter)
+    for _, layer in gated_layers(planned):
+        method.size_branch(layer)
+    shapes = [[(name, p.shape) for name, p in model.named_parameters() if p.requires_grad] for model in (real, planned)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_plan_knows_what_a_method_costs_and_where_it_runs() -> None:
+    base = {"model.name_or_path": "meta-llama/Llama-3.2-1B", "data_dir": "nowhere"}
+    of_runs: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("lora", "osft", "lwf")}
+    of_runs["prompts"] = {"method": "lora", "retention.prompts": 1, "retention.every": 2}
+    plans = {
+        name: plan_footprint(load_config(None, {**base, **settings}), 2, 80 * 10**9)
+        for name, settings in of_runs.items()
+    }
+    assert {name: plan.relative_cost for name, plan in plans.items()} == {
+        "lora": 1, "osft": 3.5, "lwf": 1.5, "prompts": 1.25,
+    }  # fmt: skip
+    assert plans["osft"].trainable > 10 * plans["lora"].trainable
+    assert plans["osft"].parameters == plans["lora"].parameters == 1_235_814_400
+    assert any(way.name.startswith("zero3") for way in plans["lora"].ways)
+    assert not any(way.name.startswith("zero3") for way in plans["osft"].ways), "it needs whole weights"
