@@ -25,6 +25,8 @@ COMMANDS = (
     "prepare",
     "plan",
     "score",
+    "report",
+    "metrics",
     "ledger",
     "materialize",
     "completion",
