@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def write_pictures(run: Run, pictures: Sequence[Picture] = PICTURES) -> dict[str
     inline = {}
     for picture in pictures:
         if picture.needs(run):
-            figure = plots.draw(lambda picture=picture: picture.draws(run))
+            figure = plots.draw(partial(picture.draws, run))
             text = plots.as_svg(figure)
             plots.save_figure(figure, run.folder / f"{picture.name}.png")
             write_text(run.folder / f"{picture.name}.svg", text)

@@ -79,7 +79,8 @@ def inline_svg(text: str, name: str, label: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", text)
     size = re.search(r'viewBox="0 0 ([\d.]+)', text)
-    width = f'style="max-width: {4 / 3 * float(size[1]):.0f}px" ' if size else ""  # as large as in a paper, at most
+    natural = 4 / 3 * float(size[1]) if size else 0  # pixels, as large as in a paper
+    width = f'style="min-width: {0.8 * natural:.0f}px; max-width: {1.3 * natural:.0f}px" '
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)  # of the element itself, which is first
     return text.replace("<svg", f'<svg {width}role="img" aria-label="{escape(label, quote=True)}"', 1)
 
@@ -88,7 +89,7 @@ def summary_figure(summary: Summary, suites: Sequence[SuiteSummary] = ()) -> Any
     """Each task before learning, just learned and now, with 95 % intervals; general ability before and now below."""
     of_suites = [each for each in suites if each.unit == "percent"]
     names = [short(each.task) for each in summary.tasks] + [short(each.suite) for each in of_suites]
-    figure, axes = make_figure((5.6, 1.1 + 0.34 * len(names)))
+    figure, axes = make_figure((4.5, 1.1 + 0.32 * len(names)))
     points: dict[str, list[tuple[float, int, Estimate | None]]] = {"base": [], "learned": [], "now": []}
     for row, task in enumerate(summary.tasks):
         for name, of_point in points.items():

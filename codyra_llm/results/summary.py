@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codyra_llm.evaluation.general.scores import SuiteScore
-from codyra_llm.evaluation.matrix import Stage
+from codyra_llm.evaluation.matrix import Stage, stages_of
 from codyra_llm.results import intervals
 from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.rows import RowScores
@@ -16,12 +16,14 @@ class TaskSummary:
     """One task, in scores from 0 to 100; None: not measured, or not learned yet.
 
     Attributes:
-        rows: test rows. base: of the untouched model. learned: right after the task. now: at the last stage measured.
+        rows: test rows. is_learned: by the last stage measured. base: of the untouched model. learned: right after the
+            task. now: at the last stage measured.
         gained: learned minus base. lost: learned minus now, for a task that others followed; both paired by row.
     """
 
     task: str
     rows: int
+    is_learned: bool
     base: Estimate | None
     learned: Estimate | None
     now: Estimate | None
@@ -123,6 +125,7 @@ def summarize(scores: Scores) -> Summary:
             TaskSummary(
                 task,
                 results.data.tasks[number].test_rows,
+                is_learned,
                 scores.at(base, number),
                 scores.at(own, number) if is_learned else None,
                 scores.at(now, number),
@@ -134,8 +137,11 @@ def summarize(scores: Scores) -> Summary:
     return Summary(
         tasks,
         now,
-        *(_mean([getattr(each, name) for each in seen]) for name in ("base", "learned", "now", "gained")),
-        _mean([each.lost for each in seen[: now.number - 1]]),
+        base=_mean([each.base for each in seen]),
+        learned=_mean([each.learned for each in seen]),
+        end=_mean([each.now for each in seen]),
+        gained=_mean([each.gained for each in seen]),
+        lost=_mean([each.lost for each in seen[: max(0, now.number - 1)]]),
     )
 
 
@@ -146,16 +152,17 @@ def _mean(found: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def general_change(general: General) -> tuple[list[SuiteSummary], Estimate | None]:
-    """Each suite from the first time it was measured to the last, and the mean change of those in percent.
+    """Each suite on the base model and where it was measured last, and the mean change of those in percent.
 
     Standard errors are added as those of independent samples, which is more than the same items need.
     """
-    stages = list(general.scores.values())
-    if len(stages) < 2:
+    *_, (name, latest) = general.scores.items() or [("", {})]
+    base = stages_of(())[0].name
+    if name == base:
         return [], None
     suites = []
-    for suite, first in stages[0].items():
-        last = stages[-1].get(suite)
+    for suite, first in general.scores.get(base, {}).items():
+        last = latest.get(suite)
         if isinstance(first, SuiteScore) and isinstance(last, SuiteScore):
             error = None if first.stderr is None or last.stderr is None else (first.stderr**2 + last.stderr**2) ** 0.5
             change = intervals.of_error(last.score - first.score, error)

@@ -71,7 +71,8 @@ class Answers:
     def changed(self) -> list[Changed]:
         """Of each task those that changed most, as many as a page has room for."""
         of_tasks = [list(self._of_task(number)) for number in range(len(self.run.results.tasks))]
-        found, size = [], 0
+        found: list[Changed] = []
+        size = 0
         for of_rank in zip_longest(*(each[:MOST_OF_TASK] for each in of_tasks)):
             for each in filter(None, of_rank):
                 size += each.size

@@ -46,10 +46,11 @@ def report(folder: Path, refresh: bool = False) -> Path:
 def run_page(run: Run, pictures: dict[str, str], refresh: bool = False) -> str:
     """The text of the page; pictures are SVG elements by name."""
     results, answers = run.results, Answers(run)
+    tasks = f"{len(results.tasks)} task{'s' * (len(results.tasks) != 1)}"
     last = run.summary.now.number
     return render(
         "run.html",
-        f"{run.folder.resolve().name}: {Path(results.model.name).name}, {len(results.tasks)} tasks",
+        f"{run.folder.resolve().name}: {Path(results.model.name).name}, {tasks}",
         pictures,
         refresh,
         results=results,

@@ -22,11 +22,14 @@ class Sentence:
 
 def of_task(task: TaskSummary, is_last: bool) -> Sentence:
     """How well a task was learned, and what of it is left; with how many rows can tell."""
-    if not task.learned:
-        known = f"the model scores {value(task.now)} ({task.rows} rows)" if task.now else "not measured"
-        return Sentence(task.task, f"not learned yet; {known}.", "open")
-    learned = f"learned {value(task.base)} → {value(task.learned)}" if task.base else f"learned: {value(task.learned)}"
     rows = f"{task.rows} row{'s' * (task.rows != 1)}"
+    if not task.is_learned:
+        known = f"the model scores {value(task.now)} ({rows})" if task.now else "not measured"
+        return Sentence(task.task, f"not learned yet; {known}.", "open")
+    if not task.learned:
+        text = f"{value(task.base)} before, {value(task.now)} now ({rows}); not measured when it was just learned."
+        return Sentence(task.task, text, "open")
+    learned = f"learned {value(task.base)} → {value(task.learned)}" if task.base else f"learned: {value(task.learned)}"
     if is_last:
         gained = f" (gained {interval(task.gained)}, {rows})" if task.gained else f" ({rows})"
         return Sentence(task.task, f"{learned}{gained}; nothing was learned after it.", _kind(task.gained))
@@ -49,10 +52,10 @@ def of_run(results: RunResults, summary: Summary) -> list[Sentence]:
     count, total = summary.now.number, len(results.tasks)
     if not results.finished:
         found.append(Sentence("Not finished", f"{count} of {total} tasks are learned and measured.", "open"))
-    if count and summary.learned and summary.end:
-        tasks = "One task" if total == 1 else f"{count} tasks"
-        base = f"{value(summary.base)} before, " if summary.base else ""
-        text = f"mean score {base}{value(summary.learned)} just learned, {value(summary.end)} now"
+    if count and summary.end:
+        tasks = "One task" if count == 1 else f"{count} tasks"
+        means = {"before": summary.base, "just learned": summary.learned, "now": summary.end}
+        text = "mean score " + ", ".join(f"{value(mean)} {when}" for when, mean in means.items() if mean)
         found.append(Sentence(tasks, f"{text}.{_losses(summary)}", _kind(_negative(summary.lost))))
     suites, change = general_change(results.general)
     if change:

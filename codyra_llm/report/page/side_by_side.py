@@ -1,6 +1,7 @@
 """A page that shows several runs side by side: what each did, by task, and in which settings they differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def report_several(folders: Sequence[Path], output: Path) -> Path:
     pictures = {}
     for place, (name, run) in enumerate(runs.items()):
         suites, _ = general_change(run.results.general)
-        figure = plots.draw(lambda run=run, suites=suites: plots.summary_figure(run.summary, suites))
+        figure = plots.draw(partial(plots.summary_figure, run.summary, suites))
         pictures[name] = plots.inline_svg(plots.as_svg(figure), f"run{place}", f"{name}: base, just learned, now")
     page = render(
         "side_by_side.html",

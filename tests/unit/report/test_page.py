@@ -25,7 +25,7 @@ from codyra_llm.results.schema import (
     to_text,
 )
 
-HOSTILE = "<script>document.title = 'run'</script><img src=x onerror=\"document.title='run'\">"
+HOSTILE = "<script>document.title = 'mine'</script><img src=x onerror=\"document.title='mine'\">"
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
