@@ -96,7 +96,7 @@ class Answers:
             kind, weight = _kind(scores, own.number <= now.number)
             if kind:
                 answers = [
-                    (said, clip(row.prediction), row.scores[self.variant])
+                    (said, clip(row.prediction.strip()), row.scores[self.variant])
                     for (said, _), row in zip(by_stage, of_row, strict=True)
                 ]
                 last = of_row[-1]

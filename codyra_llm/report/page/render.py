@@ -14,6 +14,7 @@ from codyra_llm.results.comparison import Estimate
 
 HERE = Path(__file__).parent
 REFRESH_SECONDS = 20
+NOTHING = "–"  # in the place of a number that was not measured
 
 
 def render(template: str, title: str, pictures: Mapping[str, str], refresh: bool = False, **values: Any) -> str:
@@ -43,7 +44,7 @@ def render(template: str, title: str, pictures: Mapping[str, str], refresh: bool
 def number(given: float | None, decimals: int = 1) -> str:
     """A number for reading, without needless zeros; a dash for None."""
     if given is None or given != given:
-        return "–"
+        return NOTHING
     text = f"{given:,.{decimals}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text.replace("-", "−")
@@ -56,7 +57,7 @@ def value(found: Estimate | None) -> str:
 
 def interval(found: Estimate | None, signed: bool = False) -> str:
     """An estimate with its interval; a dash for None."""
-    return with_interval(found, signed).replace("-", "−") or "–"
+    return with_interval(found, signed).replace("-", "−") or NOTHING
 
 
 def clip(text: str, longest: int = 300) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codyra_llm.report.page.answers import WrongForms
-from codyra_llm.report.page.render import interval, number
+from codyra_llm.report.page.render import NOTHING, interval, number
 from codyra_llm.results.schema import Phase, RunResults
 from codyra_llm.results.summary import SuiteSummary, Summary
 
@@ -67,7 +67,13 @@ def of_ranks(results: RunResults, summary: Summary) -> DataTable:
         )
     heads = ("task", "kept rank", "update norm", "norm of all so far", "bound on the update norm", "KL on its rows",
              "KL on earlier tasks", "lost since")  # fmt: skip
-    return DataTable("Size of each update, beside what was lost of its task", heads, rows)
+    return DataTable("Size of each update, beside what was lost of its task", *_measured(heads, rows))
+
+
+def _measured(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns in which anything was measured."""
+    columns = [place for place in range(len(heads)) if any(row[place] != NOTHING for row in rows)]
+    return [heads[place] for place in columns], [[row[place] for place in columns] for row in rows]
 
 
 def of_wrong(wrong: Sequence[WrongForms]) -> DataTable:
