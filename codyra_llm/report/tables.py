@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from codyra_llm.data import raw_text
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
-from codyra_llm.evaluation.matrix import DEFINITIONS, Metric
+from codyra_llm.evaluation.matrix import DEFINITIONS
 from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.schema import General, PromptFileResults, RunResults
 from codyra_llm.results.summary import Summary, general_change
@@ -78,19 +78,24 @@ def metrics_table(results: RunResults) -> str:
 
 def all_metrics_table(results: RunResults) -> str:
     """Every number of the matrix in every scoring variant, with its sign and its definition."""
-    variants = list(results.metrics)
-    rows = [["", *variants, "better"]]
+    rows = [["", *results.metrics, "better"]]
+    lists = []
     for name, definition in DEFINITIONS.items():
-        values = [_metric_cell(results.metrics[variant].get(name)) for variant in variants]
-        rows.append([name, *values, "higher" if definition.higher_is_better else "lower"])
+        values = [found.get(name) for found in results.metrics.values()]
+        cells = ["" if isinstance(value, list) else _number(value) for value in values]
+        if any(cells):
+            rows.append([name, *cells, "higher" if definition.higher_is_better else "lower"])
+        lists += [
+            f"{name}, {variant}: {' '.join(_number(each) or '-' for each in value)}"
+            for variant, value in zip(results.metrics, values, strict=True)
+            if isinstance(value, list)
+        ]
     said = [f"{name}: {definition.formula}" for name, definition in DEFINITIONS.items()]
     frame = "R[t,i]: score of task i after task t, R[0,i] that of the base model; T: the number of tasks"
-    return "\n".join([align(rows), "", frame, *said])
+    return "\n".join([align(rows), "", *lists, "", frame, *said])
 
 
-def _metric_cell(value: Metric) -> str:
-    if isinstance(value, list):
-        return " ".join(_metric_cell(each) or "-" for each in value)
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
