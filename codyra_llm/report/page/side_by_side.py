@@ -8,7 +8,7 @@ from typing import Any
 from codyra_llm.files import write_text
 from codyra_llm.report import plots
 from codyra_llm.report.page import sentences
-from codyra_llm.report.page.render import interval, number, render
+from codyra_llm.report.page.render import NOTHING, interval, number, render
 from codyra_llm.report.page.tables import DataTable
 from codyra_llm.report.pictures import Run
 from codyra_llm.results import intervals
@@ -76,20 +76,18 @@ def _of_tasks(runs: Mapping[str, Run]) -> DataTable:
     rows = []
     for task in _tasks(runs):
         found = [next((each for each in run.summary.tasks if each.task == task), None) for run in runs.values()]
-        cells = [[interval(each.now), interval(each.lost)] if each else ["–", "–"] for each in found]
+        cells = [[interval(each.now), interval(each.lost)] if each else [NOTHING, NOTHING] for each in found]
         rows.append([task, *(cell for pair in cells for cell in pair)])
     heads = ["task", *(head for name in runs for head in (f"{name}: now", f"{name}: lost since"))]
     return DataTable("Each task at the end, with 95 % intervals", heads, rows)
 
 
 def _of_differences(runs: Mapping[str, Run]) -> DataTable:
-    first, *others = runs.items()
-    rows = []
-    for task in _tasks(runs):
-        rows.append([task, *(interval(_difference(first[1], run, task), True) for _, run in others)])
-    return DataTable(
-        f"Score at the end minus that of {first[0]}, paired by row", ["task", *(n for n, _ in others)], rows
-    )
+    (first, of_first), *others = runs.items()
+    rows = [[task, *(interval(_difference(of_first, run, task), True) for _, run in others)] for task in _tasks(runs)]
+    measured = [row for row in rows if any(cell != NOTHING for cell in row[1:])]
+    heads = ["task", *(name for name, _ in others)]
+    return DataTable(f"Score at the end minus that of {first}, paired by row", heads, measured)
 
 
 def _difference(first: Run, other: Run, task: str) -> Estimate | None:
