@@ -198,7 +198,7 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
             continue
         xs, ys, errors = zip(*sorted(found, key=lambda each: each[0] or 0), strict=True)
         is_line = variant == line
-        drawn = axes.errorbar(
+        axes.errorbar(
             xs,
             ys,
             yerr=[error or 0 for error in errors],
@@ -212,7 +212,7 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
             low, high = ([y + sign * (error or 0) for y, error in zip(ys, errors, strict=True)] for sign in (-1, 1))
             axes.fill_between(xs, low, high, color=plots.COLORS[7], alpha=0.25, linewidth=0)
         axes.annotate(variant, (xs[0], ys[0]), textcoords="offset points", xytext=(5, 4), fontsize=7,
-                      color=plots.INK if is_line else drawn[0].get_color())  # fmt: skip
+                      color=plots.INK)  # fmt: skip
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
