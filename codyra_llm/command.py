@@ -18,7 +18,20 @@ from codyra_llm.text import shown
 
 EXTRAS = {  # package that is imported -> what installs it
     **dict.fromkeys(
-        ("transformers", "deepspeed", "datasets", "pyarrow", "pydantic", "yaml", "tqdm", "psutil", "shtab"), "train"
+        (
+            "transformers",
+            "deepspeed",
+            "datasets",
+            "pyarrow",
+            "pydantic",
+            "yaml",
+            "tqdm",
+            "psutil",
+            "shtab",
+            "matplotlib",
+            "jinja2",
+        ),
+        "train",
     ),
     "lm_eval": "general",
     "bitsandbytes": "quantized",

@@ -26,6 +26,8 @@ COMMANDS = (
     "prepare",
     "plan",
     "score",
+    "report",
+    "metrics",
     "ledger",
     "materialize",
     "completion",

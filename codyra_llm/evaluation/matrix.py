@@ -52,31 +52,52 @@ def stages_of(tasks: Sequence[str]) -> list[Stage]:
     return [Stage(0, "base"), *(Stage(number, task) for number, task in enumerate(tasks, 1))]
 
 
+@dataclass(frozen=True)
+class Definition:
+    """What a metric of the matrix is: its formula in R and T, and whether more of it is better."""
+
+    formula: str
+    higher_is_better: bool = True
+
+
+DEFINITIONS = {
+    "OP": Definition("mean_i R[T,i]; TRACE's overall performance, GEM's ACC"),
+    "OP_per_step": Definition("for t = 1..T, mean over i <= t of R[t,i]"),
+    "OP_mean_over_steps": Definition("mean of OP_per_step; FGGM's TRACE-OP"),
+    "mean_of_lower_triangle_entries": Definition("mean of R[t,i] over i <= t; All Average of TreeLoRA and MoRAM"),
+    "learning_accuracy_mean_diagonal": Definition("mean_i R[i,i], what was learned before it could be forgotten"),
+    "BWT": Definition("mean over i < T of R[T,i] - R[i,i]; GEM and TRACE; negative is forgetting"),
+    "BWT_over_T": Definition("the same sum divided by T; SEEKR"),
+    "BWT_clipped_over_T": Definition("mean over i <= T of min(R[T,i] - R[i,i], 0); BWT of TreeLoRA and MoRAM"),
+    "forgetting_clipped_over_T": Definition("its negative; Forgetting of TreeLoRA and MoRAM", False),
+    "forgetting_chaudhry_max_from_own_task": Definition(
+        "mean over i < T of max over i <= l < T of R[l,i], minus R[T,i]", False
+    ),
+    "forgetting_chaudhry_max_over_all_earlier_rows": Definition(
+        "the same with the maximum over 1 <= l < T; Chaudhry et al.", False
+    ),
+    "forgetting_max_over_all_rows_including_last": Definition(
+        "the same over 1 <= l <= T, so never negative; mammoth", False
+    ),
+    "transfer_per_task_from_second": Definition(
+        "for i = 2..T, mean over 1 <= l < i of R[l,i]; the base does not count"
+    ),
+    "transfer": Definition("mean of those; MTIL and X-TAIL"),
+    "average_per_task": Definition("for i = 1..T, mean over l = 1..T of R[l,i]"),
+    "average": Definition("mean of those; MTIL and X-TAIL"),
+    "last": Definition("OP under the name that MTIL and X-TAIL give it"),
+    "FWT": Definition("mean over i >= 2 of R[i-1,i] - R[0,i]; GEM, with the untouched model as baseline"),
+}
+
+
 def matrix_metrics(matrix: MatrixLike) -> dict[str, Metric]:
     """Every metric of an accuracy matrix, in the unit of its entries.
 
     Args:
         matrix: (T+1, T), row 0 the untouched model; NaN or None where not measured.
 
-    Returns, by name:
-        OP: mean_i R[T,i]. TRACE ("overall performance"), GEM's ACC, every table's headline.
-        OP_per_step: for t = 1..T, mean over i <= t of R[t,i].
-        OP_mean_over_steps: mean of those ("TRACE-OP" of FGGM).
-        mean_of_lower_triangle_entries: mean of R[t,i] over i <= t ("All Average" of TreeLoRA and MoRAM).
-        learning_accuracy_mean_diagonal: mean_i R[i,i], what was learned before it could be forgotten.
-        BWT: mean over i < T of R[T,i] - R[i,i]. GEM and the TRACE tables; negative is forgetting.
-        BWT_over_T: the same sum divided by T. SEEKR.
-        BWT_clipped_over_T: mean over i <= T of min(R[T,i] - R[i,i], 0). "BWT" of TreeLoRA and MoRAM.
-        forgetting_clipped_over_T: its negative, the "Forgetting" of their tables.
-        forgetting_chaudhry_max_from_own_task: mean over i < T of max over i <= l < T of R[l,i], minus R[T,i].
-        forgetting_chaudhry_max_over_all_earlier_rows: the same with the maximum over 1 <= l < T (Chaudhry et al.).
-        forgetting_max_over_all_rows_including_last: the same over 1 <= l <= T, so never negative (mammoth).
-        transfer_per_task_from_second: for i = 2..T, mean over 1 <= l < i of R[l,i] (row 0 does not count).
-        transfer: mean of those. MTIL and X-TAIL.
-        average_per_task: for i = 1..T, mean over l = 1..T of R[l,i].
-        average: mean of those. MTIL and X-TAIL.
-        last: the same as OP under the name MTIL and X-TAIL give it.
-        FWT: mean over i >= 2 of R[i-1,i] - R[0,i]. GEM, with the untouched model as baseline.
+    Returns:
+        name -> value, for the names of `DEFINITIONS`.
     """
     r = np.asarray(matrix, dtype=np.float64)
     if r.ndim != 2 or r.shape[1] < 1 or r.shape[0] != r.shape[1] + 1:

@@ -1,11 +1,8 @@
-"""What a run folder holds: the one list from which it is cleared, its plots are made and README's table is written."""
+"""What a run folder holds: the one list from which it is cleared and README's table is written."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from codyra_llm.report.plots import plot_general, plot_matrix, plot_ranks
-from codyra_llm.results.schema import RunResults
+from codyra_llm.report.pictures import PICTURES
 
 
 @dataclass(frozen=True)
@@ -14,15 +11,11 @@ class Artifact:
 
     Attributes:
         name: in the run folder; a folder's ends with a slash.
-        what: it holds.
-        made: for what is made from the results alone: writes it to a path.
-        needs: whether the results hold what it is made from.
+        what: it holds; empty for what is told beside another.
     """
 
     name: str
     what: str
-    made: Callable[[RunResults, Path], None] | None = None
-    needs: Callable[[RunResults], bool] = lambda results: True
 
 
 CONFIG = Artifact("config.yaml", "the configuration, ready to run again")
@@ -33,16 +26,11 @@ ARTIFACTS = (
         "everything: versions, configuration, data hashes, scores, losses, ranks, norms, seconds, tokens "
         "([schema](codyra_llm/results/results.schema.json))",
     ),
+    Artifact("report.html", "what the run did, as a page to look at: one file, without any other"),
     Artifact("matrix.csv", "score of each task after each task; the first row is the base model"),
-    Artifact("matrix.png", "the same as a plot", plot_matrix),
     Artifact("ranks.csv", "surviving rank, update norm and drift of each module and task"),
-    Artifact("ranks.png", "mean surviving rank of each kind of projection and task", plot_ranks),
-    Artifact(
-        "general.png",
-        "each suite of general ability after each task, where suites are configured",
-        plot_general,
-        needs=lambda results: bool(results.general.scores),
-    ),
+    *(Artifact(f"{picture.name}.png", f"{picture.what}; `{picture.name}.svg`: for papers") for picture in PICTURES),
+    *(Artifact(f"{picture.name}.svg", "") for picture in PICTURES),
     Artifact("predictions/", "every answer that was scored, with every score, those of general ability as well"),
     Artifact("ledger/", "each task's update, as a LoRA adapter in PEFT's format, and what they belong to"),
     Artifact("kept/", "what a method keeps of finished tasks, where it does"),
@@ -56,14 +44,7 @@ ARTIFACTS = (
 )
 
 
-def write_plots(results: RunResults, folder: Path) -> None:
-    """Makes every artifact that is made from results, as far as these hold what it needs."""
-    for artifact in ARTIFACTS:
-        if artifact.made and artifact.needs(results):
-            artifact.made(results, folder / artifact.name)
-
-
 def contents_table() -> str:
     """The run folder's contents as a Markdown table."""
-    rows = [f"| `{artifact.name}` | {artifact.what} |" for artifact in (*ARTIFACTS, CONFIG)]
+    rows = [f"| `{artifact.name}` | {artifact.what} |" for artifact in (*ARTIFACTS, CONFIG) if artifact.what]
     return "\n".join(["| in the run folder | |", "|---|---|", *rows])

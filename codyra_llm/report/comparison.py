@@ -5,18 +5,19 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from codyra_llm.config.grid import Grid
-from codyra_llm.files import write_text
-from codyra_llm.report.plots import make_figure, save_figure
+from codyra_llm.errors import UserError
+from codyra_llm.files import read_json, validated, write_text
+from codyra_llm.report import plots
 from codyra_llm.results.comparison import OF_ROWS, Contestant, Estimate
 from codyra_llm.results.measures import MEASURES
 from codyra_llm.results.schema import SCHEMA_VERSION
 from codyra_llm.text import align
 
-MARKERS = "osD^v<>pPX*"
 SHOWN = (
     "OP",
     "BWT",
@@ -31,39 +32,52 @@ SHOWN = (
 )
 
 
-def write_comparison(
-    contestants: Sequence[Contestant],
-    grid: Grid,
-    tuned: Mapping[str, Any],
-    predicts: Mapping[str, Estimate],
-    folder: Path,
-) -> None:
-    """Writes comparison.{json,csv,md,tex} and forgetting.png into the comparison's folder, and prints the table.
+@dataclass
+class Comparison:
+    """What comparison.json holds.
 
-    Args:
-        tuned: what a sweep has chosen. predicts: measure -> its correlation with forgetting.
+    Attributes:
+        tuned: what a sweep has chosen. predictors: measure -> its correlation with forgetting.
     """
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "grid": dataclasses.asdict(grid),
-        "tuned": dict(tuned),
-        "predictors": {name: dataclasses.asdict(found) for name, found in predicts.items()},
-        "contestants": [dataclasses.asdict(each) for each in contestants],
-    }
-    text = markdown(contestants, grid, predicts)
-    write_text(folder / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    schema_version: int
+    grid: Grid
+    contestants: list[Contestant]
+    tuned: dict[str, Any] = field(default_factory=dict)
+    predictors: dict[str, Estimate] = field(default_factory=dict)
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """The comparison in a folder.
+
+    Raises:
+        UserError: it holds none, or a damaged one, or one of a later version.
+    """
+    path = folder / "comparison.json"
+    found = validated(Comparison, read_json(path, "name the folder of a comparison"), str(path), "it is no comparison")
+    if found.schema_version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version is {found.schema_version}; this version of codyra_llm reads 1 to {SCHEMA_VERSION}"
+        )
+    return found
+
+
+def write_comparison(found: Comparison, folder: Path) -> None:
+    """Writes comparison.{json,csv,md,tex} and forgetting.{png,svg} into a comparison's folder, and prints the table."""
+    contestants = found.contestants
+    content = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False)
+    write_text(folder / "comparison.json", content + "\n")
     write_text(folder / "comparison.csv", as_csv(contestants))
-    write_text(folder / "comparison.md", text)
+    write_text(folder / "comparison.md", markdown(contestants, found.grid, found.predictors))
     write_text(folder / "comparison.tex", latex(contestants))
-    plot_forgetting(contestants, grid.line, folder / "forgetting.png")
-    print(f"\n{console(contestants, grid)}\n\nthe comparison is in {folder}")
+    print(f"\n{console(contestants, found.grid)}\n\nthe comparison is in {folder}")
 
 
 def console(contestants: Sequence[Contestant], grid: Grid) -> str:
     """The table of `SHOWN` for a terminal."""
     heads = ["", "runs", *(MEASURES[name] for name in SHOWN), f"above the line of {grid.line}"]
     rows = [
-        [each.name, str(each.runs), *(_cell(each, name) for name in SHOWN), _estimate(each.excess)]
+        [each.name, str(each.runs), *(shown_cell(each, name) for name in SHOWN), shown_estimate(each.excess)]
         for each in contestants
     ]
     return align([heads, *rows])
@@ -77,14 +91,14 @@ def markdown(contestants: Sequence[Contestant], grid: Grid, predicts: Mapping[st
         f"Mean +- standard deviation over runs (seeds {seeds}; orders {orders}).",
         "",
         *_table(["", "runs", *(MEASURES[name] for name in names)],
-                [[each.name, str(each.runs), *(_cell(each, name) for name in names)] for each in contestants]),
+                [[each.name, str(each.runs), *(shown_cell(each, name) for name in names)] for each in contestants]),
         "",
         f"Difference from {grid.line}, paired by run and by row, with 95 % intervals (bootstrap over runs and rows). "
         f"Last column: forgetting above the line of {grid.line} at the same learning; below zero is better than that "
         "line; empty where the line does not reach.",
         "",
         *_table(["", "NLL learned", "NLL forgotten", "NLL at the end", "above the line"],
-                [[each.name, *(_estimate(each.difference.get(name)) for name in OF_ROWS), _estimate(each.excess)]
+                [[each.name, *map(shown_estimate, (*map(each.difference.get, OF_ROWS), each.excess))]
                  for each in contestants]),
         *_predictors(predicts),
         *[f"\nFailed: {problem}" for each in contestants for problem in each.failed],
@@ -95,7 +109,7 @@ def markdown(contestants: Sequence[Contestant], grid: Grid, predicts: Mapping[st
 def _predictors(predicts: Mapping[str, Estimate]) -> list[str]:
     if not predicts:
         return []
-    rows = [[MEASURES[name], _estimate(found)] for name, found in predicts.items()]
+    rows = [[MEASURES[name], shown_estimate(found)] for name, found in predicts.items()]
     said = "Rank correlation of a run's measures with its NLL forgotten, over all runs (Spearman, bootstrap over runs)."
     return ["", said, "", *_table(["", "correlation"], rows)]
 
@@ -126,7 +140,7 @@ def latex(contestants: Sequence[Contestant]) -> str:
     """The table of `SHOWN` in LaTeX, with booktabs."""
     heads = [r"\%".join(MEASURES[name].split("%")) for name in SHOWN]
     rows = [
-        " & ".join([_escaped(each.name), *(_cell(each, name).replace("+-", r"$\pm$") for name in SHOWN)])
+        " & ".join([_escaped(each.name), *(shown_cell(each, name).replace("+-", r"$\pm$") for name in SHOWN)])
         for each in contestants
     ]
     return "\n".join(
@@ -147,7 +161,8 @@ def _escaped(name: str) -> str:
     return name.replace("_", r"\_")
 
 
-def _cell(each: Contestant, name: str) -> str:
+def shown_cell(each: Contestant, name: str) -> str:
+    """The mean of a measure +- its deviation; empty where no run has it."""
     mean, deviation = each.mean[name], each.deviation[name]
     if mean is None:
         return ""
@@ -161,17 +176,18 @@ def _decimals(name: str) -> int:
     )
 
 
-def _estimate(found: Estimate | None) -> str:
+def shown_estimate(found: Estimate | None) -> str:
+    """A difference with its interval; empty for None."""
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""
 
 
-def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) -> None:
+def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
     """Forgetting (up) against learning (right): one curve for each variant, over the strengths that it was given.
 
     Learning is the NLL right after each task, drawn so that more of it is to the right; what lies below the line of
-    plain LoRA forgets less than a LoRA that is shrunk to the same learning.
+    plain LoRA, shaded by a standard deviation over runs, forgets less than a LoRA that is shrunk to the same learning.
     """
-    figure, axes = make_figure((9, 6.5))
+    figure, axes = plots.make_figure((9, 5.5))
     for number, variant in enumerate(dict.fromkeys(each.variant for each in contestants)):
         found = [
             (each.mean["nll_learned"], each.mean["nll_forgotten"], each.deviation["nll_forgotten"])
@@ -186,17 +202,21 @@ def plot_forgetting(contestants: Sequence[Contestant], line: str, path: Path) ->
             xs,
             ys,
             yerr=[error or 0 for error in errors],
-            marker=MARKERS[number % len(MARKERS)],  # colors come again after ten
+            marker=plots.MARKERS[number % len(plots.MARKERS)],  # colors come again after eight
             capsize=2,
             linewidth=2.5 if is_line else 1,
-            color="black" if is_line else None,
-            label=f"{variant} (the line to beat)" if is_line else variant,
+            color=plots.INK if is_line else None,
+            label=f"{plots.short(variant)} (the line to beat)" if is_line else plots.short(variant),
         )
-        axes.annotate(variant, (xs[0], ys[0]), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        if is_line:
+            low, high = ([y + sign * (error or 0) for y, error in zip(ys, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(xs, low, high, color=plots.COLORS[7], alpha=0.25, linewidth=0)
+        axes.annotate(variant, (xs[0], ys[0]), textcoords="offset points", xytext=(5, 4), fontsize=7,
+                      color=plots.INK)  # fmt: skip
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
     if axes.has_data():  # there is none where no run has finished, or there is one task
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Forgetting against learning")
-    save_figure(figure, path)
+    return figure

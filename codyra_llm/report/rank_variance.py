@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from codyra_llm.adapter.injection import kind_of, number_of_layer
-from codyra_llm.report.plots import heatmap, save_figure
+from codyra_llm.report import plots
 from codyra_llm.results.rank_variance import KeptRanks, Shares
 from codyra_llm.text import align
 
@@ -24,13 +24,14 @@ def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
     groups = [*_members([kind_of(name) for name in kept.projections]).items()]
     groups += _members([f"layer {number_of_layer(name)}" for name in kept.projections]).items()
     means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)
-    figure, axes = heatmap(
-        means, kept.tasks, [name for name, _ in groups], vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}"
+    names = [name for name, _ in groups]
+    figure, axes = plots.draw(
+        lambda: plots.heatmap(means, kept.tasks, names, vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}")
     )
     axes.set_title(
         f"Kept rank, mean over {len(kept.ranks)} seeds; {100 * shares.explained:.0f} % of its variance explained"
     )
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def _members(names: Sequence[str]) -> dict[str, list[int]]:

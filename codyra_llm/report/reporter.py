@@ -1,4 +1,4 @@
-"""Progress output of a run: log, progress bars, curves, final tables."""
+"""Progress output of a run: log, progress bars, curves, the table at the end."""
 
 import datetime
 import logging
@@ -18,7 +18,9 @@ from codyra_llm.report import tables
 from codyra_llm.report.folder import RunFolder
 from codyra_llm.report.progress import progress_bar
 from codyra_llm.report.tracking import Axis, Trackers
+from codyra_llm.results.rows import RowScores
 from codyra_llm.results.schema import RunResults, TaskRanks
+from codyra_llm.results.summary import Scores, summarize
 
 LOG = logging.getLogger(__name__)
 STEPS_TO_TIME = 3
@@ -120,8 +122,10 @@ class Reporter:
             self._curves("task", number, {f"score/{task}": score, f"answer_nll/{task}": nll})
         if lost := [task for task, (_, nll) in shown.items() if nll is None]:
             LOG.warning(f"{stage.title}: the loss on the true answers of {', '.join(lost)} is not finite")
-        if shown:
-            LOG.info(f"{stage.title}: mean score {sum(score for score, _ in shown.values()) / len(shown):.1f}")
+        seen = [shown[task][0] for task in results.tasks[:number] if task in shown]
+        if seen:  # a mean over what is not learned yet would say nothing
+            tasks = "task" if len(seen) == 1 else f"{len(seen)} tasks"
+            LOG.info(f"{stage.title}: mean score {sum(seen) / len(seen):.1f} of the {tasks} learned so far")
 
     def general(self, stage: Stage, delta: float | None) -> None:
         """General ability was measured."""
@@ -130,25 +134,19 @@ class Reporter:
             self._curves("task", stage.number, {"general/delta": delta})
 
     def summary(self, results: RunResults) -> None:
-        """Tables of a finished run."""
+        """What a finished run did, in a table and a few lines, and where the page is that says the rest."""
         if not self.folder:
             return
         if self.board:
             with self._guarded() as board:
                 board.close()
-        variant = results.config["evaluate"]["scorer_variant"]
-        LOG.info(f"\nScores (0 to 100, {variant}; [..] just learned)\n{tables.matrix_table(results)}")
-        if further := tables.further_table(results):
-            LOG.info(f"\nFurther scores\n{further}")
-        if of_text := tables.text_table(results):
-            LOG.info(f"\nBits per byte of raw text (a score is the probability of a byte, in percent)\n{of_text}")
-        LOG.info(f"\nNLL of the true answers (nats per token)\n{tables.nll_table(results)}")
-        LOG.info(f"\n{tables.metrics_table(results)}")
-        if results.general.scores:
-            head = "General ability (0 to 100 unless a unit stands there; change: mean over suites against the base)"
-            LOG.info(f"\n{head}\n{tables.general_table(results.general)}")
-        LOG.info(f"\nSurviving rank\n{tables.rank_table(results)}")
-        LOG.info(f"\n{results.seconds:.0f} s; the model and all results are in {self.folder.path}")
+        variant, path = results.config["evaluate"]["scorer_variant"], self.folder.path
+        summary = summarize(Scores(results, RowScores(path)))
+        head = f"Scores (0 to 100, {variant}; brackets: 95 % intervals over the rows)"
+        lines = [tables.general_line(results.general), tables.rank_line(results)]
+        lines.append(f"{results.seconds:.0f} s; all results: {path}; every metric: codyra metrics {path}")
+        lines.append(f"page: {path / 'report.html'}")
+        LOG.info("\n".join(["", head, tables.end_table(summary), "", *filter(None, lines)]))
 
     def _curves(self, axis: Axis, at: int, values: dict[str, float | None]) -> None:
         finite = {name: value for name, value in values.items() if value is not None}  # an NLL may not be

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 from codyra_llm.data import raw_text
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
+from codyra_llm.evaluation.matrix import DEFINITIONS
+from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.schema import General, PromptFileResults, RunResults
+from codyra_llm.results.summary import Summary, general_change
 from codyra_llm.text import align
 
 SHOWN_METRICS = (
@@ -71,6 +74,70 @@ def metrics_table(results: RunResults) -> str:
         values = [results.metrics[variant].get(key) for variant in variants]
         rows.append([label, *("" if value is None else f"{value:.2f}" for value in values)])
     return align(rows)
+
+
+def all_metrics_table(results: RunResults) -> str:
+    """Every number of the matrix in every scoring variant, with its sign and its definition."""
+    rows = [["", *results.metrics, "better"]]
+    lists = []
+    for name, definition in DEFINITIONS.items():
+        values = [found.get(name) for found in results.metrics.values()]
+        cells = ["" if isinstance(value, list) else _number(value) for value in values]
+        if any(cells):
+            rows.append([name, *cells, "higher" if definition.higher_is_better else "lower"])
+        lists += [
+            f"{name}, {variant}: {' '.join(_number(each) or '-' for each in value)}"
+            for variant, value in zip(results.metrics, values, strict=True)
+            if isinstance(value, list)
+        ]
+    said = [f"{name}: {definition.formula}" for name, definition in DEFINITIONS.items()]
+    frame = "R[t,i]: score of task i after task t, R[0,i] that of the base model; T: the number of tasks"
+    return "\n".join([align(rows), "", *lists, "", frame, *said])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def end_table(summary: Summary) -> str:
+    """What a run did to each task: score before, just learned, now; what was lost since, with its 95 % interval."""
+    rows = [["task", "base", "learned", "now", "lost since", "rows"]]
+    for each in summary.tasks:
+        points = [_value(found) for found in (each.base, each.learned, each.now)]
+        rows.append([each.task, *points, with_interval(each.lost), str(each.rows)])
+    if summary.now.number > 1:
+        means = [_value(found) for found in (summary.base, summary.learned, summary.end)]
+        rows.append([f"mean of {summary.now.number} learned", *means, with_interval(summary.lost), ""])
+    return align(rows)
+
+
+def general_line(general: General) -> str:
+    """The change of general ability in one line, with its 95 % interval; empty where it was not measured twice."""
+    suites, change = general_change(general)
+    parts = [f"{each.suite} {each.base:.1f} to {each.now:.1f}" for each in suites if each.unit == "percent"]
+    return f"general ability: {with_interval(change, signed=True)} ({', '.join(parts)})" if change else ""
+
+
+def rank_line(results: RunResults) -> str:
+    """The rank that tasks kept, in one line; empty before any has."""
+    if not results.ranks:
+        return ""
+    means = [each.mean for each in results.ranks]
+    spread = f" ({min(means):.1f} to {max(means):.1f} by task)" if len(means) > 1 else ""
+    return f"kept rank: {sum(means) / len(means):.1f} of {results.ranks[0].initial}{spread}"
+
+
+def with_interval(found: Estimate | None, signed: bool = False) -> str:
+    """A value and its interval: "3.0 [-2.1, 8.1]"; empty for None."""
+    form = "{:+.1f}" if signed else "{:.1f}"
+    if found is None:
+        return ""
+    value, low, high = (form.format(round(each, 1) + 0.0) for each in (found.value, found.low, found.high))  # no -0.0
+    return f"{value} [{low}, {high}]"
+
+
+def _value(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.1f}"
 
 
 def rank_table(results: RunResults) -> str:

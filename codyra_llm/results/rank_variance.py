@@ -58,7 +58,8 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
     names: list[str] = []
     first: RunConfig | None = None
     for run in runs:
-        of_run = _of_run(run)
+        read_results(run)  # which says what is wrong with a folder that is no run's
+        of_run = read_kept_ranks(run)
         config = dataclasses.replace(load_config(run / "config.yaml"), seed=0)
         if others := differences(first or config, config):
             raise UserError(
@@ -75,8 +76,12 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
     return KeptRanks(tasks, names, np.stack(found))
 
 
-def _of_run(run: Path) -> dict[str, dict[str, float]]:
-    read_results(run)  # which says what is wrong with a folder that is no run's
+def read_kept_ranks(run: Path) -> dict[str, dict[str, float]]:
+    """The kept rank of each projection in each task: task -> name of the projection -> rank.
+
+    Raises:
+        UserError: the folder's ranks.csv is missing or damaged.
+    """
     path = run / "ranks.csv"
     try:
         with path.open(newline="", encoding="utf-8") as stream:

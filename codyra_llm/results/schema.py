@@ -119,12 +119,16 @@ class TaskLosses:
     Attributes:
         validation: on rows that are not trained on, where there are any.
         kept_step: of those with validation, the steps done of what was merged; None: all.
+        learning_rate, threshold, live_rank: at each step; empty in files from before they were kept.
     """
 
     task: str
     loss: list[float] = field(default_factory=list)
     validation: list[ValidationLoss] = field(default_factory=list)
     kept_step: int | None = None
+    learning_rate: list[float] = field(default_factory=list)
+    threshold: list[float] = field(default_factory=list)
+    live_rank: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -16,7 +16,8 @@ from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
 from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.files import expand, write_text
-from codyra_llm.report.comparison import write_comparison
+from codyra_llm.report.comparison import Comparison, write_comparison
+from codyra_llm.report.page.comparison import report_comparison
 from codyra_llm.results.comparison import (
     Contestant,
     Losses,
@@ -27,7 +28,7 @@ from codyra_llm.results.comparison import (
 )
 from codyra_llm.results.measures import MEASURES, RowLosses, base_losses, measures, row_losses
 from codyra_llm.results.predictors import predictors
-from codyra_llm.results.schema import RunResults
+from codyra_llm.results.schema import SCHEMA_VERSION, RunResults
 from codyra_llm.workflows.train import run as run_stream
 
 
@@ -46,7 +47,7 @@ class Finished:
 
 
 def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
-    """Runs, or resumes, every run of a grid, and writes comparison.{json,csv,md,tex} and forgetting.png.
+    """Runs, or resumes, every run of a grid, and writes comparison.{json,csv,md,tex}, the picture and the page.
 
     Every run has a run folder of its own in base.output_dir, and one that is finished is read, not run again. One that
     ends with an error is listed with it, and the others continue.
@@ -81,7 +82,13 @@ def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: Stop
     if not any(finished.runs for finished in found.values()):
         raise UserError(f"no run could be finished: {next(iter(found.values())).failed[0]}")
     every_run = [numbers for finished in found.values() for numbers in finished.numbers.values()]
-    on_rank_0(ranks, lambda: write_comparison(contestants, grid, tuned, predictors(every_run), output))
+
+    def write() -> None:
+        found = Comparison(SCHEMA_VERSION, grid, contestants, tuned, predictors(every_run))
+        write_comparison(found, output)
+        print(f"page: {report_comparison(output)}")
+
+    on_rank_0(ranks, write)
     return contestants
 
 

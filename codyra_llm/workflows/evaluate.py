@@ -20,8 +20,8 @@ from codyra_llm.evaluation.matrix import Stage, matrix_metrics
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.generation.generate import Ask
 from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
-from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.folder import RunFolder, scores_folder
+from codyra_llm.report.page.run import write_report
 from codyra_llm.report.tables import general_table, matrix_table, metrics_table
 from codyra_llm.results.provenance import provenance
 from codyra_llm.results.schema import General, ModelScores, RunResults, new_results
@@ -164,7 +164,7 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
             session.on_rank_0(partial(_write_stage, session.folder, results, stage, scored))
 
         def write() -> None:
-            write_plots(results, session.folder.path)
+            write_report(results, session.folder.path)
             write_scores(session.folder, results, [matrix_table(results), metrics_table(results)])
 
         session.on_rank_0(write)

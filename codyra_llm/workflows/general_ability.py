@@ -20,8 +20,8 @@ from codyra_llm.generation.generate import end_tokens
 from codyra_llm.ledger.ledger import Ledger
 from codyra_llm.models.source import Source, open_source
 from codyra_llm.planning.run_plan import check_ranks_agree
-from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.folder import RunFolder, scores_folder
+from codyra_llm.report.page.run import write_report
 from codyra_llm.report.tables import general_table
 from codyra_llm.results.provenance import provenance
 from codyra_llm.results.schema import General, GeneralScores, Provenance, RunResults
@@ -206,7 +206,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
 
         def write() -> None:
             folder.drop_answers()
-            write_plots(results, folder.path)
+            write_report(results, folder.path)
             print(f"{general_table(results.general)}\n\nall results are in {folder.path}")
 
         session.on_rank_0(write)

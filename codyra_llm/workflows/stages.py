@@ -28,8 +28,8 @@ from codyra_llm.ledger.ledger import Entry
 from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.hub import stated_card
 from codyra_llm.models.save import save_model
-from codyra_llm.report.artifacts import write_plots
 from codyra_llm.report.model_card import model_card
+from codyra_llm.report.page.run import write_report
 from codyra_llm.results.schema import TaskLosses, TaskRanks, ValidationLoss
 from codyra_llm.workflows.divergence import measure_divergence
 from codyra_llm.workflows.evaluate import record_scores, score_tasks
@@ -67,7 +67,8 @@ def train(run: RunState, stage: Stage) -> None:
         run.global_step += 1
         run.report.estimate(report, lambda: run.plan.tokens, stage.number - 1, batches.total_steps)
         run.report.step(report, run.global_step, progress)
-        losses.loss.append(report.loss)
+        for name in ("loss", "learning_rate", "threshold", "live_rank"):
+            getattr(losses, name).append(getattr(report, name))
         if report.validation is not None:
             losses.validation.append(ValidationLoss(report.step + 1, report.validation))
         phase.tokens += report.tokens
@@ -256,7 +257,7 @@ def _identity_of_base(run: RunState, stage: Stage) -> str | None:
 
 
 def save(run: RunState, stage: Stage) -> None:
-    """Saves the model as transformers loads it, with its card, and the plots."""
+    """Saves the model as transformers loads it, with its card, and the page with its pictures."""
     run.begin(stage, "save")
     session, folder = run.session, run.session.folder
     folders = run.entry_folders if folder else None
@@ -275,4 +276,4 @@ def save(run: RunState, stage: Stage) -> None:
     if not session.ranks.is_main:
         deque(weights, maxlen=0)
     session.on_rank_0(write)
-    session.on_rank_0(lambda: write_plots(run.results, folder.path))
+    session.on_rank_0(lambda: write_report(run.results, folder.path))

@@ -72,7 +72,7 @@ def test_a_grid_that_is_stopped_resumes(
     rows = list(csv.DictReader((output / "comparison.csv").open()))
     assert {row["contestant"] for row in rows} == set(names)
     assert any(row["measure"] == "nll_final_difference" and row["low"] for row in rows)
-    for file in ("comparison.md", "comparison.tex", "forgetting.png"):
+    for file in ("comparison.md", "comparison.tex", "forgetting.png", "forgetting_by_task.svg", "report.html"):
         assert (output / file).stat().st_size > 500
     assert "\\toprule" in (output / "comparison.tex").read_text()
 

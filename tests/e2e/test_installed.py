@@ -96,6 +96,9 @@ def test_a_run_of_the_sample(codyra: Path, tiny_folder: Path, tmp_path: Path) ->
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     call(codyra, "train", "--config", "configs/smoke.yaml", *options, folder=tmp_path)
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    (tmp_path / "run" / "report.html").unlink()  # its templates are in the wheel
+    said = call(codyra, "report", "run", folder=tmp_path)
+    assert (tmp_path / said.strip()).stat().st_size > 10_000
 
 
 def test_what_the_wheel_says_of_itself(codyra: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_run_folder_is_complete(finished: tuple[Path, RunResults]) -> None:
         "results.json",
         "matrix.csv",
         "matrix.png",
+        "report.html",
         "ranks.csv",
         "ranks.png",
         "predictions",

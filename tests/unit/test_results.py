@@ -9,7 +9,8 @@ import pytest
 
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
-from codyra_llm.report.artifacts import ARTIFACTS, write_plots
+from codyra_llm.report.artifacts import ARTIFACTS
+from codyra_llm.report.page.run import write_report
 from codyra_llm.report.tables import general_table, matrix_table
 from codyra_llm.results.schema import (
     DESCRIPTION,
@@ -133,6 +134,7 @@ def test_tables_and_plots_are_made_from_a_file(tmp_path: Path) -> None:
     table = matrix_table(found)
     assert [line.split("  ")[0] for line in table.splitlines()[1:]] == ["base model", "after FOMC", "after Py150"]
     assert "[50.0]" in table
-    write_plots(found, tmp_path)
-    made = {artifact.name for artifact in ARTIFACTS if artifact.made and artifact.needs(found)}
-    assert {path.name for path in tmp_path.glob("*.png")} == made == {"matrix.png", "ranks.png"}
+    write_report(found, tmp_path)
+    made = {path.name for path in tmp_path.iterdir()} - {"results.json"}
+    pictures = {f"{name}.{ending}" for name in ("summary", "matrix", "ranks") for ending in ("png", "svg")}
+    assert made == {"report.html"} | pictures and made < {artifact.name for artifact in ARTIFACTS}
