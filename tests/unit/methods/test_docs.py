@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from codyra_llm.methods import METHODS
 from tests.conftest import REPOSITORY
 
 
@@ -31,3 +32,8 @@ assert "decay.rate" in dict(config_fields())
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_method_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs" / "methods.md").read_text(), re.MULTILINE)
+    assert set(METHODS) <= set(rows)
