@@ -229,7 +229,10 @@ def _check_step(task: str, step: int, loss: float, grad_norm: float, dtype: torc
 
 
 def _check_branches(task: str, model: PreTrainedModel) -> None:
-    """Raises UserError where training left a branch that is damaged, or never reached one: its B is zero as drawn."""
+    """Raises UserError where training left a branch that is damaged, or never reached one: its B is zero as drawn.
+
+    Components that tokens choose among (`mix`) may never be chosen.
+    """
     layers = list(gated_layers(model))
     for name, layer in layers:
         if not all(torch.isfinite(factor.square().sum()) for factor in layer.factors()):
@@ -237,7 +240,7 @@ def _check_branches(task: str, model: PreTrainedModel) -> None:
                 f"task {task}: {name}: after the last step, the branch holds values that are not finite or whose "
                 "squares are not; lower train.learning_rate"
             )
-    untouched = [name for name, layer in layers if not layer.B.any()]
+    untouched = [name for name, layer in layers if layer.mix is None and not layer.B.any()]
     if untouched:
         raise UserError(
             f"task {task}: no gradient reached {len(untouched)} of {len(layers)} projections, first {untouched[0]}; "

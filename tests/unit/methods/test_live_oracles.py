@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from codyra_llm.adapter.injection import find_targets
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers, without_branches
 from codyra_llm.adapter.offset import added
+from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.distributed.ranks import start
+from codyra_llm.engine.train import train_task
 from codyra_llm.example import Example
 from codyra_llm.methods import lora_null, moram, treelora
 from tests.models import tiny_model
@@ -231,3 +235,19 @@ def test_branches_learn_first_and_then_gates_alone() -> None:
     assert all(bool((gate == 1).all()) for gate in gates[:6]) and torch.equal(branches[5], branches[9])
     assert not torch.equal(branches[4], branches[5]) and not torch.equal(gates[6], gates[5])
     assert bool((gates[9] == 0).any()) and bool((gates[9] != 0).any())
+
+
+def test_atoms_that_no_token_chooses_end_a_task_as_they_began() -> None:
+    """Those of an earlier task have much larger keys; the branches are whole, although nothing reached them."""
+    model, method = (
+        tiny_model(),
+        method_of("moram", **{"moram.atoms": 2, "train.global_batch_size": 4, "train.per_device_train_batch_size": 4}),
+    )
+    for name in find_targets(model, method.adapter):
+        weight: torch.Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+        key = 1e3 * torch.randn(1, weight.shape[1])
+        method.kept |= {f"{name}.A": torch.cat([key, -key, key, -key]), f"{name}.B": torch.zeros(len(weight), 4)}
+    ready = method.prepare(model, "second", 2)
+    batches = GlobalBatches([Example([1, 5, 9], [7, 2])] * 8, 4, 4, 1, 0, "second")
+    train_task(model, ready.optimizer, None, batches, method.config.train, {}, start(), hooks=method)
+    assert not any(layer.B.any() for _, layer in gated_layers(model))
