@@ -24,6 +24,7 @@ COMMANDS = (
     "init",
     "prepare",
     "plan",
+    "selfcheck",
     "score",
     "ledger",
     "materialize",
