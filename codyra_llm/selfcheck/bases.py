@@ -24,7 +24,7 @@ def bases(setting: Setting) -> Iterator[Row]:
         how = {"base": quantization, "dtype": dtype}
         worst = 0.0
         for layer in filter(is_quantized, model.modules()):
-            input: Any = torch.randn(16, layer.in_features).to(setting.device, getattr(torch, dtype))  # type: ignore[call-overload]
+            input: Any = torch.randn(16, layer.in_features).to(setting.device, getattr(torch, dtype))
             with torch.no_grad():
                 expected = input.float() @ dequantized(layer).T
                 worst = max(worst, float((layer(input).float() - expected).abs().max() / expected.abs().max()))

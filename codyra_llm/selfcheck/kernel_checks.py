@@ -51,7 +51,7 @@ def layers(setting: Setting) -> Iterator[Row]:
         exact = Group(48, torch.float64).to(setting.device)
         exact.load_state_dict(group.state_dict())
         for model, impl in ((group, "fused"), (exact, "reference")):
-            inject(model, CoDyRAConfig(rank=rank, target_modules=GROUP, impl=impl))
+            inject(model, CoDyRAConfig(rank=rank, target_modules=GROUP, impl=impl))  # type: ignore[arg-type]
             for number, (_, layer) in enumerate(gated_layers(model)):
                 torch.manual_seed(number)
                 layer.B.data.copy_(torch.randn(layer.B.shape))
@@ -85,7 +85,7 @@ class Group(nn.Module):
 
     def forward(self, input: torch.Tensor) -> list[torch.Tensor]:
         """[tokens, width] -> three of the same."""
-        return [self.q_proj(input), self.k_proj(input), self.v_proj(input)]
+        return [self.get_submodule(name)(input) for name in GROUP]
 
 
 def _gradients(group: Group, input: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from codyra_llm.files import append_json_line, read_json_lines
@@ -75,7 +76,7 @@ def carry_out(part: Part, setting: Setting, logs: Path) -> Outcome:
     environment = part.on_cpu if setting.small else part.on_cuda
     fork = setting.small and not environment
     for name in IMPORTED if fork else ():
-        if importlib.util.find_spec(name.split(".")[0]):
+        if find_spec(name.split(".")[0]):
             importlib.import_module(name)
     rows = setting.scratch / f"{part.name}.jsonl"
     log = logs / f"{part.name.replace(' ', '_')}.log"

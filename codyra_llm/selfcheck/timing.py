@@ -3,12 +3,12 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 
-def interleave(contestants: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; in a round all run in turn, so that what slows one slows all.
 
     A line on stderr says how far it is.
