@@ -10,6 +10,7 @@ a part that lacks a package or the time is skipped and named. On a CPU shapes ar
 nothing: that all parts run is what is shown.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def command() -> int:
     if not 0 < options.minutes <= 24 * 60:
         raise UserError(f"--minutes is {options.minutes:g}; it must be above 0 and at most a day")
     folder = expand(options.output_dir)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what it needs comes with the project
     from codyra_llm.selfcheck import report, run  # after the command line, so that mistakes answer at once
 
     if options.into:

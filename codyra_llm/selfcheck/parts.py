@@ -50,6 +50,7 @@ PARTS = (
     Part("bases in 4 and 8 bits", "correctness", "bases:bases"),
     Part("answers", "correctness", "answers:like_generate"),
     Part("kill and resume", "correctness", "resume:killed"),
+    Part("synchronisations", "speed", "synchronisations:synchronisations"),
     Part("bandwidth", "speed", "bandwidth:bandwidth"),
     Part("memory", "memory", "memory:memory", on_cpu=ALLOCATOR),
     *(

@@ -43,7 +43,7 @@ def like_the_cpu(setting: Setting, way: str, dtype: str) -> Iterator[Row]:
     yield bounded("difference of the update's norm, as a share", abs(norm / expected_norm - 1), of_norm)
 
 
-def short_run(way: str, dtype: str) -> tuple[list[float], float]:
+def short_run(way: str, dtype: str, on_step: Any = lambda report, read: None) -> tuple[list[float], float]:
     """(loss of each step, norm of the update) of a few steps of the default method on this process's device."""
     import torch
 
@@ -73,7 +73,7 @@ def short_run(way: str, dtype: str) -> tuple[list[float], float]:
     rows = [torch.randint(5, 1000, (20,), generator=draw).tolist() for _ in range(STEPS * ROWS)]
     batches = GlobalBatches([Example(row, row[:12]) for row in rows], ROWS, ROWS // 2, 1, 0, "check")
     prepared = METHODS[config.method](config).prepare(model, "check", batches.total_steps)
-    reports = train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, ranks)
+    reports = train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, ranks, on_step)
     norms = [norm_of_product(B, A) for B, A in deltas(model).values()]
     return [report.loss for report in reports], sum(norm**2 for norm in norms) ** 0.5
 

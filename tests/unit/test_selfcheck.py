@@ -43,7 +43,6 @@ def raising(setting: Setting) -> Iterator[Row]:
 
 
 def dying(setting: Setting) -> Iterator[Row]:
-
     os.kill(os.getpid(), signal.SIGKILL)
     yield {}
 
