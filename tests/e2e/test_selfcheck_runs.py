@@ -39,3 +39,11 @@ def test_the_tables_show_what_the_file_holds(checked: Path) -> None:
     for part in PARTS:
         assert f"**{part.name}**" in page
     assert "nan" not in page
+
+
+def test_a_step_waits_for_the_device_as_often_however_many_branches_there_are(checked: Path) -> None:
+    parts = json.loads((checked / "selfcheck.json").read_text())["parts"]
+    (rows,) = (part["rows"] for part in parts if part["part"] == "synchronisations")
+    times = {row["where"]: row["times"] for row in rows}
+    assert not [place for place in times if place.startswith("codyra_llm/adapter/")], times
+    assert times["all of a step"] <= 6, times  # two micro batches of the 28 branches of the nano model
