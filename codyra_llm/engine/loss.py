@@ -51,15 +51,15 @@ class AnswerLoss(nn.Module):
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
-        at_answer = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
+        line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
         before = teacher = places = None
         if kinds is not None or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
                 before = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         if self.term:
-            places = _places(*at_answer, len(targets), position_ids, numbers)
-            teacher = before[:, :-1][at_answer] if before is not None and self.hooks.has_teacher else None
-        answers = hidden[:, :-1][at_answer], targets[at_answer]
+            places = _places(line, column, len(targets), position_ids, numbers)
+            teacher = before[:, :-1][line, column] if before is not None and self.hooks.has_teacher else None
+        answers = hidden[:, :-1][line, column], targets[line, column]
         loss = summed_loss(self.model, *answers, self.term, places, teacher)
         if kinds is None or before is None:
             return loss
