@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedModel,
 
 from benchmarks.counting import costs
 from benchmarks.mix import epoch_tokens, examples
-from benchmarks.rounds import compared, interleave, report
+from benchmarks.rounds import report
 from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.merge import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
@@ -32,6 +32,7 @@ from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from codyra_llm.models.source import resolve_model
+from codyra_llm.selfcheck.timing import compared, interleave
 
 RATE = 5e-4
 

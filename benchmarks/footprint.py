@@ -22,33 +22,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codyra_llm.command import Parser, main
 from codyra_llm.config import RunConfig, load_config
+from codyra_llm.selfcheck.memory import ANSWER, Watch, resident, train
+from codyra_llm.selfcheck.parts import ALLOCATOR, WAYS
+from codyra_llm.selfcheck.training import zero_section
 from codyra_llm.text import align
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from codyra_llm.distributed.ranks import Ranks
-    from codyra_llm.engine.train import OnStep, StepReport
-
-REPOSITORY = Path(__file__).parents[1]
-WAYS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
-BUCKET = 2_000_000
-ANSWER = 32
 ACCUMULATION = 2
-# glibc would keep what is freed: with these, a tensor of 64 KiB or more is given back to the kernel when it goes
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-def zero_section(way: str) -> dict[str, Any]:
-    """The "zero_optimization" of a way: the shipped file's, with a small bucket."""
-    if way == "zero0":
-        return {"stage": 0}
-    shipped = json.loads((REPOSITORY / "ds_configs" / f"{way}.json").read_text())["zero_optimization"]
-    return {**shipped, "reduce_bucket_size": BUCKET}
 
 
 def run_config(rows: int, ranks: int, checkpointing: bool, held: dict[str, Any]) -> RunConfig:
@@ -74,58 +57,15 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     config = run_config(rows, ranks.size, checkpointing, held)
     tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     # what libraries load and allocate at first use is no part of a plan
-    train(AutoModelForCausalLM.from_config(tiny), config, way, length, ranks, lambda report, read: None)
-    gc.collect()
-    before = resident("VmRSS")
-    between = peak = 0
-
-    def on_step(report: StepReport, read: object) -> None:
-        nonlocal between, peak
-        if report.step == 1:
-            between = resident("VmRSS") - before
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-        elif report.step == 2:
-            peak = resident("VmHWM") - before
-
+    train(AutoModelForCausalLM.from_config(tiny), config, way, length, ranks)
+    watch = Watch("cpu")
     model = load_base(open_source(config.model.name_or_path), config, {"zero_optimization": {"stage": 0}}, ranks, print)
     gc.collect()
-    loaded = resident("VmRSS") - before
-    train(model, config, way, length, ranks, on_step)
-    results = all_gather((loaded, between, peak))
+    loaded = resident("VmRSS") - watch.before
+    train(model, config, way, length, ranks, lambda report, read: watch.step(report.step))
+    results = all_gather((loaded, watch.between, watch.peak))
     if ranks.is_main:
         output.write_text(json.dumps([max(values) for values in zip(*results, strict=True)]))
-
-
-def train(
-    model: PreTrainedModel,
-    config: RunConfig,
-    way: str,
-    length: int,
-    ranks: Ranks,
-    on_step: OnStep,
-) -> None:
-    """Three optimizer steps, as a run does them."""
-    from codyra_llm.data.batches import GlobalBatches
-    from codyra_llm.engine.train import train_task
-    from codyra_llm.example import Example
-    from codyra_llm.methods import METHODS
-
-    if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    prepared = METHODS[config.method](config).prepare(model, "measured", 3)
-    example = Example(list(range(100, 100 + length - ANSWER)), list(range(100, 100 + ANSWER)))
-    size, micro = config.train.global_batch_size, config.train.per_device_train_batch_size
-    batches = GlobalBatches([example] * (3 * size), size, micro, 1, 0, "measured", ranks.size)
-    zero = {"zero_optimization": zero_section(way)}
-    train_task(model, prepared.optimizer, prepared.schedule, batches, config.train, zero, ranks, on_step)
-
-
-def resident(field: str) -> int:
-    """Bytes that /proc says of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
 
 
 def run_measured(

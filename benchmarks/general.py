@@ -15,7 +15,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from benchmarks.rounds import interleave, ratios, report
+from benchmarks.rounds import report
 from codyra_llm.config import GeneralConfig
 from codyra_llm.evaluation.general.lm import BatchedLM
 from codyra_llm.evaluation.general.score import score_suite
@@ -23,6 +23,7 @@ from codyra_llm.evaluation.general.suites import Suite, load_suites
 from codyra_llm.generation.generate import answer_questions
 from codyra_llm.models.load import load_model
 from codyra_llm.models.source import resolve_model
+from codyra_llm.selfcheck.timing import interleave, ratios
 
 
 def capped(suite: Suite, max_new_tokens: int) -> Suite:

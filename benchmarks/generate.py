@@ -22,37 +22,20 @@ import argparse
 import functools
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from unittest.mock import patch
 
-import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from benchmarks.counting import costs
 from benchmarks.mix import examples
-from benchmarks.rounds import compared, interleave, report
-from codyra_llm.example import Example
+from benchmarks.rounds import report
 from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.generation.prompt_lookup import Draft
 from codyra_llm.models.load import load_model
 from codyra_llm.models.source import resolve_model
-
-
-@torch.inference_mode()
-def plain(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Example],
-    batch_size: int,
-    limit: int,
-    stop: Sequence[str] = (),
-) -> None:
-    """Answers by transformers' generate."""
-    stops = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-    for first in range(0, len(rows), batch_size):
-        prompts = [{"input_ids": row.prompt} for row in rows[first : first + batch_size]]
-        batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
-        model.generate(**batch, max_new_tokens=limit, do_sample=False, **stops)
+from codyra_llm.selfcheck.answers import plain
+from codyra_llm.selfcheck.timing import compared, interleave
 
 
 def main() -> None:

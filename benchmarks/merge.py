@@ -7,14 +7,13 @@ whole product. Operations, operator traffic and extra memory (growth of the peak
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from benchmarks.counting import costs
-from benchmarks.rounds import compared, interleave, report
-from codyra_llm.adapter.merge import add_delta_in_place
+from benchmarks.rounds import report
+from codyra_llm.selfcheck.bandwidth import merges
+from codyra_llm.selfcheck.timing import compared, interleave
 
 
 def main() -> None:
@@ -24,15 +23,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    narrow, wide = nn.Linear(11008, 4096, dtype=torch.bfloat16), nn.Linear(11008, 4096)
-    B, A = torch.randn(4096, 16) * 1e-3, torch.randn(16, 11008)
-    weight = wide.weight.detach()
-    contestants: dict[str, Callable[[], object]] = {
-        "read and write, fp32": lambda: weight.mul_(1.0),
-        "ours, fp32": torch.no_grad()(lambda: add_delta_in_place(wide, B, A)),
-        "ours, bf16": torch.no_grad()(lambda: add_delta_in_place(narrow, B, A)),
-        "PEFT, fp32": lambda: weight.add_(B @ A),
-    }
+    contestants = merges(4096, 11008)
     times = compared(interleave(contestants, options.rounds), "read and write, fp32")
     rows = [{"contestant": name, **times[name], **costs(run)} for name, run in contestants.items()]
     report(f"merge of one 4096 x 11008 weight, rank 16, {options.rounds} rounds", rows, options.json)

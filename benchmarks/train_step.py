@@ -15,78 +15,27 @@ import argparse
 import copy
 from collections.abc import Callable
 
-import peft
 import torch
 from torch import nn
-from transformers import AutoModel, Gemma2Config, LlamaConfig
+from transformers import LlamaConfig
 
 from benchmarks.counting import cost, costs, saved_bytes
-from benchmarks.rounds import compared, interleave, ratios, report
-from codyra_llm.adapter import CoDyRAConfig, inject
-from codyra_llm.adapter.config import DEFAULT_TARGETS
-from codyra_llm.adapter.layer import gated_layers
+from benchmarks.rounds import report
 from codyra_llm.data.batches import IGNORED
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.models.load import load_model
+from codyra_llm.selfcheck import steps
+from codyra_llm.selfcheck.kernel_checks import GROUP, Group
+from codyra_llm.selfcheck.steps import blocks, variants
+from codyra_llm.selfcheck.timing import compared, interleave, ratios
 
 SHAPES = {
-    "llama-1b": lambda: LlamaConfig(
-        hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
-        num_hidden_layers=2, vocab_size=64,
-    ),
-    "gemma-2b": lambda: Gemma2Config(
-        hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-        num_hidden_layers=2, vocab_size=64,
-    ),
+    **{name: blocks_of for name, blocks_of in steps.SHAPES.items() if name != "llama-2-7b"},
     "hidden-1024": lambda: LlamaConfig(
         hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=16,
         num_hidden_layers=4, vocab_size=64,
     ),
 }  # fmt: skip
-GROUP = ("q_proj", "k_proj", "v_proj")
-
-
-class Group(nn.Module):
-    """Three projections of one input."""
-
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        for name in GROUP:
-            self.add_module(name, nn.Linear(width, width, bias=False, dtype=dtype))
-
-    def forward(self, input: torch.Tensor) -> list[torch.Tensor]:
-        """[tokens, width] -> three of the same."""
-        return [self.q_proj(input), self.k_proj(input), self.v_proj(input)]
-
-
-def variants(model: nn.Module, rank: int, targets: tuple[str, ...] = DEFAULT_TARGETS) -> dict[str, nn.Module]:
-    """Copies of a model that share its weights: frozen, with our branches, with PEFT's; branches are not at zero."""
-    model.requires_grad_(False)
-    weights = {id(p): p for p in model.parameters()}
-    made = {name: copy.deepcopy(model, dict(weights)) for name in ("bound", "reference", "fused", "PEFT")}
-    for impl in ("reference", "fused"):
-        inject(made[impl], CoDyRAConfig(rank=rank, target_modules=targets, impl=impl))
-        for _, layer in gated_layers(made[impl]):
-            nn.init.normal_(layer.B, std=1e-2)
-    lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=False)
-    made["PEFT"] = peft.inject_adapter_in_model(lora, made["PEFT"])
-    for name, parameter in made["PEFT"].named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-    return made
-
-
-def blocks(shape: str, rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.Module], torch.Tensor]]:
-    """The blocks of a shape, and a forward that ends in a scalar."""
-    model = AutoModel.from_config(SHAPES[shape](), dtype=torch.float32)
-    width = model.config.hidden_size
-    input, upstream = torch.randn(1, tokens, width), torch.randn(1, tokens, width) / width
-
-    def forward(variant: nn.Module) -> torch.Tensor:
-        hidden = variant(inputs_embeds=input.clone().requires_grad_(), use_cache=False).last_hidden_state
-        return (hidden * upstream).sum()
-
-    return variants(model, rank), forward
 
 
 def builtin(rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.Module], torch.Tensor]]:
@@ -110,7 +59,7 @@ def builtin(rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.
 
 def timed(name: str, rank: int, tokens: int, rounds: int, as_json: bool) -> None:
     """One table: the time of a step over the bound's and over PEFT's, and what it keeps."""
-    made, forward = builtin(rank, tokens) if name == "135m" else blocks(name, rank, tokens)
+    made, forward = builtin(rank, tokens) if name == "135m" else blocks(SHAPES[name](), rank, tokens)
     for variant in made.values():
         variant.train()
 

@@ -57,7 +57,8 @@ class Proximal(torch.optim.Optimizer):
         lr, betas, eps, weight_decay, options: as AdamW's.
     """
 
-    live_gates = 0  # that are not zero after the last step, of those that this process steps
+    # that are not zero after the last step, of those that this process steps; where they are, so that no step waits
+    live_gates: torch.Tensor | int = 0
     before_step: Callable[[], None] | None = None  # called in each `step`, before Adam
     after_step: Callable[[], None] | None = None  # and after the threshold
 
@@ -131,7 +132,7 @@ class Proximal(torch.optim.Optimizer):
 
     def _apply_threshold(self, group: dict[str, Any], contributions: dict[torch.Tensor, torch.Tensor]) -> None:
         self._shrink(group, contributions)
-        self.live_gates = sum(int(p.count_nonzero()) for p in group["params"])
+        self.live_gates = torch.cat([p.flatten() for p in group["params"]]).count_nonzero()
 
     def _shrink(self, group: dict[str, Any], contributions: dict[torch.Tensor, torch.Tensor]) -> None:
         threshold, mode, parameters = group["threshold"], group["threshold_mode"], group["params"]
@@ -155,11 +156,11 @@ class Proximal(torch.optim.Optimizer):
     def _importance_ratios(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """clip(s_ref / s_i, 0.1, 4) for each element, s_ref over the gates of all ranks."""
         averages = [self.state[p].get("importance", torch.zeros_like(p)) for p in parameters]
-        positive = torch.cat([s.flatten() for s in averages])
-        positive = positive[positive > 0].double()  # zeros are padding, or components that never mattered
-        total = torch.stack([positive.log().sum(), torch.ones_like(positive).sum()])
-        total = sum_over_ranks(total)
-        reference = float((total[0] / total[1].clamp(min=1)).exp())
+        every = torch.cat([s.flatten() for s in averages]).double()
+        counts = every > 0  # zeros are padding, or components that never mattered
+        total = torch.stack([torch.where(counts, every, 1).log().sum(), counts.sum().double()])
+        total = sum_over_ranks(total).to(every.device)
+        reference = (total[0] / total[1].clamp(min=1)).exp()
         return [(reference / s.double()).clamp(*IMPORTANCE_CLIP).to(s.dtype) for s in averages]
 
 

@@ -4,6 +4,8 @@ Imported only where triton is. With TRITON_INTERPRET=1 it runs on the CPU.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +18,12 @@ def _config(rows: int, columns: int, inner: int, warps: int) -> triton.Config:
 
 
 # One size is a rank, padded to the 16 that a dot takes at least: first the general one, then one for each place of it.
-_CONFIGS = [_config(32, 32, 32, 4), _config(64, 16, 128, 4), _config(64, 128, 16, 4), _config(16, 128, 64, 4)]
+CONFIGS = [_config(32, 32, 32, 4), _config(64, 16, 128, 4), _config(64, 128, 16, 4), _config(16, 128, 64, 4)]
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 # What is tried while tuning adds to the output as well, so that is put back each time.
-@triton.autotune(_CONFIGS[:1] if _INTERPRETED else _CONFIGS, key=["m_key", "n", "k"], restore_value=["output"])
+@triton.autotune(CONFIGS[:1] if _INTERPRETED else CONFIGS, key=["m_key", "n", "k"], restore_value=["output"])
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
     left, right, output, m, m_key, n, k,
@@ -59,3 +61,19 @@ def product(left: torch.Tensor, right: torch.Tensor, output: torch.Tensor, accum
         left, right, output, m, triton.next_power_of_2(m), n, k,
         *left.stride(), *right.stride(), *output.stride(), ACCUMULATE=accumulate,
     )  # fmt: skip
+
+
+def kernel() -> Any:
+    """The kernel as it is compiled, without its autotuner."""
+    return _kernel.fn
+
+
+@contextmanager
+def only(config: triton.Config) -> Iterator[None]:
+    """A context in which the kernel runs in one configuration, and nothing is tuned."""
+    before = _kernel.configs
+    _kernel.configs = [config]
+    try:
+        yield
+    finally:
+        _kernel.configs = before

@@ -25,6 +25,7 @@ COMMANDS = (
     "init",
     "prepare",
     "plan",
+    "selfcheck",
     "score",
     "report",
     "metrics",

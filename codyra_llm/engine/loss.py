@@ -51,15 +51,15 @@ class AnswerLoss(nn.Module):
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
-        at_answer = targets != IGNORED
+        line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
         before = teacher = places = None
         if kinds is not None or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
                 before = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         if self.term:
-            places = _places(at_answer, position_ids, numbers)
-            teacher = before[:, :-1][at_answer] if before is not None and self.hooks.has_teacher else None
-        answers = hidden[:, :-1][at_answer], targets[at_answer]
+            places = _places(line, column, len(targets), position_ids, numbers)
+            teacher = before[:, :-1][line, column] if before is not None and self.hooks.has_teacher else None
+        answers = hidden[:, :-1][line, column], targets[line, column]
         loss = summed_loss(self.model, *answers, self.term, places, teacher)
         if kinds is None or before is None:
             return loss
@@ -67,11 +67,16 @@ class AnswerLoss(nn.Module):
         return torch.stack([loss, *(summed_divergence(self.model, hidden[at], before[at]) for at in at_kinds)])
 
 
-def _places(at_answer: torch.Tensor, position_ids: torch.Tensor | None, numbers: Sequence[int]) -> torch.Tensor:
-    """[answer tokens, 2]: the number of each one's row, and which of its row's answer tokens it is."""
-    line, column = at_answer.nonzero(as_tuple=True)
+def _places(
+    line: torch.Tensor, column: torch.Tensor, lines: int, position_ids: torch.Tensor | None, numbers: Sequence[int]
+) -> torch.Tensor:
+    """[answer tokens, 2]: the number of each one's row, and which of its row's answer tokens it is.
+
+    Args:
+        line, column: [answer tokens], of `lines` lines of the batch.
+    """
     example = line if position_ids is None else (position_ids[0] == 0).cumsum(0)[column] - 1
-    of_examples = torch.tensor(numbers or range(len(at_answer)), device=line.device)
+    of_examples = torch.tensor(numbers or range(lines), device=line.device)
     first = torch.searchsorted(example, example)  # the tokens of an example follow each other
     return torch.stack([of_examples[example], torch.arange(len(example), device=line.device) - first], dim=1)
 

@@ -127,8 +127,9 @@ def train_task(
             engine.step()
         sums[-1] = optimizer.live_gates / (1 if partitioned else ranks.size)
         dist.all_reduce(sums)
-        divergences = retention.means(step, sums[1:-1].tolist()) if retention else {}
-        mean_loss = objective.mean(step, float(sums[0]))
+        summed, *of_kinds, live_gates = sums.tolist()  # at once: each read waits for the device
+        divergences = retention.means(step, of_kinds) if retention else {}
+        mean_loss = objective.mean(step, summed)
         grad_norm = float(engine.get_global_grad_norm())
         _check_step(batches.task, step, mean_loss, grad_norm, model.dtype)
         report = StepReport(
@@ -136,7 +137,7 @@ def train_task(
             loss=mean_loss,
             learning_rate=train.learning_rate * factor,
             threshold=threshold,
-            live_rank=(float(sums[-1]) if schedule else sum(initial_ranks)) / len(initial_ranks),
+            live_rank=(live_gates if schedule else sum(initial_ranks)) / len(initial_ranks),
             grad_norm=grad_norm,
             tokens=batches.tokens(step),
             penalty=penalty,

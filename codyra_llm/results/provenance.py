@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -53,10 +54,10 @@ def command() -> list[str]:
     return [scrub(argument) for argument in sys.argv]
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of every package that results depend on."""
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of every package that results depend on, and of `others`."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

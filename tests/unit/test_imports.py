@@ -28,6 +28,7 @@ ORDER = [
     "planning",
     "report",
     "workflows",
+    "selfcheck",
     "cli",
 ]
 

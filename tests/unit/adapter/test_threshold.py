@@ -78,7 +78,7 @@ def train(config: CoDyRAConfig, steps: int = 120) -> tuple[nn.Module, list[int],
         schedule.apply(optimizer, step)
         optimizer.step()
         optimizer.zero_grad()
-        live.append(optimizer.live_gates)
+        live.append(int(optimizer.live_gates))
         losses.append(loss.item())
     return model, live, losses
 

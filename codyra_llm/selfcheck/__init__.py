@@ -1,0 +1,1 @@
+"""What can be proved and timed on the machine at hand: `codyra selfcheck`. parts.py lists it."""
