@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
     from codyra_llm.example import Example
 
-ROUNDING = 1e-6  # share of the largest eigenvalue of a moment, summed up in fp32, that is an error
+UNUSED = 1e-4  # share of the largest eigenvalue below which a direction counts as unused; fp32 sums are off by 1e-7
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class LoRANull(Method):
 def least_used(moment: torch.Tensor, rank: int) -> torch.Tensor:
     """The eigenvectors [in_features, at least rank] of a second moment [in_features, in_features] that are not used.
 
-    Those whose eigenvalues are rounding errors, among which there is no order, and at least `rank`.
+    Those of next to no energy, among which there is no order, and at least `rank`.
     """
     values, vectors = torch.linalg.eigh(moment.double())
-    return vectors[:, : max(rank, int((values <= ROUNDING * values[-1]).sum()))]
+    return vectors[:, : max(rank, int((values <= UNUSED * values[-1]).sum()))]
 
 
 def null_part(weight: torch.Tensor, directions: torch.Tensor, rank: int) -> Factors:
