@@ -122,7 +122,7 @@ def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zer
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=in_losses), key
     # a gradient of the size of rounding moves a factor by a whole first step of Adam; the weight it is part of, hardly
-    tolerance = {"weights": max(1e-5, in_losses), "kept": 1e-4 if method == "joint" else 1e-5}
+    tolerance = {"weights": max(5e-5, in_losses), "kept": 1e-4 if method == "joint" else 5e-5}
     for group in ("weights", "kept"):
         assert other[group].keys() == one[group].keys()
         for name, value in one[group].items():
