@@ -125,7 +125,8 @@ def train_task(
             sums[:-1] += parts.double()
             engine.backward(loss)
             engine.step()
-        sums[-1] = optimizer.live_gates / (1 if partitioned else ranks.size)
+        sums[-1] = optimizer.live_gates  # in float64 before it is divided
+        sums[-1] /= 1 if partitioned else ranks.size
         dist.all_reduce(sums)
         summed, *of_kinds, live_gates = sums.tolist()  # at once: each read waits for the device
         divergences = retention.means(step, of_kinds) if retention else {}
