@@ -1,7 +1,7 @@
 """The end of a task: drop the components whose gate is zero, add the rest to the weights, restore plain layers."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -218,6 +218,12 @@ def module_rank(name: str, B: torch.Tensor, A: torch.Tensor, initial_rank: int) 
     gram_B, gram_A = B.T @ B, A @ A.T
     bound = len(A) ** 0.5 * _spectral_norm(gram_B) * _spectral_norm(gram_A)
     return ModuleRank(name, len(A), initial_rank, _product_norm(gram_B, gram_A), float(bound))
+
+
+def of_change(kept: ModuleRank, B: torch.Tensor, A: torch.Tensor) -> ModuleRank:
+    """What is reported of a projection whose update is a change B A: norm and bound are the change's."""
+    change = module_rank(kept.name, B, A, kept.initial_rank)
+    return replace(kept, norm=change.norm, bound=change.bound)
 
 
 def _spectral_norm(gram: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, stacked, unwrap
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, difference, of_change, stacked, unwrap
 from codyra_llm.adapter.offset import subtract
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.errors import UserError
@@ -68,6 +68,7 @@ class Method(Hooks):
         kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
             task and gives them back when it resumes.
         task: the one that was prepared last.
+        taken_away: the updates that its projections leave out while it trains (`take_away`), by projection.
     """
 
     name: ClassVar[str] = ""
@@ -82,7 +83,8 @@ class Method(Hooks):
         self.config = config
         self.settings: Any = getattr(config, self.name, NoSettings())
         self.kept: dict[str, torch.Tensor] = {}
-        self._taken_away: list[RemovableHandle] = []
+        self.taken_away: Deltas = {}
+        self._offsets: list[RemovableHandle] = []
 
     @property
     def adapter(self) -> CoDyRAConfig:
@@ -108,7 +110,7 @@ class Method(Hooks):
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
-        self.task, self.gathered = task, {}
+        self.task, self.gathered, self.taken_away = task, {}, {}
         wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
         with torch.no_grad():
             for name, layer in gated_layers(model):
@@ -140,20 +142,29 @@ class Method(Hooks):
         chosen = random.Random(f"{self.config.seed}/{draw}").sample(range(len(rows)), min(len(rows), count))
         return [rows[row] for row in sorted(chosen)]
 
-    def take_away(self, layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> None:
+    def take_away(self, name: str, layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> None:
         """Lets the layer's projection compute W x - B A x until the task ends, for a branch that continues from B A."""
-        self._taken_away.append(subtract(layer, B, A))
+        self._offsets.append(subtract(layer, B, A))
+        self.taken_away[name] = B, A
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Takes the branches out of the model: what each projection kept, and the updates for the ledger."""
-        while self._taken_away:
-            self._taken_away.pop().remove()
+        while self._offsets:
+            self._offsets.pop().remove()
         scale = self.config.merge.scale
         report = prune(model)  # drops nothing where gates are frozen at one
         updates = deltas(model, scale)
         unwrap(model)
         scaled = [dataclasses.replace(kept, norm=scale * kept.norm, bound=scale * kept.bound) for kept in report]
         return scaled, updates
+
+    def changes(self, report: list[ModuleRank], updates: Deltas) -> tuple[list[ModuleRank], Deltas]:
+        """What `finish` gives, less what was taken away: by how much the model has changed."""
+        starts, self.taken_away = self.taken_away, {}
+        found = {
+            name: difference(factors, starts[name]) if name in starts else factors for name, factors in updates.items()
+        }
+        return [of_change(kept, *found[kept.name]) for kept in report], found
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:

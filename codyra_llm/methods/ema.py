@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
+from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, of_change
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import Penalty
-from codyra_llm.methods.seqlora import of_change
 from codyra_llm.options import DECAY, option
 
 

@@ -34,4 +34,4 @@ class Joint(SeqLoRA):
         """A fresh branch; the adapter of the task before is taken away."""
         if f"{name}.A" in self.kept:
             A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
-            self.take_away(layer, B, A)
+            self.take_away(name, layer, B, A)

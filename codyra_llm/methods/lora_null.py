@@ -11,11 +11,9 @@ from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses, of_inputs
-from codyra_llm.methods.seqlora import from_starts
 from codyra_llm.options import AT_LEAST_TWO, AT_LEAST_ZERO, option
 
 if TYPE_CHECKING:
-    from codyra_llm.config import RunConfig
     from codyra_llm.example import Example
 
 UNUSED = 1e-4  # share of the largest eigenvalue below which a direction counts as unused; fp32 sums are off by 1e-7
@@ -44,11 +42,7 @@ class LoRANull(Method):
     summary = "LoRA-Null: the branch starts as the weight's part that the model's own text uses least"
     Settings = LoRANullSettings
     needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True)
-
-    def __init__(self, config: "RunConfig") -> None:
-        super().__init__(config)
-        self._null: dict[str, torch.Tensor] = {}
-        self._starts: dict[str, Factors] = {}
+    _null: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Measures the inputs on text that the model writes itself."""
@@ -68,8 +62,7 @@ class LoRANull(Method):
         layer.A[: len(A)].copy_(A)
         layer.B[:, : len(A)].copy_(B)
         layer.A.requires_grad_(not self.settings.freeze_inputs)
-        self._starts[name] = layer.B.detach().clone(), layer.A.detach().clone()
-        self.take_away(layer, *self._starts[name])
+        self.take_away(name, layer, layer.B.detach().clone(), layer.A.detach().clone())
 
     def size_branch(self, layer: CoDyRALinear) -> None:
         """A may be frozen."""
@@ -77,8 +70,7 @@ class LoRANull(Method):
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to what the branch has started as."""
-        starts, self._starts = self._starts, {}
-        return from_starts(*super().finish(model), starts)
+        return self.changes(*super().finish(model))
 
 
 def least_used(moment: torch.Tensor, rank: int) -> torch.Tensor:

@@ -2,20 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
+from codyra_llm.adapter.merge import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.osft_lora import block_leading
-from codyra_llm.methods.seqlora import from_starts
 from codyra_llm.options import SHARE, option
-
-if TYPE_CHECKING:
-    from codyra_llm.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,6 @@ class OSFT(Method):
     Settings = OSFTSettings
     needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True)
 
-    def __init__(self, config: "RunConfig") -> None:
-        super().__init__(config)
-        self._starts: dict[str, Factors] = {}
-
     @property
     def adapter(self) -> CoDyRAConfig:
         """Gates that train, and never meet a threshold."""
@@ -65,8 +56,7 @@ class OSFT(Method):
         """The weight's smaller triples as the branch."""
         U, S, V = block_leading(layer, 1 - self.settings.train)
         layer.A, layer.B, layer.gate = (nn.Parameter(part.clone().contiguous()) for part in (V, U, S))
-        self._starts[name] = U * S, V
-        self.take_away(layer, *self._starts[name])
+        self.take_away(name, layer, U * S, V)
 
     def size_branch(self, layer: CoDyRALinear) -> None:
         """As many triples as train."""
@@ -78,5 +68,4 @@ class OSFT(Method):
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference to what the branch has started as."""
-        starts, self._starts = self._starts, {}
-        return from_starts(*super().finish(model), starts)
+        return self.changes(*super().finish(model))

@@ -27,7 +27,7 @@ class SLAO(Method):
         A, B, merged = (self.kept[f"{name}.{part}"].to(layer.A) for part in ("A", "B", "merged"))
         layer.A.copy_(torch.linalg.qr(A.T)[0].T)
         layer.B.copy_(B)
-        self.take_away(layer, merged, A)
+        self.take_away(name, layer, merged, A)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """The update is the difference of the merged adapters: [B_m', -B_m] [A; A_m]."""
