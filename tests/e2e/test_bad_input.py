@@ -69,7 +69,10 @@ def data(tmp_path: Path) -> Path:
         (["--train.adam_beta1", "1"], "train.adam_beta1 is 1.0; it must be at least 0 and below 1"),
         (["--data_dir", "~nouser/x"], "~nouser/x: no such home folder"),
         (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
-        (["--method", "magic"], "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, dare"),
+        (
+            ["--method", "magic"],
+            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, dare, derpp, ema, ewc",
+        ),
         (["--data_dir", "nowhere"], "nowhere: no such data folder"),
         (["--order", "FOMC,Sums"], 'unknown task "Sums"'),
         (["--adapter.target_modules", "c_attn"], '"c_attn" matches no projection of this model; it has down_proj'),
