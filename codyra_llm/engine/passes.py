@@ -1,7 +1,7 @@
 """Passes over single rows, apart from those of a step: gradients, outputs, inputs of projections."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,20 @@ from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
 
 
 def measure_before(
-    hooks: Hooks,
+    hooks: Hooks, rows: Sequence[Example], before: "Callable[[], AbstractContextManager[ModelPasses]]"
+) -> None:
+    """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
+
+    Args:
+        rows: the task's own. before: gives passes over that model.
+    """
+    if overrides(hooks, "before_training"):
+        with before() as passes:
+            hooks.before_training(rows, passes)
+
+
+@contextmanager
+def passes_before(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     adapter: CoDyRAConfig,
@@ -32,22 +45,19 @@ def measure_before(
     seed: int,
     gather: str,
     ranks: Ranks,
-) -> None:
-    """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
+) -> "Iterator[ModelPasses]":
+    """A context with passes over the model as a task finds it, without branches, and texts that it writes itself.
 
     Args:
-        model: without branches. adapter: says which projections will have one. gather: as of `gathered_for_inference`.
+        adapter: says which projections will have a branch. gather: as of `gathered_for_inference`.
     """
-    if overrides(hooks, "before_training"):
-        projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
-        with gathered_for_inference(model.eval(), gather, ranks) as synced:
-            how = (f"{seed}/{batches.task}", ranks, synced)
+    projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
+    with gathered_for_inference(model.eval(), gather, ranks) as synced:
 
-            def write(count: int, length: int) -> list[list[int]]:
-                return sample_texts(model, tokenizer, count, length, *how)
+        def write(count: int, length: int) -> list[list[int]]:
+            return sample_texts(model, tokenizer, count, length, f"{seed}/{batches.task}", ranks, synced)
 
-            passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks, write=write)
-            hooks.before_training(batches.own, passes)
+        yield ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks, write=write)
 
 
 class ModelPasses:

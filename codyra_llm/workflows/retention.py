@@ -1,58 +1,46 @@
 """What retention needs before a task: text that the model writes itself, and the directions that this text uses."""
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.adapter.config import CoDyRAConfig
-from codyra_llm.adapter.injection import find_targets
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.config import RunConfig
+from codyra_llm.config import RetentionConfig
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.distributed.ranks import Ranks
-from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.retention import STATE, Retention, texts_of_state
 from codyra_llm.engine.state import TaskState, taken
-from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
-from codyra_llm.generation.sample import sample_texts
 from codyra_llm.methods.hooks import of_inputs
 
 LOG = logging.getLogger(__name__)
 
 
 def prepare_retention(
-    run: RunConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    adapter: CoDyRAConfig,
+    config: RetentionConfig,
     batches: GlobalBatches,
-    ranks: Ranks,
+    before: Callable[[], AbstractContextManager[ModelPasses]],
     resumed: TaskState | None = None,
 ) -> tuple[Retention | None, dict[str, torch.Tensor]]:
     """The retention of a task, None where it is off, and the input directions [in_features, count] to protect.
 
     Args:
-        model: as the task finds it, without branches. adapter: says which projections will have one.
+        before: gives passes over the model as the task finds it.
         resumed: a task that was interrupted; its texts, and the factor of its weights, are taken out of it.
     """
-    config = run.retention
     if not (config.measures or config.protected):
         return None, {}
     state = taken(resumed, STATE)
     texts, protected = texts_of_state(state) if state else [], {}
     if config.own_text or config.protected:
-        with gathered_for_inference(model.eval(), run.evaluate.gather, ranks) as synced:
+        with before() as passes:
             if not texts:
-                how = (config.texts, config.text_length, f"{run.seed}/{batches.task}", ranks, synced)
-                texts = sample_texts(model, tokenizer, *how)
+                texts = passes.write(config.texts, config.text_length)
                 LOG.info(f"the model wrote {len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} tokens")
             if config.protected:
-                projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
-                passes = ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks)
                 moments = passes.input_moments([Example(text[:1], text[1:]) for text in texts])
                 protected = leading_directions(moments, config.protected, config.protected_softly)
     retention = Retention(config, texts, batches)

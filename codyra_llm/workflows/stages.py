@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -12,7 +13,7 @@ from codyra_llm.adapter.merge import ModuleRank
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
 from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.engine.passes import ModelPasses, measure_before
+from codyra_llm.engine.passes import ModelPasses, measure_before, passes_before
 from codyra_llm.engine.state import TaskState, taken
 from codyra_llm.engine.train import GATHERED, StepReport, train_task
 from codyra_llm.engine.validate import BEST, Validation
@@ -44,11 +45,10 @@ def train(run: RunState, stage: Stage) -> None:
     """Trains branches on the stage's task, prunes them, and writes the update into the ledger."""
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
-    tokenizer, adapter, gather = run.plan.source.tokenizer, run.method.adapter, run.config.evaluate.gather
-    ranks = run.session.ranks
-    measure_before(run.method, run.model, tokenizer, adapter, batches, run.config.seed, gather, ranks)
-    how = (adapter, batches, ranks, run.resumed)
-    retention, protected = prepare_retention(run.config, run.model, tokenizer, *how)
+    how = (run.method.adapter, batches, run.config.seed, run.config.evaluate.gather, run.session.ranks)
+    before = partial(passes_before, run.model, run.plan.source.tokenizer, *how)
+    measure_before(run.method, batches.own, before)
+    retention, protected = prepare_retention(run.config.retention, batches, before, run.resumed)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
     protect(run.model, protected, run.config.retention.protected_softly)
     run.results.trainable_parameters = trainable_count(run.model)

@@ -12,7 +12,7 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import apply_deltas, stacked
 from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
-from codyra_llm.engine.passes import measure_before
+from codyra_llm.engine.passes import measure_before, passes_before
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta, gathered_for_inference, load_base, parameter_count, whole_weights
 from codyra_llm.evaluation.evaluate import evaluate_tasks
@@ -71,10 +71,10 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
     result: dict[str, Any] = {"losses": [], "live_rank": [], "gates": [], "ranks": [], "scores": [], "penalty": []}
     result["divergence"] = []
     for task, batches, test in zip(plan.stream, plan.batches, plan.test_examples, strict=True):
-        tokenizer = plan.source.tokenizer
-        measure_before(method, model, tokenizer, method.adapter, batches, config.seed, "auto", world)
-        how = (tokenizer, method.adapter, batches, world)
-        retention, protected = prepare_retention(config, model, *how)
+        how = (plan.source.tokenizer, method.adapter, batches, config.seed, "auto", world)
+        before = functools.partial(passes_before, model, *how)
+        measure_before(method, batches.own, before)
+        retention, protected = prepare_retention(config.retention, batches, before)
         ready = method.prepare(model, task.name, batches.total_steps)
         protect(model, protected, config.retention.protected_softly)
         ways = (batches, config.train, plan.deepspeed_json, world)
