@@ -1,6 +1,5 @@
 """Controls of CoDyRA: plain LoRA with fewer components, by chance, by size, or as many as a run of CoDyRA has kept."""
 
-import csv
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.methods.base import Method
 from codyra_llm.options import FRACTION, option
+from codyra_llm.ranks import read_kept_ranks
 
 if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
@@ -49,7 +49,7 @@ class Pruned(Method):
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)
-        self._ranks: dict[str, dict[str, int]] = {}  # by task and projection
+        self._ranks: dict[str, dict[str, float]] = {}  # by task and projection
 
     def check_run(self, zero_stage: int) -> None:
         """As the base class; and the ranks must be there."""
@@ -84,9 +84,9 @@ class Pruned(Method):
     def _kept(self, name: str, rank: int) -> int:
         if not self.settings.ranks_of:
             return round(self.settings.keep * rank)
-        return min(rank, self._ranks_of(self.task).get(name, 0))
+        return min(rank, int(self._ranks_of(self.task).get(name, 0)))
 
-    def _ranks_of(self, task: str) -> dict[str, int]:
+    def _ranks_of(self, task: str) -> dict[str, float]:
         if not self._ranks:
             self._read_ranks(str(self.settings.ranks_of))
         tasks = list(self._ranks)
@@ -95,14 +95,8 @@ class Pruned(Method):
         return self._ranks[tasks[(tasks.index(task) + self.settings.shift) % len(tasks)]]
 
     def _read_ranks(self, folder: str) -> None:
-        try:
-            with (expand(folder) / "ranks.csv").open(newline="", encoding="utf-8") as stream:
-                for row in csv.DictReader(stream):
-                    self._ranks.setdefault(row["task"], {})[row["module"]] = int(row["rank"])
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(
-                f"pruned.ranks_of {folder}: its ranks.csv cannot be read ({error}); name the folder of a finished run"
-            ) from None
+        where = f"pruned.ranks_of {folder}: its ranks.csv"
+        self._ranks = read_kept_ranks(expand(folder), where, "name the folder of a finished run")
 
     def _worth(self, name: str, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         """[rank]; the smallest go."""

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.adapter.injection import kind_of, number_of_layer
-from codyra_llm.files import write_text
+from codyra_llm.ranks import read_kept_ranks
 from codyra_llm.report import plots
-from codyra_llm.results.rank_variance import read_kept_ranks
 from codyra_llm.results.rows import RowScores
 from codyra_llm.results.schema import RunResults
 from codyra_llm.results.summary import Scores, Summary, general_change, summarize
@@ -106,8 +105,5 @@ def write_pictures(run: Run, pictures: Sequence[Picture] = PICTURES) -> dict[str
     for picture in pictures:
         if picture.needs(run):
             figure = plots.draw(partial(picture.draws, run))
-            text = plots.as_svg(figure)
-            plots.save_figure(figure, run.folder / f"{picture.name}.png")
-            write_text(run.folder / f"{picture.name}.svg", text)
-            inline[picture.name] = plots.inline_svg(text, picture.name, picture.what)
+            inline[picture.name] = plots.write_picture(figure, run.folder, picture.name, picture.what)
     return inline

@@ -73,6 +73,14 @@ def as_svg(figure: Any) -> str:
         return stream.getvalue()
 
 
+def write_picture(figure: Any, folder: Path, name: str, label: str) -> str:
+    """Writes a figure as PNG and SVG into a folder; returns it as an element of a page (`inline_svg`)."""
+    text = as_svg(figure)
+    save_figure(figure, folder / f"{name}.png")
+    write_text(folder / f"{name}.svg", text)
+    return inline_svg(text, name, label)
+
+
 def inline_svg(text: str, name: str, label: str) -> str:
     """The text of an SVG file as an element of a page: its ids begin with `name`, `label` is what is read aloud."""
     text = text[text.index("<svg") :].replace(INK, "currentColor")

@@ -1,6 +1,5 @@
 """Is the rank learned? Which part of the variance of kept ranks tasks and projections explain, against noise."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from codyra_llm.config import RunConfig, differences, load_config
 from codyra_llm.errors import UserError
+from codyra_llm.ranks import read_kept_ranks
 from codyra_llm.results.schema import read_results
 
 Array = NDArray[np.float64]
@@ -74,24 +74,6 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
             )
         found.append(np.array([list(of_task.values()) for of_task in of_run.values()]))
     return KeptRanks(tasks, names, np.stack(found))
-
-
-def read_kept_ranks(run: Path) -> dict[str, dict[str, float]]:
-    """The kept rank of each projection in each task: task -> name of the projection -> rank.
-
-    Raises:
-        UserError: the folder's ranks.csv is missing or damaged.
-    """
-    path = run / "ranks.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [(row["task"], row["module"], float(row["rank"])) for row in csv.DictReader(stream)]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; restore the run's folder") from None
-    found: dict[str, dict[str, float]] = {}
-    for task, module, rank in rows:
-        found.setdefault(task, {})[module] = rank
-    return found
 
 
 def variance_shares(ranks: Array) -> Shares:

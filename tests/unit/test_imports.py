@@ -13,6 +13,7 @@ ORDER = [
     "locks",
     "options",
     "example",
+    "ranks",
     "adapter",
     "methods",
     "distributed",

@@ -45,12 +45,7 @@ def report_comparison(folder: Path) -> Path:
     figures = {"forgetting": plots.draw(lambda: forgetting_figure(found.contestants, found.grid.line))}
     if points := _points(runs):
         figures["forgetting_by_task"] = plots.draw(lambda: by_task_figure(points, found.grid.line))
-    pictures = {}
-    for name, figure in figures.items():
-        text = plots.as_svg(figure)
-        plots.save_figure(figure, folder / f"{name}.png")
-        write_text(folder / f"{name}.svg", text)
-        pictures[name] = plots.inline_svg(text, name, PICTURES[name])
+    pictures = {name: plots.write_picture(figure, folder, name, PICTURES[name]) for name, figure in figures.items()}
     path = folder / "report.html"
     write_text(path, _page(found, folder, pictures, [run for of in runs.values() for run, _ in of]))
     return path
