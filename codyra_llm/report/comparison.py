@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from codyra_llm.config.grid import Grid
-from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, validated, write_text
 from codyra_llm.report import plots
 from codyra_llm.results.comparison import OF_ROWS, Contestant, Estimate
 from codyra_llm.results.measures import MEASURES
-from codyra_llm.results.schema import SCHEMA_VERSION
+from codyra_llm.results.schema import check_version
 from codyra_llm.text import align
 
 SHOWN = (
@@ -54,16 +53,13 @@ def read_comparison(folder: Path) -> Comparison:
         UserError: it holds none, or a damaged one, or one of a later version.
     """
     path = folder / "comparison.json"
-    found = validated(Comparison, read_json(path, "name the folder of a comparison"), str(path), "it is no comparison")
-    if found.schema_version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema_version is {found.schema_version}; this version of codyra_llm reads 1 to {SCHEMA_VERSION}"
-        )
-    return found
+    content = read_json(path, "name the folder of a comparison")
+    check_version(content, str(path))
+    return validated(Comparison, content, str(path), "it is no comparison")
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:
-    """Writes comparison.{json,csv,md,tex} and forgetting.{png,svg} into a comparison's folder, and prints the table."""
+    """Writes comparison.{json,csv,md,tex} into a comparison's folder, and prints the table."""
     contestants = found.contestants
     content = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False)
     write_text(folder / "comparison.json", content + "\n")

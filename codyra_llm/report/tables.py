@@ -120,11 +120,11 @@ def general_line(general: General) -> str:
 
 def rank_line(results: RunResults) -> str:
     """The rank that tasks kept, in one line; empty before any has."""
-    if not results.ranks:
+    if results.mean_rank is None:
         return ""
     means = [each.mean for each in results.ranks]
     spread = f" ({min(means):.1f} to {max(means):.1f} by task)" if len(means) > 1 else ""
-    return f"kept rank: {sum(means) / len(means):.1f} of {results.ranks[0].initial}{spread}"
+    return f"kept rank: {results.mean_rank:.1f} of {results.ranks[0].initial}{spread}"
 
 
 def with_interval(found: Estimate | None, signed: bool = False) -> str:

@@ -60,9 +60,9 @@ def of_error(value: float, standard_error: float | None) -> Estimate | None:
     return Estimate(value, value - QUANTILE * standard_error, value + QUANTILE * standard_error)
 
 
-def negative(found: Estimate) -> Estimate:
-    """The same with the other sign: what was lost, of a change."""
-    return Estimate(-found.value, -found.high, -found.low)
+def negative(found: Estimate | None) -> Estimate | None:
+    """The same with the other sign: what was lost, of a change; None of None."""
+    return Estimate(-found.value, -found.high, -found.low) if found else None
 
 
 def moved(found: Estimate, value: float) -> Estimate:

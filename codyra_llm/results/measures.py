@@ -72,7 +72,7 @@ def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
         "general": results.general.delta.get(results.stages[-1].name),
         "routing": _mean([accuracies[-1] for accuracies in results.routing.values()]),
         "text_bits": _text_bits(results),
-        "rank": _mean([of_task.mean for of_task in results.ranks]),
+        "rank": results.mean_rank,
         "update_norm": _mean([of_task.update_norm for of_task in results.ranks]),
         "bound": _mean([of_task.bound for of_task in results.ranks]),
         "kl_own": _mean([of_task.own for of_task in results.divergence]),

@@ -271,6 +271,11 @@ class RunResults(ModelProvenance):
         return stages_of(self.tasks)
 
     @property
+    def mean_rank(self) -> float | None:
+        """The rank that a projection has kept of a task, on the mean; None before any task is finished."""
+        return sum(each.mean for each in self.ranks) / len(self.ranks) if self.ranks else None
+
+    @property
     def finished(self) -> bool:
         """Whether the run has done its last phase."""
         return bool(self.phases) and self.phases[-1].phase == "save"
@@ -336,17 +341,22 @@ def to_text(results: Provenance) -> str:
     return json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def check_version(content: Any, where: str) -> None:
+    """Raises UserError where what JSON holds has no version of ours, or a later one; `where` names it."""
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema_version is {shown(version)}; this version of codyra_llm reads 1 to {SCHEMA_VERSION}"
+        )
+
+
 def parse_results(content: Any, where: str) -> RunResults:
     """A run's results from what JSON holds of them, of this version or an earlier one.
 
     Raises:
         UserError: something is missing or of the wrong kind, or a later version wrote it.
     """
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        raise UserError(
-            f"{where}: schema_version is {shown(version)}; this version of codyra_llm reads 1 to {SCHEMA_VERSION}"
-        )
+    check_version(content, where)
     results = validated(RunResults, content, where, "they are not the results of a run")
     shapes = {len(results.matrix), len(results.answer_nll), *map(len, results.matrices.values())}
     if shapes != {len(results.stages)}:

@@ -130,7 +130,7 @@ def summarize(scores: Scores) -> Summary:
                 scores.at(own, number) if is_learned else None,
                 scores.at(now, number),
                 scores.change(base, own, number) if is_learned else None,
-                intervals.negative(change) if change else None,
+                intervals.negative(change),
             )
         )
     seen = tasks[: now.number]

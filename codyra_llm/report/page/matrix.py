@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.report.page.render import interval, number
 from codyra_llm.report.pictures import Run
+from codyra_llm.results import intervals
 from codyra_llm.results.comparison import Estimate
 
 DARKEST = 0.6  # share of the color, so that text on it can be read in both themes
@@ -76,8 +77,7 @@ def _nll_cell(run: Run, stage: Stage, task: int, variant: str | None) -> Cell:
         return Cell("–", f"{results.tasks[task]}, {stage.title}: not measured, or not finite", framed=stage == own)
     said = f"{results.tasks[task]}, {stage.title}: NLL {number(nll, 3)}, {results.data.tasks[task].test_rows} rows"
     change = run.scores.nll_change(own, stage, task) if stage.number > own.number else None
-    turned = Estimate(-change.value, -change.high, -change.low) if change else None
-    kind, shade, _ = _colored(turned, WHOLE_NLL)
+    kind, shade, _ = _colored(intervals.negative(change), WHOLE_NLL)
     if change:
         said += f"; change since learned {number(change.value, 3)} [{number(change.low, 3)}, {number(change.high, 3)}]"
     return Cell(number(nll, 2), said, kind, shade, stage == own)

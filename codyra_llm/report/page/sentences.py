@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codyra_llm.report.page.render import interval, number, value
+from codyra_llm.results import intervals
 from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.schema import RunResults
 from codyra_llm.results.summary import Summary, TaskSummary, general_change
@@ -35,7 +36,7 @@ def of_task(task: TaskSummary, is_last: bool) -> Sentence:
         return Sentence(task.task, f"{learned}{gained}; nothing was learned after it.", _kind(task.gained))
     if not task.lost:
         return Sentence(task.task, f"{learned}; what is left of it was not measured.", "open")
-    change = Estimate(-task.lost.value, -task.lost.high, -task.lost.low)
+    change = intervals.negative(task.lost)
     verdict = {
         "worse": "forgotten, by more than chance",
         "better": "better than when it was learned, by more than chance",
@@ -56,7 +57,7 @@ def of_run(results: RunResults, summary: Summary) -> list[Sentence]:
         tasks = "One task" if count == 1 else f"{count} tasks"
         means = {"before": summary.base, "just learned": summary.learned, "now": summary.end}
         text = "mean score " + ", ".join(f"{value(mean)} {when}" for when, mean in means.items() if mean)
-        found.append(Sentence(tasks, f"{text}.{_losses(summary)}", _kind(_negative(summary.lost))))
+        found.append(Sentence(tasks, f"{text}.{_losses(summary)}", _kind(intervals.negative(summary.lost))))
     suites, change = general_change(results.general)
     if change:
         moved = ", ".join(f"{each.suite} {number(each.base)} → {number(each.now)}" for each in suites)
@@ -64,8 +65,8 @@ def of_run(results: RunResults, summary: Summary) -> list[Sentence]:
         text = f"{interval(change, True)} points against the base model ({moved}): {verdict[_kind(change)]}."
         found.append(Sentence("General ability", text, _kind(change)))
     if results.ranks:
-        mean = sum(each.mean for each in results.ranks) / len(results.ranks)
-        text = f"a task kept {number(mean)} of {results.ranks[0].initial} components of a projection, on the mean."
+        kept = f"{number(results.mean_rank)} of {results.ranks[0].initial}"
+        text = f"a task kept {kept} components of a projection, on the mean."
         found.append(Sentence("Rank", text, "open"))
     return found
 
@@ -83,10 +84,6 @@ def _losses(summary: Summary) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _negative(found: Estimate | None) -> Estimate | None:
-    return Estimate(-found.value, -found.high, -found.low) if found else None
 
 
 def _kind(change: Estimate | None) -> str:

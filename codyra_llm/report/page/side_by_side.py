@@ -63,10 +63,10 @@ def _of_runs(runs: Mapping[str, Run]) -> DataTable:
     for name, run in runs.items():
         results, summary = run.results, run.summary
         _, change = general_change(results.general)
-        rank = sum(each.mean for each in results.ranks) / len(results.ranks) if results.ranks else None
         scores = (summary.base, summary.learned, summary.end, summary.lost)
         measured = [f"{summary.now.number} of {len(results.tasks)}", *map(interval, scores), interval(change, True)]
-        rows.append([name, str(results.config.get("method", "")), *measured, number(rank), number(results.seconds, 0)])
+        cost = (number(results.mean_rank), number(results.seconds, 0))
+        rows.append([name, str(results.config.get("method", "")), *measured, *cost])
     heads = ("run", "method", "tasks learned", "base", "just learned", "now", "lost since", "general ability",
              "kept rank", "seconds")  # fmt: skip
     return DataTable("Means over tasks, with 95 % intervals over rows", heads, rows)
