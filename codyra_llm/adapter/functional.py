@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from codyra_llm.adapter import products as torch_products
 
+Mix = Callable[[torch.Tensor], torch.Tensor]  # what becomes of the products x A^T of all components
+
 
 def add_gated_branch(
     output: torch.Tensor,
@@ -25,7 +27,7 @@ def add_gated_branch(
     A: torch.Tensor,
     B: torch.Tensor,
     gate: torch.Tensor,
-    mix: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    mix: Mix | None = None,
 ) -> torch.Tensor:
     """Adds a gated low-rank branch to the output of its base projection (CoDyRA, equation 1): the plain reference.
 

@@ -1,7 +1,7 @@
 """CoDyRALinear: a frozen projection plus an importance-gated low-rank branch, y = W x + b + B (gate * (A x))."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter import products as torch_products
-from codyra_llm.adapter.functional import add_branch, add_gated_branch, share_input
+from codyra_llm.adapter.functional import Mix, add_branch, add_gated_branch, share_input
 
 
 class CoDyRALinear(nn.Module):
@@ -40,7 +40,7 @@ class CoDyRALinear(nn.Module):
     # (B [out_features, stored], A [stored, in_features]): components that take part without training, before its own
     stored: tuple[torch.Tensor, torch.Tensor] | None = None
     # what becomes of the products of all components with the input, [tokens, components]; None: they stay as they are
-    mix: Callable[[torch.Tensor], torch.Tensor] | None = None
+    mix: Mix | None = None
 
     def __init__(
         self,

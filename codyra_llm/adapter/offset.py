@@ -1,16 +1,15 @@
 """Frozen low-rank updates beside a projection: taken away while a branch continues from it, added at inference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from codyra_llm.adapter.functional import Mix
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merge import Deltas
-
-Mix = Callable[[torch.Tensor], torch.Tensor]
 
 
 def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:

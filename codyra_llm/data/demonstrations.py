@@ -43,10 +43,9 @@ def with_demonstrations(
 
     found, short = [], 0
     for row, example in zip(task.test, examples, strict=True):
-        number = 0 if example.cut else len(drawn)
-        while number and len(prompt(row, example, number)) > length:
-            number -= 1
+        tried = ((n, prompt(row, example, n)) for n in range(0 if example.cut else len(drawn), 0, -1))
+        number, ids = next((each for each in tried if len(each[1]) <= length), (0, example.prompt))
         short += number < len(drawn)
-        found.append(dataclasses.replace(example, prompt=prompt(row, example, number)) if number else example)
+        found.append(dataclasses.replace(example, prompt=ids))
     note = f"task {task.name}: {short} of {len(examples)} test prompts have no room for {len(drawn)} demonstrations"
     return found, note if short else None
