@@ -22,6 +22,7 @@ from typing import Any
 from codyra_llm.command import Parser
 from codyra_llm.config import RunConfig, config_fields, overrides_of, settings_parser
 from codyra_llm.config.grid import Grid, read_grid, write_runs
+from codyra_llm.config.schema import METHOD_SECTIONS
 from codyra_llm.errors import UserError
 
 OWN = ("methods", "seeds", "orders", "sweep", "line", "write_runs")
@@ -59,7 +60,10 @@ def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid, bool]:
 
 def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, list[float]]:
     name, _, values = options.sweep.partition("=")
-    found = [known for known, _ in config_fields() if name in (known, known.rpartition(".")[2])]
+    fields = [known for known, _ in config_fields()]
+    found = [known for known in fields if name in (known, known.rpartition(".")[2])]
+    if len(found) > 1:  # methods have settings of the same name as the run; they are given as section.field
+        found = [known for known in found if known.partition(".")[0] not in METHOD_SECTIONS]
     if len(found) != 1:
         raise UserError(f"--sweep {name}: names {len(found)} settings; give one as section.field")
     try:

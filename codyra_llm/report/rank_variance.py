@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +26,17 @@ def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
     groups += _members([f"layer {number_of_layer(name)}" for name in kept.projections]).items()
     means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)
     names = [name for name, _ in groups]
-    figure, axes = plots.draw(
-        lambda: plots.heatmap(means, kept.tasks, names, vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}")
-    )
-    axes.set_title(
-        f"Kept rank, mean over {len(kept.ranks)} seeds; {100 * shares.explained:.0f} % of its variance explained"
-    )
-    plots.save_figure(figure, path)
+
+    def of() -> Any:
+        figure, axes = plots.heatmap(
+            means, kept.tasks, names, vmin=0, vmax=float(means.max()), label="rank", form="{:.1f}"
+        )
+        axes.set_title(
+            f"Kept rank, mean over {len(kept.ranks)} seeds; {100 * shares.explained:.0f} % of its variance explained"
+        )
+        return figure
+
+    plots.save_figure(plots.draw(of), path)
 
 
 def _members(names: Sequence[str]) -> dict[str, list[int]]:

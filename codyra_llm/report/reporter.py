@@ -146,7 +146,11 @@ class Reporter:
         lines = [tables.general_line(results.general), tables.rank_line(results)]
         lines.append(f"{results.seconds:.0f} s; all results: {path}; every metric: codyra metrics {path}")
         lines.append(f"page: {path / 'report.html'}")
-        LOG.info("\n".join(["", head, tables.end_table(summary), "", *filter(None, lines)]))
+        shown = {head: tables.end_table(summary)}
+        shown["Bits per byte of raw text"] = tables.text_table(results)
+        shown["Further scorers"] = tables.further_table(results)
+        parts = [f"{title}\n{table}" for title, table in shown.items() if table]
+        LOG.info("\n\n".join(["", *parts, "\n".join(filter(None, lines))]))
 
     def _curves(self, axis: Axis, at: int, values: dict[str, float | None]) -> None:
         finite = {name: value for name, value in values.items() if value is not None}  # an NLL may not be

@@ -13,7 +13,7 @@ EXPECTED = {
     "micro batch": "rank 1 of 2 and rank 0 have different train.per_device_train_batch_size",
     "data": "rank 1 of 2 and rank 0 have different data",
     "weights": "rank 1 of 2 and rank 0 have different model weights",
-    "nothing": "results are in",
+    "nothing": "all results: ",
 }
 
 

@@ -70,7 +70,7 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
         assert found[suite].items == 6
         assert general.delta[row] == pytest.approx(found[suite].score - base)
     assert (tmp_path / "whole" / "general.png").stat().st_size > 1000
-    assert "General ability" in (tmp_path / "whole" / "train.log").read_text()
+    assert "general ability: +0.0" in (tmp_path / "whole" / "train.log").read_text()
 
     per_row = len(asked) // len(ROWS)
     kept = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "predictions").glob("*.general.*")}

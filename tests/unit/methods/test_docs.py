@@ -36,4 +36,5 @@ assert "decay.rate" in dict(config_fields())
 
 def test_every_method_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs" / "methods.md").read_text(), re.MULTILINE)
-    assert set(METHODS) <= set(rows)
+    ours = {name for name, method in METHODS.items() if method.__module__.startswith("codyra_llm.")}  # tests add others
+    assert ours <= set(rows)
