@@ -8,14 +8,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
-from codyra_llm.data.batches import GlobalBatches, collate
+from codyra_llm.data.batches import IGNORED, GlobalBatches, collate
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.retention import ANSWER
 from codyra_llm.engine.state import trainable
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
@@ -96,15 +98,25 @@ class ModelPasses:
 
     def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.gradient`."""
+        return self._mean_gradient(rows, self._pass)
+
+    def divergence_gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As `RowPasses.divergence_gradient`."""
+        return self._mean_gradient(rows, partial(self._pass, of_divergence=True))
+
+    def _mean_gradient(
+        self, rows: Sequence[Example], run: Callable[[Sequence[Example]], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         tokens, ordered = sum(row.learned for row in rows), sorted(rows, key=len)
         together = [ordered[first : first + self.most] for first in range(0, len(ordered), self.most)]
-        return {name: total / tokens for name, total in self._sum(together, lambda gradient: gradient).items()}
+        return {name: total / tokens for name, total in self._sum(together, lambda gradient: gradient, run).items()}
 
     def mean_of_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """As `RowPasses.mean_of_gradients`."""
-        return {name: total / len(rows) for name, total in self._sum([[row] for row in rows], of).items()}
+        sums = self._sum([[row] for row in rows], of, self._pass)
+        return {name: total / len(rows) for name, total in sums.items()}
 
     def mean_of_weight_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
@@ -216,19 +228,22 @@ class ModelPasses:
                 self._pass([rows[number]])
 
     def _sum(
-        self, passes: Sequence[Sequence[Example]], of: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        passes: Sequence[Sequence[Example]],
+        of: Callable[[torch.Tensor], torch.Tensor],
+        run: Callable[[Sequence[Example]], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """The sum over passes, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU.
 
         Args:
-            passes: the rows of each.
+            passes: the rows of each. of: a function of the gradient of a pass. run: makes a pass; returns a scalar.
         """
         named = [(name, parameter) for name, parameter, _ in trainable(self.loss.model)]
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
         sums = [torch.zeros(shape, dtype=torch.float64, device=self.ranks.device) for shape in shapes]
         for number, counts in self._numbers(passes):
             # not `backward`: the engine must not see these gradients
-            gradients = torch.autograd.grad(self._pass(passes[number]), [parameter for _, parameter in named])
+            gradients = torch.autograd.grad(run(passes[number]), [parameter for _, parameter in named])
             self.after_pass()
             if counts:
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -243,10 +258,15 @@ class ModelPasses:
             number = first + self.ranks.rank
             yield (number, True) if number < len(passes) else (first, False)
 
-    def _pass(self, rows: Sequence[Example]) -> torch.Tensor:
+    def _pass(self, rows: Sequence[Example], of_divergence: bool = False) -> torch.Tensor:
+        """The summed NLL of the rows' answers, or in its place KL(before || now) over their tokens."""
         batch, device = collate(rows, self.pad_token_id), self.ranks.device
-        loss: torch.Tensor = self.loss(batch.input_ids.to(device), batch.labels.to(device))
-        return loss
+        ids, labels = batch.input_ids.to(device), batch.labels.to(device)
+        if not of_divergence:
+            loss: torch.Tensor = self.loss(ids, labels)
+            return loss
+        kinds = functional.pad((labels[:, 1:] != IGNORED) * ANSWER, (0, 1))
+        return self.loss(ids, labels, kinds=kinds)[ANSWER]
 
 
 @contextmanager

@@ -81,6 +81,9 @@ class RowPasses(Protocol):
     def gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
         """The gradient of the mean loss per answer token of some rows."""
 
+    def divergence_gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
+        """The gradient of the mean KL(before || now) per answer token, `before` the model without its branches."""
+
     def mean_of_gradients(
         self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:

@@ -71,7 +71,7 @@ def data(tmp_path: Path) -> Path:
         (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
         (
             ["--method", "magic"],
-            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, dare, derpp, ema, ewc",
+            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, codyra_weighed, dare, derpp",
         ),
         (["--data_dir", "nowhere"], "nowhere: no such data folder"),
         (["--order", "FOMC,Sums"], 'unknown task "Sums"'),

@@ -50,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "routed": {},
     "codyra_refit": {"codyra_refit.share": 0.5},
     "ema": {"ema.decay": 0.9},
+    "codyra_weighed": {"codyra_weighed.texts": 4, "codyra_weighed.text_length": 12},
     "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 12},
     "moram": {},
     "treelora": {},

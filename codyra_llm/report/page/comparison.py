@@ -110,7 +110,7 @@ def _page(found: Comparison, folder: Path, pictures: Mapping[str, str], runs: Se
         line=grid.line,
         seeds=grid.seeds,
         orders=grid.orders,
-        sentences=_sentences(found),
+        sentences=sentences_of(found),
         of_measures=_of_measures(found, SHOWN),
         of_all=_of_measures(found, [name for name in MEASURES if name not in SHOWN]),
         of_differences=_of_differences(found),
@@ -131,7 +131,7 @@ def _page(found: Comparison, folder: Path, pictures: Mapping[str, str], runs: Se
     )  # fmt: skip
 
 
-def _sentences(found: Comparison) -> list[Sentence]:
+def sentences_of(found: Comparison) -> list[Sentence]:
     """How each contestant lies to the line, in words."""
     sentences = []
     for each in found.contestants:

@@ -15,6 +15,8 @@ from codyra_llm.adapter.layer import CoDyRALinear, gated_layers, without_branche
 from codyra_llm.adapter.offset import added
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import start
+from codyra_llm.engine.loss import AnswerLoss
+from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.train import train_task
 from codyra_llm.example import Example
 from codyra_llm.methods import lora_null, moram, treelora
@@ -160,6 +162,10 @@ def test_what_lora_null_starts_as_reads_what_is_used_least() -> None:
     assert lora_null.least_used(inputs.T @ inputs / 50, 5).shape[1] == 5
 
 
+def ids_of(text: Example) -> torch.Tensor:
+    return torch.tensor([text.prompt + text.answer])
+
+
 class OwnTexts:
     """Passes that know the second moments of inputs of width 16 to 32 alone."""
 
@@ -235,6 +241,49 @@ def test_branches_learn_first_and_then_gates_alone() -> None:
     assert all(bool((gate == 1).all()) for gate in gates[:6]) and torch.equal(branches[5], branches[9])
     assert not torch.equal(branches[4], branches[5]) and not torch.equal(gates[6], gates[5])
     assert bool((gates[9] == 0).any()) and bool((gates[9] != 0).any())
+
+
+def test_components_are_weighed_by_what_removing_them_changes() -> None:
+    """To second order: of small branches, the NLL and the divergence change by what was measured."""
+    model, method = tiny_model(), method_of("codyra_weighed", **{"codyra_weighed.harm": 3.0})
+    rows = [Example([1, 5 + row, 9], [7 + row, 2]) for row in range(4)]
+    texts = [Example([1], list(range(20 * text, 20 * text + 9))) for text in range(1, 4)]
+    weighed: Any = method
+    weighed._texts = texts
+    method.prepare(model, "first", 10)
+    torch.manual_seed(0)
+    layers = dict(gated_layers(model))
+    for layer in layers.values():
+        nn.init.normal_(layer.B, std=0.02)
+    passes = ModelPasses(AnswerLoss(model), {}, 0, start())
+    with torch.no_grad(), without_branches(model):
+        before = [model(input_ids=ids_of(text)).logits.log_softmax(-1) for text in texts]
+
+    @torch.no_grad()
+    def objective() -> float:
+        """NLL per answer token of the rows, plus 3 KL per token of the texts."""
+        nll = sum(float(passes._pass([row])) for row in rows)
+        kl = 0.0
+        for text, known in zip(texts, before, strict=True):
+            now = model(input_ids=ids_of(text)).logits.log_softmax(-1)
+            kl += float((known.exp() * (known - now))[0, :-1].sum())
+        return nll / sum(row.learned for row in rows) + 3 * kl / sum(text.learned for text in texts)
+
+    method.after_training(rows, passes)
+    whole = objective()
+    found: list[float] = []
+    expected: list[float] = []
+    for name, layer in layers.items():
+        for component in range(layer.rank):
+            with torch.no_grad():
+                layer.gate[component] = 0
+                expected.append(objective() - whole)
+                layer.gate[component] = 1
+            found.append(float(weighed._worth[f"{name}.gate"][component]))
+    apart = (torch.tensor(found) - torch.tensor(expected)).norm() / torch.tensor(expected).norm()
+    assert float(apart) < 0.1
+    report, _ = method.finish(model)
+    assert 0 < sum(module.rank for module in report) == sum(worth > 0 for worth in found) < len(found)
 
 
 def test_atoms_that_no_token_chooses_end_a_task_as_they_began() -> None:

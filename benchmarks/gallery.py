@@ -1,0 +1,80 @@
+"""Writes docs/gallery.md: what finished runs and comparisons did, in sentences and pictures.
+
+python -m benchmarks.gallery runs/quickstart runs/compare_nano
+"""
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+from codyra_llm.files import write_text
+from codyra_llm.report.comparison import read_comparison
+from codyra_llm.report.page import comparison, sentences
+from codyra_llm.report.pictures import PICTURES, Run, write_pictures
+from codyra_llm.results.schema import read_results
+from codyra_llm.text import scrub
+
+DOCS = Path(__file__).parents[1] / "docs"
+HEAD = """# Gallery
+
+What the [pages](report.md) of real runs show, made by
+
+    {command}
+"""
+
+
+def main() -> None:
+    """Reads the command line and writes the page and its pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of finished runs or comparisons")
+    folders = parser.parse_args().folders
+    parts = [HEAD.format(command=shlex.join(["python", "-m", "benchmarks.gallery", *map(str, folders)]))]
+    for folder in folders:
+        part = comparison_part if (folder / "comparison.json").is_file() else run_part
+        parts.append(f"## {folder.name}\n\n{part(folder)}")
+    write_text(DOCS / "gallery.md", "\n".join(parts))
+
+
+def run_part(folder: Path) -> str:
+    """A run: its command, the sentences of its page, its pictures."""
+    results = read_results(folder)
+    run = Run(results, folder)
+    write_pictures(run)
+    tasks = run.summary.tasks
+    said = [*sentences.of_run(results, run.summary), *(sentences.of_task(task, task is tasks[-1]) for task in tasks)]
+    pictures = {picture.name: picture.what for picture in PICTURES if picture.needs(run)}
+    return f"    {scrub(shlex.join(results.command))}\n\n{listed(said)}\n\n{shown(folder, pictures)}"
+
+
+def comparison_part(folder: Path) -> str:
+    """A comparison: what was compared, the sentences of its page, its pictures."""
+    comparison.report_comparison(folder)
+    found = read_comparison(folder)
+    names, grid = [each.name for each in found.contestants], found.grid
+    head = (
+        f"{', '.join(names)}; seeds {', '.join(map(str, grid.seeds))}; orders {', '.join(grid.orders)}; the line to "
+        f"beat is {grid.line}, whose settings of strength are the points of its curve."
+    )
+    pictures = {name: what for name, what in comparison.PICTURES.items() if (folder / f"{name}.png").is_file()}
+    return f"{head}\n\n{listed(comparison.sentences_of(found))}\n\n{shown(folder, pictures)}"
+
+
+def listed(said: list[sentences.Sentence]) -> str:
+    """Sentences as a list of Markdown."""
+    return "\n".join(f"- **{each.about}**: {each.text}" for each in said)
+
+
+def shown(folder: Path, pictures: dict[str, str]) -> str:
+    """Pictures of a folder, copied beside the page, with what they show."""
+    (DOCS / "gallery").mkdir(exist_ok=True)
+    lines = []
+    for name, what in pictures.items():
+        target = Path("gallery") / f"{folder.name}_{name}.png"
+        shutil.copyfile(folder / f"{name}.png", DOCS / target)
+        lines.append(f"![{what[0].upper()}{what[1:]}]({target})\n\n*{what[0].upper()}{what[1:]}.*\n")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
