@@ -201,9 +201,8 @@ def _ways(
         kind = (recompute, zero.stage == 3)
         if kind not in activations:
             activations[kind] = activation_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
-        passes = 3 if recompute else 2
         memory = rank_memory(sizes, zero, gpus, accumulation, activations[kind])
-        traffic = step_traffic(sizes, zero, gpus, accumulation, passes)
+        traffic = step_traffic(sizes, zero, gpus, accumulation, recompute)
         ways.append(Way(name, file, recompute, memory, traffic, needed(memory) <= gpu_memory))
     return ways
 
