@@ -172,7 +172,7 @@ def plan_footprint(
     best = planned.recommended
     if not of_steps or not best or not best.time:
         return planned
-    stage = int(_zero(best.deepspeed).stage)
+    stage = int(zero_of(best.deepspeed).stage)
     sizes_of_files = Files(planned.checkpoint, planned.ledger, len(projections))
     whole = stage < 3 or holds_whole(config.evaluate.gather, of_steps.shape.weights, gpu_memory - best.memory.held)
     time = run_time(config, of_steps, best.time, workload.steps, workload.questions, sizes_of_files, gpus, stage, whole)
@@ -233,7 +233,7 @@ def _ways(
     passes: dict[tuple[bool, bool], tuple[int, int]] = {}
     ways = []
     for name, file, recompute in order:
-        zero = _zero(file)
+        zero = zero_of(file)
         if zero.stage not in METHODS[config.method].needs.zero_stages:
             continue
         kind = (recompute, zero.stage == 3)
@@ -249,7 +249,8 @@ def _ways(
     return ways
 
 
-def _zero(deepspeed: str | None) -> DeepSpeedZeroConfig:
+def zero_of(deepspeed: str | None) -> DeepSpeedZeroConfig:
+    """DeepSpeed's section of a file; without one, stage 0."""
     return DeepSpeedZeroConfig(**read_deepspeed_json(deepspeed).get("zero_optimization", {}))
 
 

@@ -28,7 +28,7 @@ def ceilings(setting: Setting) -> Iterator[Row]:
     source = torch.ones(2**24 if setting.small else 2**29, device=setting.device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     yield _row("memory", 2 * source.nbytes / seconds(lambda: target.copy_(source)))
-    model, ids = _narrow(setting.device), torch.ones(1, 1, dtype=torch.long, device=setting.device)
+    model, ids = narrow_model(setting.device), torch.ones(1, 1, dtype=torch.long, device=setting.device)
     yield _row("layer", seconds(torch.inference_mode()(lambda: model(ids, use_cache=False))) / LAYERS)
     content = os.urandom(2**24 if setting.small else 2**28)
 
@@ -46,7 +46,7 @@ def _row(what: str, found: float) -> Row:
     return {"what": what, "found": found, "unit": "s" if what == "layer" else "a second"}
 
 
-def _narrow(device: str) -> Any:
+def narrow_model(device: str) -> Any:
     """A decoder whose layers take no time but that of starting their operations."""
     import torch
     from transformers import AutoModel, LlamaConfig
