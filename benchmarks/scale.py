@@ -12,6 +12,7 @@ modelled time over the measured one.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -30,8 +31,8 @@ from codyra_llm.selfcheck.report import table as markdown
 from codyra_llm.selfcheck.training import zero_section
 from codyra_llm.text import align
 
-SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 8192}
-LENGTH, ANSWER, ACCUMULATION = 256, 32, 2
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 4096}
+LENGTH, ANSWER, ACCUMULATION = 192, 32, 2
 ROWS, PROMPT, NEW = 8, 128, 32  # of a batch of answers
 
 
@@ -49,7 +50,7 @@ def model_config() -> Any:
     return LlamaConfig(**SHAPE, num_attention_heads=heads, num_key_value_heads=heads // 2, tie_word_embeddings=False)
 
 
-def measure(way: str, recompute: bool, steps: int, output: Path) -> None:
+def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> None:
     """One rank of a measured run; the first writes seconds of a step and of a batch of answers, and the ceilings."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,6 +59,8 @@ def measure(way: str, recompute: bool, steps: int, output: Path) -> None:
 
     ranks = start()
     torch.manual_seed(0)
+    if clock == "cpu":
+        time.perf_counter = time.process_time
     before = ceilings_here(ranks)
     answers = seconds_of_answers(AutoModelForCausalLM.from_config(model_config()).eval())
     taken = seconds_of_steps(way, recompute, steps, ranks)
@@ -82,7 +85,10 @@ def ceilings_here(ranks: Any) -> dict[str, float]:
         dist.barrier()
         return _median(run, 7)
 
+    weights = [torch.randn(features, width) for _ in range(24)]  # more than caches hold
+    few = torch.randn(ROWS, width)
     product = timed(lambda: torch.nn.functional.linear(x, weight))
+    narrow_products = timed(lambda: [torch.nn.functional.linear(few, each) for each in weights])
     copy = timed(lambda: target.copy_(source))
     layer = timed(torch.inference_mode()(lambda: narrow(one, use_cache=False))) / 8
     call = transfer = 1e-9
@@ -93,6 +99,7 @@ def ceilings_here(ranks: Any) -> dict[str, float]:
     return {
         "flops": 2 * x.shape[0] * width * features / product,
         "memory": 2 * source.nbytes / copy,
+        "narrow": sum(each.nbytes for each in weights) / narrow_products,
         "link": big.nbytes / 2 / max(transfer, 1e-9),
         "call": call,
         "layer": layer,
@@ -121,6 +128,7 @@ def seconds_of_steps(way: str, recompute: bool, steps: int, ranks: Any) -> float
     from transformers import AutoModelForCausalLM
 
     from codyra_llm.data.batches import GlobalBatches
+    from codyra_llm.distributed.ranks import all_gather, broadcast
     from codyra_llm.engine.ds_config import complete
     from codyra_llm.engine.train import train_task
     from codyra_llm.engine.zero import placement
@@ -129,9 +137,11 @@ def seconds_of_steps(way: str, recompute: bool, steps: int, ranks: Any) -> float
     from codyra_llm.models.load import load_model
 
     config, section = settings(ranks.size, recompute), {"zero_optimization": _section(way)}
-    with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(model_config(), dtype=torch.float32).save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as own:
+        AutoModelForCausalLM.from_config(model_config(), dtype=torch.float32).save_pretrained(own)
+        folder = broadcast(own)  # transformers writes on rank 0 alone
         model = load_model(folder, place=placement(complete(section, config.train, ranks.size), ranks))
+        all_gather(None)  # before the folder goes
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ready = METHODS[config.method](config).prepare(model, "measured", steps + 2)
@@ -173,12 +183,23 @@ def _section(way: str) -> dict[str, Any]:
     return section
 
 
-def run_measured(way: str, ranks: int, recompute: bool, steps: int) -> dict[str, Any]:
+def run_measured(way: str, ranks: int, recompute: bool, steps: int, clock: str) -> dict[str, Any]:
     """What `measure` writes."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command += ["-m", "benchmarks.scale", "--ways", way, "--steps", str(steps), "--output", str(output)]
+        command += [
+            "-m",
+            "benchmarks.scale",
+            "--ways",
+            way,
+            "--steps",
+            str(steps),
+            "--clock",
+            clock,
+            "--output",
+            str(output),
+        ]
         command += ["--recompute"] if recompute else []
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
@@ -206,13 +227,17 @@ def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> t
     sizes = ModelSizes.of(model)
     shape = Shape.of(model, sizes)
     micro = config.train.per_device_train_batch_size
-    touched = pass_bytes(model, micro, LENGTH, micro * ANSWER, recompute, zero.stage == 3)[1]
+    _, touched, forward = pass_bytes(model, micro, LENGTH, micro * ANSWER, recompute, zero.stage == 3)
     traffic = step_traffic(sizes, zero, ranks, ACCUMULATION, recompute)
     stated = {"network": 1.0, "host": 1.0, "devices": ranks, "disk": 1.0, "hashing": 1.0}
-    machine = Ceilings("here", **here, **stated, protocols=(Protocol(0, 0),))
+    here = dict(here)
+    narrow = here.pop("narrow")
+    machine = Ceilings("here", **here, **stated, protocols=(Protocol(0, 0),), ahead=False)
     how = ACCUMULATION, touched, traffic, zero, ranks, recompute
     step = StepModel(shape, machine).step((micro, LENGTH, LENGTH, ANSWER), *how)
-    return step, batch_seconds(shape, machine, Questions(ROWS, PROMPT, ANSWER, NEW), ROWS)
+    plain = dataclasses.replace(shape, branches=0, touched=forward / micro / LENGTH)  # what answers has no branches
+    reads = dataclasses.replace(machine, memory=narrow)
+    return step, batch_seconds(plain, reads, Questions(ROWS, PROMPT, ANSWER, NEW), ROWS)
 
 
 # eight tasks of 20,000 training and 500 test rows, 2048 tokens each, 512 of them answer; TRACE's six suites, 200 items
@@ -275,6 +300,8 @@ def planned(name: str, ceilings: Ceilings, gpu_memory: int) -> Iterator[dict[str
             how = accumulation, passes[kind][1], traffic, zero, gpus, True
             step = of_steps.step((micro, length, length, answer), *how)
             whole = stage < 3 or holds_whole("auto", of_steps.shape.weights, gpu_memory - memory.held)
+            touched = passes[kind][2] / micro / length
+            of_steps = dataclasses.replace(of_steps, shape=dataclasses.replace(of_steps.shape, touched=touched))
             time = run_time(config, of_steps, step, steps, questions, files, gpus, stage, whole)
             yield row | _columns(time, step, whole)
 
@@ -309,7 +336,7 @@ def compare(options: argparse.Namespace) -> Iterator[list[str]]:
     for ranks in map(int, options.ranks.split(",")):
         for way in options.ways.split(","):
             for recompute in (False, True):
-                found = run_measured(way, ranks, recompute, options.steps)
+                found = run_measured(way, ranks, recompute, options.steps, options.clock)
                 step, answers = modelled(way, ranks, recompute, found["ceilings"])
                 print(found, file=sys.stderr, flush=True)
                 numbers = [step.total, found["step"], step.total / found["step"], step.network]
@@ -324,6 +351,9 @@ def command() -> None:
     parser.add_argument("--ways", default="zero0,zero1,zero2,zero3", help="ways of running to measure")
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks to measure")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps to measure")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="measure processor time, where others use the machine"
+    )
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--recompute", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ceilings", default="h100", help="as scripts/plan.py --ceilings (default: h100)")
@@ -331,7 +361,7 @@ def command() -> None:
     parser.add_argument("--into", type=Path, help="the page between whose marks the tables are put")
     options = parser.parse_args(sys.argv[1:])
     if options.output:
-        measure(options.ways, options.recompute, options.steps, options.output)
+        measure(options.ways, options.recompute, options.steps, options.clock, options.output)
     elif options.measure:
         rows = list(compare(options))
         print(align(rows))

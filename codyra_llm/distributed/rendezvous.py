@@ -13,7 +13,6 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from codyra_llm.distributed.environment import Process, find_meeting_point
 from codyra_llm.errors import RendezvousError, UserError
 
-
 ARRIVED = "arrived"
 
 

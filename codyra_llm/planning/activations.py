@@ -78,8 +78,8 @@ def activation_bytes(
 
 def pass_bytes(
     model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
-) -> tuple[int, int]:
-    """(`activation_bytes`, bytes that all operations but matrix products read and write) of a micro batch.
+) -> tuple[int, int, int]:
+    """(`activation_bytes`, bytes that all operations but products read and write, of them in the forward pass).
 
     Attention counts as fused wherever the model uses torch's scaled_dot_product_attention.
 
@@ -102,8 +102,10 @@ def pass_bytes(
     for tensor in (*model.parameters(), *model.buffers()):
         count.hold(tensor)
     with _gradients_dropped(model), _functions(partitioned), count:
-        _loss(model, input_ids, targets).backward()
-    return count.peak, count.touched
+        loss = _loss(model, input_ids, targets)
+        forward = count.touched
+        loss.backward()
+    return count.peak, count.touched, forward
 
 
 def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,7 @@ class Ceilings:
         disk: written or read by one process in the run folder, and read of the model by one node.
         hashing: SHA-256 of one process.
         protocols: of collectives.
+        ahead: the host starts operations while the device computes others.
         source: where this is from.
     """
 
@@ -59,6 +60,7 @@ class Ceilings:
     disk: float
     hashing: float
     protocols: tuple[Protocol, ...] = NCCL
+    ahead: bool = True
     source: str = ""
 
 

@@ -61,7 +61,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing."""
+    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing.
+
+    `touched` is as of `Shape`.
+    """
 
     name: str
     deepspeed: str | None
@@ -70,6 +73,7 @@ class Way:
     traffic: Traffic
     fits: bool
     time: StepTime | None = None
+    touched: float = 0
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def plan_footprint(
     best = planned.recommended
     if not of_steps or not best or not best.time:
         return planned
+    of_steps = dataclasses.replace(of_steps, shape=dataclasses.replace(of_steps.shape, touched=best.touched))
     stage = int(zero_of(best.deepspeed).stage)
     sizes_of_files = Files(planned.checkpoint, planned.ledger, len(projections))
     whole = stage < 3 or holds_whole(config.evaluate.gather, of_steps.shape.weights, gpu_memory - best.memory.held)
@@ -230,7 +235,7 @@ def _ways(
     order = [(name, None if name == "zero0" else f"ds_configs/{name}.json", recompute) for name, recompute in ORDER]
     if config.deepspeed and config.deepspeed not in [file for _, file, _ in order]:  # the user's own comes first
         order = [(config.deepspeed, config.deepspeed, recompute) for recompute in (False, True)] + order
-    passes: dict[tuple[bool, bool], tuple[int, int]] = {}
+    passes: dict[tuple[bool, bool], tuple[int, int, int]] = {}
     ways = []
     for name, file, recompute in order:
         zero = zero_of(file)
@@ -239,13 +244,24 @@ def _ways(
         kind = (recompute, zero.stage == 3)
         if kind not in passes:
             passes[kind] = pass_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
-        activations, touched = passes[kind]
+        activations, touched, forward = passes[kind]
         memory = rank_memory(sizes, zero, gpus, accumulation, activations)
         traffic = step_traffic(sizes, zero, gpus, accumulation, recompute)
         rows = micro, workload.length, workload.mean, workload.answer_length
         how = accumulation, touched, traffic, zero, gpus, recompute
         time = of_steps.step(rows, *how) if of_steps else None
-        ways.append(Way(name, file, recompute, memory, traffic, needed(memory) <= gpu_memory, time))
+        ways.append(
+            Way(
+                name,
+                file,
+                recompute,
+                memory,
+                traffic,
+                needed(memory) <= gpu_memory,
+                time,
+                forward / micro / workload.length,
+            )
+        )
     return ways
 
 

@@ -39,6 +39,7 @@ class Shape:
         cached: bytes of the keys and values of a token, over all layers.
         weights: bytes of the base.
         width: bytes of a value of the activations.
+        touched: bytes of a token that a forward pass reads and writes in all operations but matrix products.
     """
 
     layers: int
@@ -49,6 +50,7 @@ class Shape:
     cached: int
     weights: int
     width: int
+    touched: float = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, sizes: ModelSizes) -> "Shape":
@@ -97,7 +99,13 @@ def micro_batch_seconds(
         training_flops(shape, tokens, length, answers, recompute) / ceilings.flops,
         passes * shape.weights / ceilings.memory,
     )
-    return max(products + touched / ceilings.memory, passes * shape.layers * ceilings.layer)
+    return _with_start(products + touched / ceilings.memory, passes * shape.layers, ceilings)
+
+
+def _with_start(seconds: float, layers: int, ceilings: Ceilings) -> float:
+    """Of passes over so many layers, which a GPU's host starts while the GPU computes, and a CPU by itself."""
+    started = layers * ceilings.layer
+    return max(seconds, started) if ceilings.ahead else seconds + started
 
 
 def collective_seconds(received: float, calls: int, ranks: int, ceilings: Ceilings, rounds: int = 1) -> float:
@@ -191,11 +199,15 @@ def batch_seconds(
         gather: seconds in which a pass gathers the weights, where they are not whole (`evaluate.gather` never).
         speedup: tokens that a pass gives, by guessing.
     """
-    started = shape.layers * ceilings.layer
+
+    def a_pass(operations: float, read: float, tokens: float) -> float:
+        moved = batch * tokens * shape.touched / ceilings.memory
+        computed = max(operations / ceilings.flops, read / ceilings.memory) + moved
+        return _with_start(computed, shape.layers, ceilings) + gather
 
     def reading(tokens: float, answers: float) -> float:
         operations = forward_flops(shape, int(batch * tokens), tokens, int(batch * answers))
-        return max(operations / ceilings.flops, shape.weights / ceilings.memory, started) + gather
+        return a_pass(operations, shape.weights, tokens)
 
     seconds = reading(asked.prompt, 0)
     if asked.answer:
@@ -204,8 +216,7 @@ def batch_seconds(
         mean = asked.prompt + asked.new / 2
         kept = batch * mean * shape.cached
         operations = batch * 2 * (shape.projections + shape.head + shape.attention * mean)
-        read = (shape.weights + kept) / ceilings.memory
-        seconds += asked.new / speedup * (max(read, operations / ceilings.flops, started) + gather)
+        seconds += asked.new / speedup * a_pass(operations, shape.weights + kept, 1)
     return seconds
 
 
