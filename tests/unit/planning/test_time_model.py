@@ -113,6 +113,16 @@ def test_a_batch_of_answers() -> None:
     assert gathered == pytest.approx(prompts + true + own + 12)
 
 
+def test_answers_wait_for_what_is_no_product_and_for_a_host_that_computes() -> None:
+    asked = Questions(rows=100, prompt=20, new=10)
+    plain = time_model.batch_seconds(SHAPE, SLOW, asked, 4)
+    touching = dataclasses.replace(SHAPE, touched=50)
+    # 80 tokens of the prompts, and 4 in each of ten passes
+    assert time_model.batch_seconds(touching, SLOW, asked, 4) == pytest.approx(plain + 120 * 50 / 1e5)
+    busy = dataclasses.replace(SLOW, layer=0.01, ahead=False)
+    assert time_model.batch_seconds(SHAPE, busy, asked, 4) == pytest.approx(plain + 11 * 2 * 0.01)
+
+
 def test_one_reply_at_a_time_reads_the_weights_for_each() -> None:
     asked = [Questions(rows=64, prompt=1, new=100)]
     alone, together = (time_model.asking_seconds(SHAPE, known("h100"), asked, batch, 1) for batch in (1, 32))
