@@ -188,18 +188,8 @@ def run_measured(way: str, ranks: int, recompute: bool, steps: int, clock: str) 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command += [
-            "-m",
-            "benchmarks.scale",
-            "--ways",
-            way,
-            "--steps",
-            str(steps),
-            "--clock",
-            clock,
-            "--output",
-            str(output),
-        ]
+        command += ["-m", "benchmarks.scale", "--ways", way, "--steps", str(steps), "--clock", clock]
+        command += ["--output", str(output)]
         command += ["--recompute"] if recompute else []
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:

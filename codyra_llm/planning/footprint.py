@@ -173,15 +173,7 @@ def plan_footprint(
         relative_cost=relative_cost,
         ways=ways,
     )
-    best = planned.recommended
-    if not of_steps or not best or not best.time:
-        return planned
-    of_steps = dataclasses.replace(of_steps, shape=dataclasses.replace(of_steps.shape, touched=best.touched))
-    stage = int(zero_of(best.deepspeed).stage)
-    sizes_of_files = Files(planned.checkpoint, planned.ledger, len(projections))
-    whole = stage < 3 or holds_whole(config.evaluate.gather, of_steps.shape.weights, gpu_memory - best.memory.held)
-    time = run_time(config, of_steps, best.time, workload.steps, workload.questions, sizes_of_files, gpus, stage, whole)
-    return dataclasses.replace(planned, time=time)
+    return _with_time(planned, config, of_steps) if of_steps else planned
 
 
 def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, list[str]]:
@@ -221,6 +213,20 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+def _with_time(planned: Footprint, config: RunConfig, of_steps: StepModel) -> Footprint:
+    """A plan with the time of its first way that fits, if one does."""
+    best = planned.recommended
+    if not best or not best.time:
+        return planned
+    of_steps = dataclasses.replace(of_steps, shape=dataclasses.replace(of_steps.shape, touched=best.touched))
+    stage, free = int(zero_of(best.deepspeed).stage), planned.gpu_memory - best.memory.held
+    whole = stage < 3 or holds_whole(config.evaluate.gather, of_steps.shape.weights, free)
+    files, work = Files(planned.checkpoint, planned.ledger, len(planned.projections)), planned.workload
+    how = files, planned.gpus, stage, whole
+    time = run_time(config, of_steps, best.time, work.steps, work.questions, *how)
+    return dataclasses.replace(planned, time=time)
+
+
 def _ways(
     config: RunConfig,
     model: PreTrainedModel,
@@ -250,18 +256,8 @@ def _ways(
         rows = micro, workload.length, workload.mean, workload.answer_length
         how = accumulation, touched, traffic, zero, gpus, recompute
         time = of_steps.step(rows, *how) if of_steps else None
-        ways.append(
-            Way(
-                name,
-                file,
-                recompute,
-                memory,
-                traffic,
-                needed(memory) <= gpu_memory,
-                time,
-                forward / micro / workload.length,
-            )
-        )
+        fits, of_token = needed(memory) <= gpu_memory, forward / micro / workload.length
+        ways.append(Way(name, file, recompute, memory, traffic, fits, time, of_token))
     return ways
 
 

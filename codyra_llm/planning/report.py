@@ -33,6 +33,11 @@ def table(plans: Sequence[Footprint]) -> str:
             continue
         recompute = "yes" if best.checkpointing else "no"
         rows.append([*batch, best.name, recompute, _gb(needed(best.memory)), _gb(best.memory.host_peak)])
+        if plan.time:
+            rows[-1] += [seconds(plan.time.step.total), seconds(plan.time.total)]
+    if any(plan.time for plan in plans):
+        rows[0] += ["step", "whole run"]
+        rows[1:] = [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
     first = plans[0]
     head = f"{first.model}: {first.architecture}, {first.parameters:,} parameters in {first.dtype}"
     return f"{head}\n\n{align(rows)}\n\n--gpus N says more of one of them."
