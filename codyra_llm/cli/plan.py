@@ -4,6 +4,8 @@
         --gpus 8 --gpu-memory 80GB
     python scripts/plan.py --config configs/smoke.yaml --gpus 2 --gpu-memory 24GiB --json
     python scripts/plan.py --config configs/trace500_llama2_7b.yaml --gpu-memory 24GB        # a table for 1 to 8 GPUs
+    python scripts/plan.py --config configs/trace500_llama2_7b.yaml --gpus 8 --gpu-memory 80GB --rows 5000 \\
+        --test-rows 500 --ceilings h100                                                      # times as well
 
 The model is built without memory from its configuration; nothing is downloaded but smollm2-135m-instruct. Every field
 of the run's configuration can be overridden as in train_trace.py: --train.per_device_train_batch_size 4.
@@ -17,7 +19,7 @@ import sys
 from codyra_llm.command import Parser
 from codyra_llm.config import config_of, describe, settings_parser
 
-OWN = ("model", "gpus", "gpu_memory", "rows", "json")  # options that are no settings of a run
+OWN = ("model", "gpus", "gpu_memory", "rows", "test_rows", "ceilings", "json")  # options that are no settings of a run
 
 
 def make_parser() -> Parser:
@@ -29,6 +31,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="memory of one GPU: 80GB, 24GiB")
     parser.add_argument("--rows", type=int, metavar="N", help="training rows of a task, where the data is not here")
+    parser.add_argument("--test-rows", type=int, metavar="N", help="test rows of a task, where the data is not here")
+    parser.add_argument(
+        "--ceilings",
+        metavar="NAME|FILE",
+        help="estimate times: by the data sheet of a100, h100 or h200, by the self-check (selfcheck.json), or by a "
+        'JSON file like {"like": "h100", "disk": 5e9}',
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -45,15 +54,18 @@ def command() -> None:
 
     # after the command line: mistakes answer at once; DeepSpeed's logger writes to what stdout is when it is imported
     with contextlib.redirect_stdout(sys.stderr):
+        from codyra_llm.planning.ceilings import find_ceilings
         from codyra_llm.planning.footprint import parse_size, plan_footprint
         from codyra_llm.planning.report import report, table
 
     memory = parse_size(options.gpu_memory)
+    ceilings = find_ceilings(options.ceilings) if options.ceilings else None
+    how = (memory, options.rows, options.test_rows, ceilings)
     if options.gpus is None:
-        plans = [plan_footprint(config, count, memory, options.rows) for count in range(1, 9)]
+        plans = [plan_footprint(config, count, *how) for count in range(1, 9)]
         print(json.dumps([each.as_dict() for each in plans], indent=2) if options.json else table(plans))
         return
-    planned = plan_footprint(config, options.gpus, memory, options.rows)
+    planned = plan_footprint(config, options.gpus, *how)
     if options.json:
         print(json.dumps(planned.as_dict(), indent=2))
     else:

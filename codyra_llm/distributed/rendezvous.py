@@ -13,6 +13,8 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from codyra_llm.distributed.environment import Process, find_meeting_point
 from codyra_llm.errors import RendezvousError, UserError
 
+ARRIVED = "arrived"
+
 
 def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[str] = ()) -> Store:
     """Waits until every rank has come.
@@ -42,7 +44,9 @@ def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[s
             raise RendezvousError(
                 f"{where}: rank {process.rank} came twice; does another run use this port, or is RANK set by hand?"
             )
-        while not store.check(keys):
+        store.add(ARRIVED, 1)
+        # one number, however many ranks: looking at every key from every rank would keep a store of hundreds busy
+        while store.add(ARRIVED, 0) < process.size:
             if time.monotonic() > deadline:
                 absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
                 missing = ", ".join(names[rank] if names else str(rank) for rank in absent)

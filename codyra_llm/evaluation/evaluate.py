@@ -7,7 +7,7 @@ from typing import Any
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.data import raw_text
-from codyra_llm.data.stream import Task
+from codyra_llm.data.stream import Task, TaskSpec
 from codyra_llm.evaluation.scorers import VARIANTS, score_rows
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question
@@ -48,17 +48,17 @@ def evaluate_tasks(
 
 
 def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
-    longest = new_tokens(task, config)
+    longest = new_tokens(task.spec, config)
     return Question(example, longest, () if config.parity or not longest else task.spec.stop)
 
 
-def new_tokens(task: Task, config: EvaluateConfig) -> int:
+def new_tokens(spec: TaskSpec, config: EvaluateConfig) -> int:
     """The most tokens that are generated for a test row of a task."""
-    if task.spec.is_text or config.scores == "nll":
+    if spec.is_text or config.scores == "nll":
         return 0
     if config.parity:
         return PARITY_NEW_TOKENS
-    return min(task.spec.max_new_tokens, config.max_new_tokens or task.spec.max_new_tokens)
+    return min(spec.max_new_tokens, config.max_new_tokens or spec.max_new_tokens)
 
 
 def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered]) -> TaskScores:

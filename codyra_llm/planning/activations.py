@@ -18,13 +18,21 @@ from transformers import PreTrainedModel
 
 from codyra_llm.engine.loss import summed_loss
 
+ATEN = torch.ops.aten
+PRODUCTS = {ATEN.mm, ATEN.addmm, ATEN.addmm_, ATEN.bmm, ATEN.baddbmm}
+# these are no views to torch, and move nothing; of an embedding, few rows are read
+UNMOVING = {ATEN.empty, ATEN.empty_like, ATEN.new_empty, ATEN._unsafe_view, ATEN.embedding}
+
 
 class LiveBytes(TorchDispatchMode):
-    """Within, counts the bytes of the storages that operations make: `live` now, `peak` at most."""
+    """Within, counts the bytes of the storages that operations make: `live` now, `peak` at most.
+
+    `touched` is what all operations but matrix products and views read and write.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.touched = 0
         self._known: set[int] = set()
 
     def hold(self, tensor: torch.Tensor) -> None:
@@ -35,9 +43,13 @@ class LiveBytes(TorchDispatchMode):
         if operation is torch.ops.aten._local_scalar_dense.default:
             return True  # transformers asks whether positions are consecutive; meta tensors cannot say, and they are
         result = operation(*args, **(kwargs or {}))
+        moves = not operation.is_view and operation.overloadpacket not in PRODUCTS | UNMOVING
         for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage())
+                self.touched += leaf.nbytes * moves
+        if moves:
+            self.touched += sum(part.nbytes for part in tree_leaves(args) if isinstance(part, torch.Tensor))
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -58,6 +70,16 @@ def activation_bytes(
     model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
 ) -> int:
     """Peak bytes of a micro batch's forward and backward pass, weights and their gradients left out.
+
+    Args: those of `pass_bytes`.
+    """
+    return pass_bytes(model, rows, length, answer_tokens, checkpointing, partitioned)[0]
+
+
+def pass_bytes(
+    model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
+) -> tuple[int, int, int]:
+    """(`activation_bytes`, bytes that all operations but products read and write, of them in the forward pass).
 
     Attention counts as fused wherever the model uses torch's scaled_dot_product_attention.
 
@@ -80,8 +102,10 @@ def activation_bytes(
     for tensor in (*model.parameters(), *model.buffers()):
         count.hold(tensor)
     with _gradients_dropped(model), _functions(partitioned), count:
-        _loss(model, input_ids, targets).backward()
-    return count.peak
+        loss = _loss(model, input_ids, targets)
+        forward = count.touched
+        loss.backward()
+    return count.peak, count.touched, forward
 
 
 def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +19,19 @@ from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.retention import cost_of
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.evaluate import new_tokens
 from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.models.architectures import find_source
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.source import Source
-from codyra_llm.planning.activations import activation_bytes
+from codyra_llm.planning.activations import pass_bytes
+from codyra_llm.planning.ceilings import Ceilings
 from codyra_llm.planning.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
-from codyra_llm.planning.run_plan import check_adapter, plan_run
+from codyra_llm.planning.run_plan import RunPlan, check_adapter, plan_run
+from codyra_llm.planning.run_time import Files, RunTime, StepModel, holds_whole, run_time
+from codyra_llm.planning.time_model import Questions, Shape, StepTime
 
 # (way, recompute), what moves and recomputes least first
 ORDER = (
@@ -42,18 +47,24 @@ UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TI
 class Workload:
     """The longest micro batch, and the optimizer steps of each task (None where the rows are not known).
 
-    `length` and `answer_length` are tokens of one row, `source` says where all this is from.
+    `length` and `answer_length` are tokens of the longest row, `mean` of a row; `questions` are the test rows of each
+    task (None where they are not known); `source` says where all this is from.
     """
 
     length: int
     answer_length: int
     steps: dict[str, int | None]
     source: str
+    mean: float
+    questions: dict[str, Questions | None]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing."""
+    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing.
+
+    `touched` is as of `Shape`.
+    """
 
     name: str
     deepspeed: str | None
@@ -61,6 +72,8 @@ class Way:
     memory: RankMemory
     traffic: Traffic
     fits: bool
+    time: StepTime | None = None
+    touched: float = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class Footprint:
     """All that is planned. `checkpoint` and `ledger` are bytes, the ledger's of one task at full rank.
 
     `relative_cost` is what an optimizer step costs, in FLOPs of fixed-rank LoRA's: what the method and retention add.
+    `time` is that of the first way that fits, where ceilings are given.
     """
 
     model: str
@@ -87,6 +101,7 @@ class Footprint:
     ledger: int
     relative_cost: float
     ways: list[Way]
+    time: RunTime | None = None
 
     @property
     def recommended(self) -> Way | None:
@@ -99,23 +114,33 @@ class Footprint:
         for way, entry in zip(self.ways, result["ways"], strict=True):
             entry["memory"] |= {"peak": way.memory.peak, "host_peak": way.memory.host_peak, "needs": needed(way.memory)}
             entry["traffic"]["network"] = way.traffic.network
+            if way.time:
+                entry["time"] |= {"network": way.time.network, "total": way.time.total}
         best = self.recommended
         result["recommended"] = best and {"deepspeed": best.deepspeed, "checkpointing": best.checkpointing}
         return result
 
 
-def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | None = None) -> Footprint:
+def plan_footprint(
+    config: RunConfig,
+    gpus: int,
+    gpu_memory: int,
+    rows: int | None = None,
+    test_rows: int | None = None,
+    ceilings: Ceilings | None = None,
+) -> Footprint:
     """Plans a run on `gpus` devices of `gpu_memory` bytes each; nothing is asked of a network.
 
     Args:
         config: of the run.
         gpus, gpu_memory: number of devices, bytes of each.
-        rows: training rows of every task, for where the data is not at hand.
+        rows, test_rows: of every task, for where the data is not at hand.
+        ceilings: of the machine, for times.
 
     Raises:
         UserError: the model is unknown, or the configuration cannot run on so many devices.
     """
-    for option, value in (("--gpus", gpus), ("--rows", rows)):
+    for option, value in (("--gpus", gpus), ("--rows", rows), ("--test-rows", test_rows)):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}; it must be at least 1")
     train = config.train
@@ -124,9 +149,12 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
     model, projections = model_on_meta(config, source)
     of_branches = sum(p.numel() for _, layer in gated_layers(model) for p in (layer.A, layer.B, layer.gate))
     parameters = sum(p.numel() for p in model.parameters()) - of_branches
-    workload = _workload(config, source, gpus, rows)
+    workload = _workload(config, source, gpus, rows, test_rows)
     sizes = ModelSizes.of(model, train.adam_bits)
-    return Footprint(
+    relative_cost = METHODS[config.method](config).relative_cost + _cost_of_retention(config, workload)
+    of_steps = StepModel(Shape.of(model, sizes), ceilings, relative_cost) if ceilings else None
+    ways = _ways(config, model, sizes, workload, gpus, gpu_memory, of_steps)
+    planned = Footprint(
         model=config.model.name_or_path,
         architecture=type(model).__name__,
         attention=str(model.config._attn_implementation),
@@ -142,9 +170,10 @@ def plan_footprint(config: RunConfig, gpus: int, gpu_memory: int, rows: int | No
         workload=workload,
         checkpoint=(3 * sizes.trainable + sizes.gates) * FP32,  # values, two moments, the gates' importance
         ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded in
-        relative_cost=METHODS[config.method](config).relative_cost + _cost_of_retention(config, workload),
-        ways=_ways(config, model, sizes, workload, gpus, gpu_memory),
+        relative_cost=relative_cost,
+        ways=ways,
     )
+    return _with_time(planned, config, of_steps) if of_steps else planned
 
 
 def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, list[str]]:
@@ -184,28 +213,57 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+def _with_time(planned: Footprint, config: RunConfig, of_steps: StepModel) -> Footprint:
+    """A plan with the time of its first way that fits, if one does."""
+    best = planned.recommended
+    if not best or not best.time:
+        return planned
+    of_steps = dataclasses.replace(of_steps, shape=dataclasses.replace(of_steps.shape, touched=best.touched))
+    stage, free = int(zero_of(best.deepspeed).stage), planned.gpu_memory - best.memory.held
+    whole = stage < 3 or holds_whole(config.evaluate.gather, of_steps.shape.weights, free)
+    files, work = Files(planned.checkpoint, planned.ledger, len(planned.projections)), planned.workload
+    how = files, planned.gpus, stage, whole
+    time = run_time(config, of_steps, best.time, work.steps, work.questions, *how)
+    return dataclasses.replace(planned, time=time)
+
+
 def _ways(
-    config: RunConfig, model: PreTrainedModel, sizes: ModelSizes, workload: Workload, gpus: int, gpu_memory: int
+    config: RunConfig,
+    model: PreTrainedModel,
+    sizes: ModelSizes,
+    workload: Workload,
+    gpus: int,
+    gpu_memory: int,
+    of_steps: StepModel | None,
 ) -> list[Way]:
     train = config.train
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
     order = [(name, None if name == "zero0" else f"ds_configs/{name}.json", recompute) for name, recompute in ORDER]
     if config.deepspeed and config.deepspeed not in [file for _, file, _ in order]:  # the user's own comes first
         order = [(config.deepspeed, config.deepspeed, recompute) for recompute in (False, True)] + order
-    activations: dict[tuple[bool, bool], int] = {}
+    passes: dict[tuple[bool, bool], tuple[int, int, int]] = {}
     ways = []
     for name, file, recompute in order:
-        zero = DeepSpeedZeroConfig(**read_deepspeed_json(file).get("zero_optimization", {}))
+        zero = zero_of(file)
         if zero.stage not in METHODS[config.method].needs.zero_stages:
             continue
         kind = (recompute, zero.stage == 3)
-        if kind not in activations:
-            activations[kind] = activation_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
-        passes = 3 if recompute else 2
-        memory = rank_memory(sizes, zero, gpus, accumulation, activations[kind])
-        traffic = step_traffic(sizes, zero, gpus, accumulation, passes)
-        ways.append(Way(name, file, recompute, memory, traffic, needed(memory) <= gpu_memory))
+        if kind not in passes:
+            passes[kind] = pass_bytes(model, micro, workload.length, micro * workload.answer_length, *kind)
+        activations, touched, forward = passes[kind]
+        memory = rank_memory(sizes, zero, gpus, accumulation, activations)
+        traffic = step_traffic(sizes, zero, gpus, accumulation, recompute)
+        rows = micro, workload.length, workload.mean, workload.answer_length
+        how = accumulation, touched, traffic, zero, gpus, recompute
+        time = of_steps.step(rows, *how) if of_steps else None
+        fits, of_token = needed(memory) <= gpu_memory, forward / micro / workload.length
+        ways.append(Way(name, file, recompute, memory, traffic, fits, time, of_token))
     return ways
+
+
+def zero_of(deepspeed: str | None) -> DeepSpeedZeroConfig:
+    """DeepSpeed's section of a file; without one, stage 0."""
+    return DeepSpeedZeroConfig(**read_deepspeed_json(deepspeed).get("zero_optimization", {}))
 
 
 def _cost_of_retention(config: RunConfig, workload: Workload) -> float:
@@ -215,7 +273,7 @@ def _cost_of_retention(config: RunConfig, workload: Workload) -> float:
     return cost_of(config.retention, texts / rows)
 
 
-def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) -> Workload:
+def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None, test_rows: int | None) -> Workload:
     """From the tokenized data where data and tokenizer are here, else from the configuration's limits."""
     data = config.data
     specs, orders, _ = read_task_file(resolve_path(config.task_file))
@@ -223,16 +281,15 @@ def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) ->
     folder = resolve_path(config.data_dir)
     here = folder.is_dir()
     if here and _has_tokenizer(source):
-        planned = plan_run(config, Ranks(0, gpus, torch.device("cpu")), source=source)
-        lengths = [(len(row), row.learned) for batches in planned.batches for row in batches.examples]
-        steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
-        longest, longest_answer = map(max, zip(*lengths, strict=True))
-        return Workload(longest, longest_answer, steps, f"longest rows of {folder}")
-    prompt = max(data.max_prompt_length or specs[name].max_prompt_length for name in names)
+        return _of_tokens(config, plan_run(config, Ranks(0, gpus, torch.device("cpu")), source=source), folder)
+    prompts = {name: data.max_prompt_length or specs[name].max_prompt_length for name in names}
+    tests = dict.fromkeys(names, test_rows)
     basis = "limits of the configuration; "
     if here:
-        stream = TaskStream.load(resolve_path(config.task_file), folder, config.order, data.max_train_examples)
+        limits = data.max_train_examples, data.max_test_examples
+        stream = TaskStream.load(resolve_path(config.task_file), folder, config.order, *limits)
         counts: dict[str, int | None] = {task.name: len(task.train) for task in stream}
+        tests = {task.name: len(task.test) for task in stream}
         basis += f"rows of {folder}, not tokenized: the model's tokenizer is not on this machine"
     else:
         counts = dict.fromkeys(names, rows)
@@ -241,7 +298,27 @@ def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None) ->
     steps = {
         name: None if count is None else _steps(config, name, specs[name], count) for name, count in counts.items()
     }
-    return Workload(prompt + data.max_answer_length, data.max_answer_length, steps, basis)
+    questions: dict[str, Questions | None] = {}
+    for name, count in tests.items():
+        new = new_tokens(specs[name], config.evaluate)
+        answer = min(new or data.max_answer_length, data.max_answer_length)
+        questions[name] = None if count is None else Questions(count, prompts[name], answer, new)
+    length = max(prompts.values()) + data.max_answer_length
+    return Workload(length, data.max_answer_length, steps, basis, length, questions)
+
+
+def _of_tokens(config: RunConfig, planned: RunPlan, folder: Path) -> Workload:
+    """The rows of a planned run."""
+    lengths = [(len(row), row.learned) for batches in planned.batches for row in batches.examples]
+    steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
+    longest, longest_answer = map(max, zip(*lengths, strict=True))
+    mean = sum(length for length, _ in lengths) / len(lengths)
+    questions: dict[str, Questions | None] = {}
+    for task, rows in zip(planned.stream, planned.test_examples, strict=True):
+        prompt = sum(len(row.prompt) for row in rows) / len(rows)
+        answer = sum(len(row.answer) for row in rows) / len(rows)
+        questions[task.name] = Questions(len(rows), prompt, answer, new_tokens(task.spec, config.evaluate))
+    return Workload(longest, longest_answer, steps, f"longest rows of {folder}", mean, questions)
 
 
 def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:

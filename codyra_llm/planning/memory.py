@@ -8,13 +8,16 @@ file may change; its bucket and prefetch sizes are read here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
+from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
 
 FP32 = 4
+GROUPS = 2  # of the optimizer: A and B; gates
 # elements that DeepSpeed's plain all-reduce (stage 0) flattens at once
 STAGE_0_BUFFER = 500_000_000
 
@@ -32,21 +35,33 @@ class Parameter:
 class ModelSizes:
     """What of a model the memory depends on.
 
-    `gates` is the number of trained gate values, `adam_bits` what a moment of A or B takes.
+    `gates` is the number of trained gate values, `adam_bits` what a moment of A or B takes. `head` and `embedding` are
+    values of the output and the input embedding, the latter 0 where the two are one; `last` those of the
+    last projection of each layer.
     """
 
     parameters: Sequence[Parameter]
     gates: int
     adam_bits: int = 32
+    head: int = 0
+    embedding: int = 0
+    last: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, adam_bits: int = 32) -> "ModelSizes":
+    def of(cls, model: PreTrainedModel, adam_bits: int = 32) -> "ModelSizes":
         """The sizes of a model with gated branches, on any device."""
         gates = sum(layer.rank for _, layer in gated_layers(model) if layer.gate.requires_grad)
         parameters = [
             Parameter(p.numel(), getattr(p, "stored_bytes", p.nbytes), p.requires_grad) for p in model.parameters()
         ]
-        return cls(parameters, gates, adam_bits)
+        head: Any = model.get_output_embeddings().weight
+        embedding: Any = model.get_input_embeddings().weight
+        layers: Any = getattr(model.get_decoder(), "layers", ())
+        of_layers = [
+            [part.weight.numel() for part in layer.modules() if isinstance(part, nn.Linear)] for layer in layers
+        ]
+        last = tuple(values[-1] for values in of_layers)
+        return cls(parameters, gates, adam_bits, head.numel(), 0 if embedding is head else embedding.numel(), last)
 
     @property
     def trainable(self) -> int:
@@ -67,6 +82,10 @@ class ModelSizes:
     def importance_bytes(self) -> int:
         """The gates' moving averages."""
         return self.gates * FP32
+
+    def persistent(self, zero: DeepSpeedZeroConfig) -> list[Parameter]:
+        """The parameters so small that ZeRO-3 keeps them whole."""
+        return [p for p in self.parameters if p.values <= zero.param_persistence_threshold]
 
     def bytes_of(self, trains: bool, largest: int | None = None) -> int:
         """Bytes of the parameters that train, or do not; `largest` leaves out those of more values."""
@@ -208,12 +227,20 @@ def partitioned(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> tuple[int, int]
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one rank receives in one optimizer step (it sends as many): over the network, and from its host."""
+    """Bytes that one rank receives in one optimizer step (it sends as many): over the network, and from its host.
+
+    The `..._calls` are the collective operations that move them, at most: ZeRO-3 gathers small weights together where
+    it prefetches them. `agreements` are all-reduces of a few numbers: norms, the sums of losses, the gates' importance.
+    """
 
     gradients: int
     weights: int
     optimizer: int
     host: int
+    gradient_calls: int = 0
+    weight_calls: int = 0
+    optimizer_calls: int = 0
+    agreements: int = 0
 
     @property
     def network(self) -> int:
@@ -221,31 +248,62 @@ class Traffic:
         return self.gradients + self.weights + self.optimizer
 
 
-def step_traffic(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, passes: int) -> Traffic:
+def step_traffic(
+    sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, recompute: bool
+) -> Traffic:
     """What an optimizer step moves, with ring collectives: (ranks - 1) / ranks of what is gathered or scattered.
 
     `gradients` are reduced (stages 0 and 1: once a step; 2 and 3: for each micro batch), `weights` gathered by
-    ZeRO-3 for the forward and the backward pass, `optimizer` is the gathering of what the step has changed.
-    `passes` counts how often a micro batch visits a layer: 2, or 3 with gradient checkpointing, where a layer's weights
-    are taken to stay from its recomputation to its backward pass (stage3_max_reuse_distance of two layers or more).
+    ZeRO-3 for each pass over a layer, `optimizer` is the gathering of what the step has changed.
     """
     stage, n = int(zero.stage), sizes.adapter_bytes
+    if ranks == 1:
+        return Traffic(0, 0, 0, 0 if stage < 2 else _from_host(sizes, zero, ranks, accumulation, recompute))
 
     def share(size: int) -> int:
         return size * (ranks - 1) // ranks
 
     if stage <= 1:
-        return Traffic(2 * share(n), 0, share(n) if stage else 0, 0)
-    own = n // ranks
+        return Traffic(
+            2 * share(n), 0, share(n) * stage, 0, ceil(n / FP32 / STAGE_0_BUFFER), 0, GROUPS * stage, 3 + stage
+        )
+    host = _from_host(sizes, zero, ranks, accumulation, recompute)
+    buckets = accumulation * ceil(n / FP32 / zero.reduce_bucket_size)
     if stage == 2:
-        host = own if zero.offload_optimizer else 0
-        return Traffic(2 * share(n) * accumulation, 0, share(n), host)
+        return Traffic(2 * share(n) * accumulation, 0, share(n), host, buckets, 0, GROUPS, 4)
+    gathered, calls = _gathers(sizes, zero, recompute)
+    small = sizes.persistent(zero)
+    moved = (share(n) * accumulation, share(gathered) * accumulation, share(sum(p.bytes for p in small)), host)
+    return Traffic(*moved, buckets, calls * accumulation, len(small), 4 + accumulation)
+
+
+def _gathers(sizes: ModelSizes, zero: DeepSpeedZeroConfig, recompute: bool) -> tuple[int, int]:
+    """(bytes, number) of the weights that ZeRO-3 gathers for one micro batch.
+
+    Each weight once for the forward pass; for the backward pass those that are no longer there (an input embedding has
+    none, unless its output is a checkpoint's input); and with recomputation each layer's once more, but for its last
+    projection, which the backward pass begins with. What stays from the forward pass on is the head and, as far as
+    `stage3_max_reuse_distance` reaches over it, the last layers.
+    """
     values, total = partitioned(sizes, zero)
-    # of the weights that the backward pass needs, those used last in the forward pass are still there
-    kept = min(values, zero.max_reuse_distance // passes)
-    again = total * (values - kept) // max(values, 1)
-    small = sizes.bytes_of(False, zero.param_persistence_threshold) + sizes.bytes_of(
-        True, zero.param_persistence_threshold
-    )
-    host = accumulation * (total + again) // ranks + small // ranks if zero.offload_param else 0
-    return Traffic(share(n) * accumulation, share(total + again) * accumulation, share(small), host)
+    of_layers, ends = values - sizes.head - sizes.embedding, 1 + (sizes.embedding > 0)
+    number = len(sizes.parameters) - len(sizes.persistent(zero)) - ends
+    reach = max(0, int(zero.max_reuse_distance) - 2 * sizes.head) // (3 if recompute else 2)
+    stays = min(1.0, reach / max(1, of_layers))  # share of the layers
+    passes = 2 - stays + recompute
+    moved, calls = passes * of_layers - recompute * sum(sizes.last), passes * number - recompute * len(sizes.last)
+    of_head = 1 if zero.max_reuse_distance else 2
+    # where all layers stay, the input embedding does as well
+    of_embedding = 2 if recompute and stays < 1 else 1
+    moved += of_head * sizes.head + of_embedding * sizes.embedding
+    return int(moved * total / max(values, 1)), round(calls) + of_head + of_embedding * (sizes.embedding > 0)
+
+
+def _from_host(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, recompute: bool) -> int:
+    """Bytes that offloading brings to the device of one rank in an optimizer step."""
+    if int(zero.stage) == 2:
+        return sizes.adapter_bytes // ranks if zero.offload_optimizer else 0
+    if not zero.offload_param:
+        return 0
+    small = sum(p.bytes for p in sizes.persistent(zero))
+    return accumulation * _gathers(sizes, zero, recompute)[0] // ranks + small // ranks

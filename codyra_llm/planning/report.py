@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from codyra_llm.adapter.injection import describe_targets
 from codyra_llm.data.batches import rows_and_places
 from codyra_llm.planning.footprint import MARGIN, RESERVED, Footprint, needed
+from codyra_llm.planning.run_time import RunTime
 from codyra_llm.text import align
 
 GB = 1e9
@@ -17,7 +18,8 @@ def report(plan: Footprint, arguments: Sequence[str]) -> str:
     Args:
         arguments: the run's own, --config and overrides, as they were given; those that fit come after and win.
     """
-    return "\n\n".join([_head(plan), _memory(plan), _moved(plan), _steps(plan), _verdict(plan, arguments)])
+    parts = [_head(plan), _memory(plan), _moved(plan), _steps(plan)]
+    return "\n\n".join([*parts, *time_tables(plan), _verdict(plan, arguments)])
 
 
 def table(plans: Sequence[Footprint]) -> str:
@@ -31,6 +33,11 @@ def table(plans: Sequence[Footprint]) -> str:
             continue
         recompute = "yes" if best.checkpointing else "no"
         rows.append([*batch, best.name, recompute, _gb(needed(best.memory)), _gb(best.memory.host_peak)])
+        if plan.time:
+            rows[-1] += [seconds(plan.time.step.total), seconds(plan.time.total)]
+    if any(plan.time for plan in plans):
+        rows[0] += ["step", "whole run"]
+        rows[1:] = [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
     first = plans[0]
     head = f"{first.model}: {first.architecture}, {first.parameters:,} parameters in {first.dtype}"
     return f"{head}\n\n{align(rows)}\n\n--gpus N says more of one of them."
@@ -88,6 +95,47 @@ def _steps(plan: Footprint) -> str:
         f"checkpoint: {_gb(plan.checkpoint)} GB; ledger: at most {_gb(plan.ledger)} GB a task, "
         f"{_gb(plan.ledger * len(steps))} GB for {len(steps)}"
     )
+
+
+def time_tables(plan: Footprint) -> list[str]:
+    """The time of a step in each way of running, and of each task in the first that fits; none without ceilings."""
+    timed = [way for way in plan.ways if way.time]
+    if not timed:
+        return []
+    kinds = ("compute", "gradients", "weights", "optimizer", "agreements", "host")
+    rows = [["seconds per step", "recompute", *kinds, "step"]]
+    for way in timed:
+        parts = [seconds(getattr(way.time, kind)) for kind in kinds]
+        assert way.time
+        rows.append([way.name, "yes" if way.checkpointing else "no", *parts, seconds(way.time.total)])
+    note = "step: what is moved is hidden behind computing where DeepSpeed overlaps them (overlap_comm)"
+    return [f"{align(rows)}\n{note}", *([_tasks(plan.time)] if plan.time else [])]
+
+
+def _tasks(time: RunTime) -> str:
+    kinds = ("training", "checkpoints", "merge", "evaluation", "general")
+    rows = [["time of a task", "steps", *kinds, "all"]]
+    for task in time.tasks:
+        parts = ["?" if (found := getattr(task, kind)) is None else seconds(found) for kind in kinds]
+        steps = "?" if task.steps is None else str(task.steps)
+        rows.append([task.task or "(base model)", steps, *parts, seconds(task.total)])
+    known = all(None not in (task.training, task.evaluation, task.general) for task in time.tasks)
+    rest = "" if known else "; ? is not known without the data (--rows N, --test-rows N) and left out of sums"
+    held = "whole on each GPU" if time.whole else "gathered module by module in each pass"
+    return (
+        f"{align(rows)}\nloading {seconds(time.start)}, saving {seconds(time.save)}, the whole run "
+        f"{seconds(time.total)}{rest}\nrows as long as planned, answers as long as they may be, nothing guessed; "
+        f"weights are {held} while answering\nmerge: ledger and merging; ceilings: {time.ceilings.name}, "
+        f"{time.ceilings.source}"
+    )
+
+
+def seconds(value: float) -> str:
+    """A time as one reads it: 0.012 s, 3.4 s, 12 min, 5.1 h."""
+    for unit, size, least in (("h", 3600, 2 * 3600), ("min", 60, 120)):
+        if value >= least:
+            return f"{value / size:.3g} {unit}"
+    return (f"{value:.2g} s" if value < 10 else f"{value:.0f} s") if value else "-"
 
 
 def _verdict(plan: Footprint, arguments: Sequence[str]) -> str:

@@ -173,7 +173,7 @@ def plan_run(
     for task, template in zip(stream, templates, strict=True):
         splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
         if config.evaluate.demonstrations and not task.spec.is_text:
-            answers = max(new_tokens(task, config.evaluate), *map(len, (row.answer for row in splits["test"])))
+            answers = max(new_tokens(task.spec, config.evaluate), *map(len, (row.answer for row in splits["test"])))
             how = (config.seed, tokenizer, template, source.context_length - answers)
             splits["test"], note = with_demonstrations(task, splits["test"], config.evaluate.demonstrations, *how)
             notes += [note] if note else []

@@ -52,6 +52,7 @@ PARTS = (
     Part("kill and resume", "correctness", "resume:killed"),
     Part("synchronisations", "speed", "synchronisations:synchronisations"),
     Part("bandwidth", "speed", "bandwidth:bandwidth"),
+    Part("ceilings", "speed", "ceilings:ceilings"),
     Part("memory", "memory", "memory:memory", on_cpu=ALLOCATOR),
     *(
         Part(f"step {shape}", "speed", "steps:step", (shape,), least=20)

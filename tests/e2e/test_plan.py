@@ -87,6 +87,21 @@ def test_the_report_says_all_and_ends_with_a_command(plan: Command, capsys: pyte
     assert text.rstrip().endswith("--deepspeed null --model.gradient_checkpointing false")
 
 
+def test_times_are_said_where_ceilings_are_given(plan: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "meta-llama/Llama-3.2-1B", *LLAMA_2, "--gpus", "8", "--order", "FOMC,C-STANCE"]
+    arguments += ["--rows", "640", "--ceilings", "h100"]
+    plan(*arguments, "--test-rows", "100", "--general.suites", "general", "--general.limit", "10")
+    text = capsys.readouterr().out
+    assert "seconds per step" in text
+    assert "(base model)" in text
+    assert "NVIDIA H100 SXM data sheet" in text
+    assert "?" not in text
+    result = planned(plan, capsys, *arguments)
+    assert [task["task"] for task in result["time"]["tasks"]] == ["", "FOMC", "C-STANCE"]
+    assert result["time"]["tasks"][1]["training"] == pytest.approx(20 * result["ways"][0]["time"]["total"])
+    assert result["time"]["tasks"][1]["evaluation"] is None, "how many test rows there are is not known"
+
+
 def test_steps_and_lengths_are_a_runs_own_where_its_data_is(
     plan: Command, capsys: pytest.CaptureFixture[str], tiny_folder: Path
 ) -> None:
@@ -124,6 +139,8 @@ def test_places_that_stay_empty_are_said(plan: Command, capsys: pytest.CaptureFi
         ([*LLAMA_2[:2], "--gpus", "8", "--gpu-memory", "80XB"], '"80XB" is not a size of memory; give one like 80GB'),
         ([*LLAMA_2, "--gpus", "0"], "--gpus is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "many"], "--gpus: invalid int value: 'many'"),
+        ([*LLAMA_2, "--gpus", "8", "--ceilings", "h900"], "give one of a100, h100, h200, a selfcheck.json"),
+        ([*LLAMA_2, "--gpus", "8", "--test-rows", "0"], "--test-rows is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "8", "--rows", "0"], "--rows is 0; it must be at least 1"),
         ([*LLAMA_2, "--gpus", "8", "--rows", "20"], "FOMC: 20 rows x 1 epochs do not fill one global batch of 32"),
         ([*LLAMA_2, "--gpus", "8", "--adapter.rnak", "8"], "unrecognized arguments: --adapter.rnak"),

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from codyra_llm.errors import UserError
+from codyra_llm.planning.ceilings import MEASURED
 from codyra_llm.selfcheck import parts, report, run
+from codyra_llm.selfcheck.ceilings import ceilings
 from codyra_llm.selfcheck.outcome import Outcome, Row, Setting, Skipped, bounded
 from codyra_llm.selfcheck.parts import Part
 from codyra_llm.selfcheck.processes import run_apart
@@ -144,3 +146,9 @@ def leave_a_mark(folder: Path) -> None:
 def test_new_processes_can_start_others(tmp_path: Path) -> None:
     assert run_apart(f"{__name__}:nested", [tmp_path], tmp_path / "log", 120) == 0
     assert (tmp_path / "status").read_text() == "0" and (tmp_path / "mark").exists()
+
+
+def test_ceilings_are_those_that_a_plan_reads(tmp_path: Path) -> None:
+    rows = list(ceilings(Setting("cpu", tmp_path, time.monotonic() + 60)))
+    assert {row["what"] for row in rows} == set(MEASURED)
+    assert all(row["found"] > 0 for row in rows)
