@@ -64,6 +64,7 @@ class TaskSpec:
     max_new_tokens: _Count = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     epochs: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1
+    steps: _Count | None = None
     body: Body | None = None
     max_prompt_length: _Count = 1024
     files: dict[str, str] = Field(default_factory=dict)
@@ -92,7 +93,10 @@ class TaskSpec:
     @property
     def content(self) -> dict[str, Any]:
         """What decides results; what decides tokens does not, they are compared themselves."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
+        found = {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
+        if self.steps is None:  # as runs from before it was there have it
+            del found["steps"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,22 @@ def placement(ds_config: dict[str, Any], ranks: Ranks) -> Place | None:
 
 
 def load_base(
-    source: Source, config: RunConfig, deepspeed_json: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
+    source: Source,
+    config: RunConfig,
+    deepspeed_json: dict[str, Any],
+    ranks: Ranks,
+    warn: Callable[[str], None],
+    check: Callable[[PreTrainedModel, str], None] = check_forward,
 ) -> PreTrainedModel:
     """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
 
     Args:
         source: the model of the configuration.
         warn: called with what a user should know of how it was loaded.
+        check: called with model and name, raises UserError where it cannot be run as it is run here.
 
     Raises:
-        UserError: it cannot be loaded, holds weights that are not finite, or cannot be run as it is run here
-            (`check_forward`).
+        UserError: it cannot be loaded, holds weights that are not finite, or as `check`.
     """
     place, settings = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
     model = load_model(
@@ -86,7 +91,7 @@ def load_base(
             "file is damaged, or they leave the range of the dtype; try another model.dtype"
         )
     with gathered_for_inference(model, "never", ranks):
-        check_forward(model, source.name)
+        check(model, source.name)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from codyra_llm.errors import UserError, reason
 from codyra_llm.files import expand, shipped
+from codyra_llm.models.family import is_two_towers
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
@@ -63,24 +65,6 @@ class Source:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
-def open_source(name_or_path: str, accept_gemma_terms: bool = False) -> Source:
-    """Opens a hub id, an HF folder, a GGUF file or a packaged model.
-
-    Raises:
-        UserError: nothing of that name, or not a causal language model.
-    """
-    path = resolve_model(name_or_path, accept_gemma_terms)
-    check_folder(path, name_or_path)
-    try:
-        config = load_config(path)
-        check_causal(config, name_or_path)
-    except UserError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
-        raise UserError(f"model.name_or_path {name_or_path}: {source_problem(error)}; {HINT}") from None
-    return Source(name_or_path, path, config)
-
-
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
     """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
     if name_or_path == NANO:
@@ -116,6 +100,44 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         raise UserError(
             f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
         )
+
+
+def check_clip(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is not that of a CLIP model."""
+    if not is_two_towers(config):
+        kind = (config.architectures or [type(config).__name__])[0]
+        raise UserError(f"model.name_or_path {name}: {kind} is not a CLIP model; give a folder of CLIPModel")
+
+
+def check_any(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is neither that of CLIP nor of a causal language model."""
+    if not is_two_towers(config):
+        check_causal(config, name)
+
+
+def open_source(
+    name_or_path: str,
+    accept_gemma_terms: bool = False,
+    check: Callable[[PretrainedConfig, str], None] = check_causal,
+) -> Source:
+    """Opens a hub id, an HF folder, a GGUF file or a packaged model.
+
+    Args:
+        check: raises UserError where a configuration is not that of a model that can be used.
+
+    Raises:
+        UserError: nothing of that name, or as `check`, by default where it is not a causal language model.
+    """
+    path = resolve_model(name_or_path, accept_gemma_terms)
+    check_folder(path, name_or_path)
+    try:
+        config = load_config(path)
+        check(config, name_or_path)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+        raise UserError(f"model.name_or_path {name_or_path}: {source_problem(error)}; {HINT}") from None
+    return Source(name_or_path, path, config)
 
 
 def _lacks_tokenizer(source: str) -> bool:
