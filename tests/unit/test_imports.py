@@ -26,6 +26,7 @@ ORDER = [
     "ledger",
     "evaluation",
     "results",
+    "domains",
     "planning",
     "report",
     "workflows",
