@@ -27,6 +27,7 @@ ORDER = [
     "evaluation",
     "domains",
     "results",
+    "domains",
     "planning",
     "report",
     "workflows",
