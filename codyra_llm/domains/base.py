@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig, RunConfig
+from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import Ranks
@@ -108,6 +109,9 @@ class Domain(Protocol):
 
     def remarks(self, tasks: Sequence[Task], scored: Sequence[TaskScores], variant: str) -> tuple[list[str], list[str]]:
         """(what is said, what is warned of) about the scores of the model that nothing was taught yet, a line each."""
+
+    def table(self, config: RunConfig, stream: TaskStream, batches: Sequence[GlobalBatches]) -> list[list[str]] | None:
+        """The tasks as they are shown before a run, heads first; None: with what there is to say of tokens."""
 
     def described(self, source: Source, example: Any) -> str | None:
         """A training row as the model reads it, for a dry run; None: its tokens are shown."""

@@ -30,7 +30,7 @@ class Facts:
 FACTS = {
     facts.name: facts
     for facts in (
-        Facts("text", "token", "answer token", tuple(VARIANTS), (), "text-generation", "CAUSAL_LM"),
+        Facts("text", "token", "token", tuple(VARIANTS), (), "text-generation", "CAUSAL_LM"),
         Facts(
             "images",
             "image",

@@ -180,7 +180,7 @@ def open_run(
         model,
         original,
         results,
-        Reporter(session.folder, config, found.progress.global_step if found else 0),
+        Reporter(session.folder, config, found.progress.global_step if found else 0, plan.domain.facts.unit),
         next(phases(config, plan.stages)),
     )
     _log_start(run)

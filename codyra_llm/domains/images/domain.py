@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig, RunConfig
+from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.domains.base import Answer, Rows
 from codyra_llm.domains.facts import FACTS, Facts
@@ -150,6 +151,14 @@ class Images:
                     "names, prompts or weights are not those of the published runs"
                 )
         return said, warned
+
+    def table(self, config: RunConfig, stream: TaskStream, batches: Sequence[GlobalBatches]) -> list[list[str]] | None:
+        """Classes and pictures."""
+        rows = [["task", "classes", "pictures", "steps", "test pictures", "prompt"]]
+        for task, each in zip(map(_image_task, stream), batches, strict=True):
+            counts = (len(task.classes), len(task.train), each.total_steps, len(task.test))
+            rows.append([task.name, *map(str, counts), task.prompts[0]])
+        return rows
 
     def described(self, source: Source, example: Any) -> str | None:
         """The file and the prompt of its class."""

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig, RunConfig, resolve_path
+from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, find_chat_template
 from codyra_llm.data.demonstrations import with_demonstrations
@@ -112,6 +113,10 @@ class Text:
     def remarks(self, tasks: Sequence[Task], scored: Sequence[TaskScores], variant: str) -> tuple[list[str], list[str]]:
         """None."""
         return [], []
+
+    def table(self, config: RunConfig, stream: TaskStream, batches: Sequence[GlobalBatches]) -> list[list[str]] | None:
+        """That with tokens."""
+        return None
 
     def described(self, source: Source, example: Any) -> str | None:
         """Its tokens."""
