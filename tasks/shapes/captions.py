@@ -63,7 +63,9 @@ def _objects(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     under, outline = _background(n, colors, rng), rng.random(n) < 0.15
     whole = shapes_cover(shapes, x, y, size, rng.uniform(-0.2, 0.2, n))
     hollow = whole - shapes_cover(shapes, x, y, size * 0.75) * outline[:, None, None]
-    pictures = painted(filled(colors_of(under, rng)), np.clip(hollow, 0, 1), colors_of(colors, rng), textures_of(textures, rng))
+    pictures = painted(
+        filled(colors_of(under, rng)), np.clip(hollow, 0, 1), colors_of(colors, rng), textures_of(textures, rng)
+    )
     texts = []
     for row in range(n):
         words = [COLOR_NAMES[colors[row]], TEXTURES[textures[row]]]
@@ -91,7 +93,9 @@ def _counts(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
 
 def _digits(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     digits, colors = rng.integers(0, 10, n), rng.integers(0, 10, n)
-    inside = digits_cover(digits, *rng.uniform(-0.25, 0.25, (2, n)), rng.uniform(0.4, 0.8, n), rng.uniform(-0.1, 0.15, n))
+    inside = digits_cover(
+        digits, *rng.uniform(-0.25, 0.25, (2, n)), rng.uniform(0.4, 0.8, n), rng.uniform(-0.1, 0.15, n)
+    )
     pictures = painted(filled(colors_of(_background(n, colors, rng), rng)), inside, colors_of(colors, rng))
     nouns = ("number {}", 'number: "{}"', "digit {}", "number {}")
     texts = [

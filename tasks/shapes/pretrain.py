@@ -1,11 +1,11 @@
-"""Pretrains the small CLIP of shapes from nothing: a CLIPModel of about 0.6 million parameters and a tokenizer of its own.
+"""Pretrains the small CLIP of shapes from nothing: a CLIPModel of 0.63 million parameters and a tokenizer of its own.
 
     python tasks/shapes/pretrain.py --output_dir tasks/shapes/model
 
-Two stages, each with a learning rate that rises and falls once: compositional pictures and captions alone, then 30 % pictures
-like those of the ten domains under coarse captions. Every step's pictures are a function of its number, so a run that was
-stopped goes on from `--checkpoint` with the same numbers. About a quarter of an hour of one CPU core; weights are saved in
-float16.
+Two stages, each with a learning rate that rises and falls once: compositional pictures and captions alone, then 30 %
+pictures like those of the ten domains under coarse captions. Every step's pictures are a function of its number, so a run
+that was stopped goes on from `--checkpoint` with the same numbers. About ten minutes of one idle CPU core; weights are
+saved in float16.
 """
 
 import argparse
@@ -28,12 +28,15 @@ DOMAIN_SHARE = 0.3
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding of the world's captions, with CLIP's order of entries: bytes, bytes that end a word, merges, marks.
+    """Byte-pair encoding of the world's captions.
 
-    The end mark has the highest number, so every version of transformers finds it.
+    Entries stand in CLIP's order: bytes, bytes that end a word, merges, marks. The end mark has the highest number, so every version of transformers finds it.
     """
     captions = compositional(10000, np.random.default_rng([SEED, 9]))[1]
-    words = [*(text for texts in DOMAIN_WORDS.values() for text in texts), *(name for of in CLASSES.values() for name in of)]
+    words = [
+        *(text for texts in DOMAIN_WORDS.values() for text in texts),
+        *(name for of in CLASSES.values() for name in of),
+    ]
     learner = CLIPTokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), end_of_word_suffix="</w>", show_progress=False
@@ -73,7 +76,9 @@ def batch_of(stage: int, step: int) -> tuple[Array, list[str]]:
 
 def contrastive_loss(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Array, texts: list[str]) -> torch.Tensor:
     """InfoNCE of pictures with their captions, in both directions."""
-    scores = model(**tokenizer(texts, padding=True, return_tensors="pt"), pixel_values=pixels(pictures)).logits_per_image
+    scores = model(
+        **tokenizer(texts, padding=True, return_tensors="pt"), pixel_values=pixels(pictures)
+    ).logits_per_image
     own = torch.arange(len(texts))
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
 

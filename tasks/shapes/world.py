@@ -1,7 +1,7 @@
 """The world that the small CLIP looks at: pictures of 32 x 32 pixels drawn by numpy, and ten domains cut out of it.
 
-Everything is drawn in batches and is a pure function of the seed. Pictures in the making are float32 [n, 32, 32, 3] from 0
-to 1, covers [n, 32, 32] from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
+Everything is drawn in batches and is a pure function of the seed. Pictures in the making are float32 [n, 32, 32, 3] from
+0 to 1, covers [n, 32, 32] from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,18 @@ COLORS = {
 }  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # top, upper left, upper right, middle, lower left, lower right, bottom
-SEGMENTS = ("1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011")
+SEGMENTS = (
+    "1110111",
+    "0010010",
+    "1011101",
+    "1011011",
+    "0111010",
+    "1101011",
+    "1101111",
+    "1010010",
+    "1111111",
+    "1111011",
+)
 
 _GRID = (np.arange(SIDE, dtype=np.float32) + 0.5) * PIXEL - 1
 _Y, _X = np.meshgrid(_GRID, _GRID, indexing="ij")
@@ -316,7 +327,9 @@ def _scenes(classes: Array, rng: np.random.Generator) -> Array:
     for place, sign in ((0, -1), (1, 1)):
         shapes = _numbers([pair[place] for pair in _PAIRS], SHAPES, classes // 2)
         x, y = np.where(beside, sign * along, shift), np.where(beside, shift, sign * along)
-        out = painted(out, shapes_cover(shapes, x, y, _around(0.38, n, rng, 0.06)), colors_of(rng.integers(0, 9, n), rng))
+        out = painted(
+            out, shapes_cover(shapes, x, y, _around(0.38, n, rng, 0.06)), colors_of(rng.integers(0, 9, n), rng)
+        )
     return out
 
 
@@ -329,8 +342,8 @@ DRAWN: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 def shapes_rows(domain: str, split: str, count_per_class: int, seed: int) -> tuple[Array, Array, tuple[str, ...]]:
     """Pictures uint8 [n, 32, 32, 3] of a domain, their labels int64 [n] and the names of its classes.
 
-    A pure function of its arguments, with the same number of pictures of each class, classes in turn. `split` is "train" or
-    "test". KeyError for a domain, ValueError for a split that does not exist.
+    A pure function of its arguments, with the same number of pictures of each class, classes in turn. `split` is "train"
+    or "test". KeyError for a domain, ValueError for a split that does not exist.
     """
     names = CLASSES[domain]
     stream = np.random.default_rng([seed, list(CLASSES).index(domain), ("train", "test").index(split)])

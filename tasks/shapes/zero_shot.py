@@ -2,7 +2,8 @@
 
     python tasks/shapes/zero_shot.py --model_dir tasks/shapes/model
 
-Accuracy in percent, over the classes of all domains (union) and over the domain's own (within the task), one prompt a class.
+Accuracy in percent, over the classes of all domains (union) and over the domain's own (within the task), one prompt for
+each class.
 """
 
 import argparse
@@ -26,7 +27,9 @@ def pixels(pictures: np.ndarray) -> torch.Tensor:
 
 def templates() -> dict[str, str]:
     """The prompt of each domain, with {} for the class, as the task file has it."""
-    return {name: task["template"] for name, task in yaml.safe_load((FOLDER / "shapes.yaml").read_text())["tasks"].items()}
+    return {
+        name: task["template"] for name, task in yaml.safe_load((FOLDER / "shapes.yaml").read_text())["tasks"].items()
+    }
 
 
 @torch.no_grad()
