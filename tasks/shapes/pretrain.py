@@ -3,9 +3,9 @@
     python tasks/shapes/pretrain.py --output_dir tasks/shapes/model
 
 Two stages, each with a learning rate that rises and falls once: compositional pictures and captions alone, then 30 %
-pictures like those of the ten domains under coarse captions. Every step's pictures are a function of its number, so a run
-that was stopped goes on from `--checkpoint` with the same numbers. About ten minutes of one idle CPU core; weights are
-saved in float16.
+pictures like those of the ten domains under coarse captions. Every step's pictures are a function of its number, so a
+run that was stopped goes on from `--checkpoint` with the same numbers. About ten minutes of one idle CPU core; weights
+are saved in float16.
 """
 
 import argparse
@@ -30,7 +30,8 @@ DOMAIN_SHARE = 0.3
 def make_tokenizer() -> CLIPTokenizer:
     """Byte-pair encoding of the world's captions.
 
-    Entries stand in CLIP's order: bytes, bytes that end a word, merges, marks. The end mark has the highest number, so every version of transformers finds it.
+    Entries stand in CLIP's order: bytes, bytes that end a word, merges, marks. The end
+    mark has the highest number, so every version of transformers finds it.
     """
     captions = compositional(10000, np.random.default_rng([SEED, 9]))[1]
     words = [

@@ -1,7 +1,7 @@
 """The world that the small CLIP looks at: pictures of 32 x 32 pixels drawn by numpy, and ten domains cut out of it.
 
-Everything is drawn in batches and is a pure function of the seed. Pictures in the making are float32 [n, 32, 32, 3] from
-0 to 1, covers [n, 32, 32] from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
+Everything is drawn in batches and is a pure function of the seed. Pictures in the making are float32 [n, 32, 32, 3]
+from 0 to 1, covers [n, 32, 32] from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
 """
 
 from collections.abc import Callable, Sequence
@@ -342,8 +342,8 @@ DRAWN: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 def shapes_rows(domain: str, split: str, count_per_class: int, seed: int) -> tuple[Array, Array, tuple[str, ...]]:
     """Pictures uint8 [n, 32, 32, 3] of a domain, their labels int64 [n] and the names of its classes.
 
-    A pure function of its arguments, with the same number of pictures of each class, classes in turn. `split` is "train"
-    or "test". KeyError for a domain, ValueError for a split that does not exist.
+    A pure function of its arguments, with the same number of pictures of each class, classes in turn. `split` is
+    "train" or "test". KeyError for a domain, ValueError for a split that does not exist.
     """
     names = CLASSES[domain]
     stream = np.random.default_rng([seed, list(CLASSES).index(domain), ("train", "test").index(split)])
