@@ -119,6 +119,7 @@ def pretrain(stages: tuple[int, int], output: Path, checkpoint: Path | None) -> 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
     """Writes what `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read, weights in float16."""
     model.to(torch.float16).save_pretrained(output)
+    tokenizer.backend_tokenizer.no_padding()  # left on by the last batch, and written with the file
     tokenizer.save_pretrained(output)
     form = {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
