@@ -36,7 +36,8 @@ class ModelConfig:
     """Which model, and how it is held."""
 
     name_or_path: str = option(
-        "smollm2-135m-instruct", "hub id, HF folder, .gguf file, smollm2-135m-instruct, gemma3-270m or nano"
+        "smollm2-135m-instruct",
+        "hub id, HF folder, .gguf file, smollm2-135m-instruct, gemma3-270m, nano or shapes (CLIP)",
     )
     accept_gemma_terms: bool = option(
         False, "you agree to ai.google.dev/gemma/terms, so that gemma3-270m may be fetched", neutral=True

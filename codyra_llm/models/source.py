@@ -18,7 +18,7 @@ from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 
-NANO = "nano"  # of a few million parameters, to compare methods on in a minute: tasks/nano
+SMALL = {"nano": "tasks/nano/model", "shapes": "tasks/shapes/model"}  # to compare methods on in minutes
 HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
 
 
@@ -67,8 +67,8 @@ class Source:
 
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
     """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
-    if name_or_path == NANO:
-        return str(shipped("tasks/nano/model"))
+    if name_or_path in SMALL:
+        return str(shipped(SMALL[name_or_path]))
     if name_or_path in PACKAGED:
         return str(packaged_model_folder(name_or_path, accept_gemma_terms))
     if name_or_path.endswith(".gguf"):

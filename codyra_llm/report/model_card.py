@@ -137,8 +137,8 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 def _classes(results: RunResults) -> str:
     """How a picture's class is told."""
     return (
-        "It tells the class of a picture by the prompt whose features lie nearest, among the prompts that it is given.\n"
-        "Those it learned with are templates of its tasks, as `a photo of a {}.`"
+        "It tells the class of a picture by the prompt whose features lie nearest, among those that it is given.\n"
+        "The ones it learned with are templates of its tasks, as `a photo of a {}.`"
     )
 
 

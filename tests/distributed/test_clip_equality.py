@@ -1,4 +1,4 @@
-"""The same run of picture domains gives the same in every way of running it: the loss couples all pictures of a step."""
+"""A run of picture domains gives the same in every way of running it, though its loss couples all of a step."""
 
 from pathlib import Path
 from typing import Any

@@ -16,6 +16,7 @@ from codyra_llm.adapter import inject, merge
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import deltas
 from codyra_llm.distributed.ranks import start
+from codyra_llm.domains.text import domain
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.zero import add_delta, check_updates, load_base
@@ -24,7 +25,6 @@ from codyra_llm.ledger.apply import merge_entries
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.source import open_source
-from codyra_llm.domains.text import domain
 from codyra_llm.workflows.evaluate import score_model
 from tests.e2e.test_run import tiny_config
 from tests.models import WIDE, tiny_model
