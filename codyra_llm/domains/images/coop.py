@@ -3,6 +3,7 @@
 A split file is CoOp's: {"train", "val", "test"}, lists of [path below the picture folder, label from 0, class name].
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ class Layout:
     def missing(self, folder: Path) -> list[str]:
         """What a copy in this folder lacks."""
         needed = ((self.split_file or ".",), self.pictures, *self.parts)
-        return [" or ".join(names) for names in needed if not any((folder / name).exists() for name in names)]
+        return [
+            " or ".join(names) for names in needed if not any(map(os.path.exists, (folder / name for name in names)))
+        ]
 
     def picture_folder(self, folder: Path) -> Path:
         """What the paths of the split file start from."""
@@ -128,7 +131,7 @@ def find_folder(reader: str, data_dir: Path, path: str | None = None) -> Path:
     """
     layout = LAYOUTS[reader]
     names = (path,) if path else layout.folders
-    there = [data_dir / name for name in names if (data_dir / name).is_dir()]
+    there = [data_dir / name for name in names if os.path.isdir(data_dir / name)]
     come_from = f"pictures come from {layout.source}" + (f"; {SPLIT_FILES}" if layout.split_file else "")
     if not there:
         raise UserError(f"{data_dir}: has no folder {' or '.join(names)}; {come_from}")

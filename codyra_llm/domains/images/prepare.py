@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def prepare(args: argparse.Namespace) -> int:
     stream = read_image_tasks(args.task_file)
     wanted = list(stream.specs) if args.tasks is None else [name.strip() for name in args.tasks.split(",")]
     names = resolve_order(wanted, {}, stream.specs, str(args.task_file))
-    if not expand(args.data_dir).is_dir():
+    if not os.path.isdir(expand(args.data_dir)):
         raise UserError(f"--data_dir {args.data_dir}: no such folder; it holds a folder of each data set")
     found = {name: check(stream.specs[name], args.data_dir) for name in names}
     not_ready = [name for name, numbers in found.items() if numbers["problems"]]

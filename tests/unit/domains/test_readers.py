@@ -150,6 +150,18 @@ def test_a_path_that_leads_elsewhere(path: str, tmp_path: Path) -> None:
     refused("train row 2: .* no path below", tmp_path, "eurosat")
 
 
+def test_names_that_no_file_system_takes(tmp_path: Path) -> None:
+    SETS["eurosat"](tmp_path)
+    file = tmp_path / "eurosat" / SPLIT_FILE
+    content = json.loads(file.read_text())
+    content["train"][1][0] = "n" * 300 + "/a.jpg"
+    file.write_text(json.dumps(content))
+    refused("1 of 6 pictures are not there", tmp_path, "eurosat")
+    for path in ("n" * 300, "nul\0inside"):
+        refused("has no folder", tmp_path, "eurosat", path=path)
+        refused("no such folder", tmp_path, "folders", path=path)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
@@ -240,6 +252,19 @@ def test_a_pickle_of_columns_first(protocol: int, tmp_path: Path) -> None:
     data = numpy.asfortranarray(numpy.arange(6, dtype=numpy.uint8).reshape(2, 3))
     (tmp_path / "file").write_bytes(pickle.dumps({b"data": data}, protocol=protocol))
     numpy.testing.assert_array_equal(read_pickle(tmp_path / "file")[b"data"].values, data)
+
+
+def test_a_pickle_of_python_2(tmp_path: Path) -> None:
+    """CIFAR100's own files: bytes are its `str`, and the type of an array carries a state."""
+    (tmp_path / "file").write_bytes(
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05"
+        b"U\x01bq\x06\x87q\x07Rq\x08(K\x01K\x02K\x03\x86q\tcnumpy\ndtype\nq\nU\x02u1q\x0bK\x00K\x01\x87q\x0cRq\r(K\x03"
+        b"U\x01|q\x0eNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x06\x00\x00\x00\x00\x01\xff\xfe\x7f\x80tb"
+        b"U\x0bfine_labelsq\x0f]q\x10(K\x01K\x00eu."
+    )
+    content = read_pickle(tmp_path / "file")
+    assert content[b"fine_labels"] == [1, 0]
+    numpy.testing.assert_array_equal(content[b"data"].values, [[0, 1, 255], [254, 127, 128]])
 
 
 def test_a_folder_of_folders(tmp_path: Path) -> None:
