@@ -3,7 +3,8 @@
 A split file is CoOp's: {"train", "val", "test"}, lists of [path below the picture folder, label from 0, class name].
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class Layout:
     """A data set's folders below the data folder, in the order they are tried, and what must lie in one of them.
 
     `pictures` are the names of the folder that the split file's paths start from; of `parts`, each by its names, one
-    must be there too. `source` says where the pictures come from.
+    must be there too. `source` says where the pictures come from, `counts` how many the usual split has of train and
+    test.
     """
 
     folders: tuple[str, ...]
@@ -29,15 +31,18 @@ class Layout:
     split_file: str = ""
     pictures: tuple[str, ...] = (".",)
     parts: tuple[tuple[str, ...], ...] = ()
+    counts: tuple[int, int] = field(kw_only=True)
 
     def missing(self, folder: Path) -> list[str]:
         """What a copy in this folder lacks."""
         needed = ((self.split_file or ".",), self.pictures, *self.parts)
-        return [" or ".join(names) for names in needed if not any((folder / name).exists() for name in names)]
+        return [
+            " or ".join(names) for names in needed if not any(map(os.path.exists, (folder / name for name in names)))
+        ]
 
     def picture_folder(self, folder: Path) -> Path:
         """What the paths of the split file start from."""
-        return next(folder / name for name in self.pictures if (folder / name).is_dir())
+        return next(folder / name for name in self.pictures if (folder / name).exists())
 
 
 def _idx(name: str) -> tuple[str, str]:
@@ -51,20 +56,34 @@ LAYOUTS = {
         f"{VGG}/fgvc-aircraft",
         pictures=("images",),
         parts=(("variants.txt",), ("images_variant_train.txt",), ("images_variant_test.txt",)),
+        counts=(3_334, 3_333),
     ),
     "caltech101": Layout(
         ("caltech-101", "caltech101"),
         "data.caltech.edu/records/mzrjq-6wc02",
         "split_zhou_Caltech101.json",
         ("101_ObjectCategories",),
+        counts=(4_128, 2_465),
     ),
-    "dtd": Layout(("dtd", "dtd/dtd"), f"{VGG}/dtd", "split_zhou_DescribableTextures.json", ("images",)),
-    "eurosat": Layout(("eurosat",), "github.com/phelber/EuroSAT", "split_zhou_EuroSAT.json", ("2750",)),
+    "dtd": Layout(
+        ("dtd", "dtd/dtd"), f"{VGG}/dtd", "split_zhou_DescribableTextures.json", ("images",), counts=(2_820, 1_692)
+    ),
+    "eurosat": Layout(
+        ("eurosat",), "github.com/phelber/EuroSAT", "split_zhou_EuroSAT.json", ("2750",), counts=(13_500, 8_100)
+    ),
     "flowers": Layout(
-        ("oxford_flowers", "flowers-102"), f"{VGG}/flowers/102", "split_zhou_OxfordFlowers.json", ("jpg",)
+        ("oxford_flowers", "flowers-102"),
+        f"{VGG}/flowers/102",
+        "split_zhou_OxfordFlowers.json",
+        ("jpg",),
+        counts=(4_093, 2_463),
     ),
     "food101": Layout(
-        ("food-101",), "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101", "split_zhou_Food101.json", ("images",)
+        ("food-101",),
+        "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
+        "split_zhou_Food101.json",
+        ("images",),
+        counts=(50_500, 30_300),
     ),
     "mnist": Layout(
         ("MNIST/raw", "mnist"),
@@ -72,22 +91,34 @@ LAYOUTS = {
         parts=tuple(
             _idx(f"{split}-{kind}-ubyte") for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
         ),
+        counts=(60_000, 10_000),
     ),
-    "pets": Layout(("oxford_pets", "oxford-iiit-pet"), f"{VGG}/pets", "split_zhou_OxfordPets.json", ("images",)),
+    "pets": Layout(
+        ("oxford_pets", "oxford-iiit-pet"),
+        f"{VGG}/pets",
+        "split_zhou_OxfordPets.json",
+        ("images",),
+        counts=(2_944, 3_669),
+    ),
     "cars": Layout(
         ("stanford_cars",),
         "mirrors of Stanford Cars, whose own site is gone",
         "split_zhou_StanfordCars.json",
         parts=(("cars_train",), ("cars_test",)),
+        counts=(6_509, 8_041),
     ),
     "sun397": Layout(
         ("sun397", "SUN397"),
         "vision.princeton.edu/projects/2010/SUN",
         "split_zhou_SUN397.json",
         ("SUN397", "../SUN397"),
+        counts=(15_880, 19_850),
     ),
     "cifar100": Layout(
-        ("cifar-100-python",), "www.cs.toronto.edu/~kriz/cifar.html", parts=(("train",), ("test",), ("meta",))
+        ("cifar-100-python",),
+        "www.cs.toronto.edu/~kriz/cifar.html",
+        parts=(("train",), ("test",), ("meta",)),
+        counts=(50_000, 10_000),
     ),
 }
 
@@ -100,7 +131,7 @@ def find_folder(reader: str, data_dir: Path, path: str | None = None) -> Path:
     """
     layout = LAYOUTS[reader]
     names = (path,) if path else layout.folders
-    there = [data_dir / name for name in names if (data_dir / name).is_dir()]
+    there = [data_dir / name for name in names if os.path.isdir(data_dir / name)]
     come_from = f"pictures come from {layout.source}" + (f"; {SPLIT_FILES}" if layout.split_file else "")
     if not there:
         raise UserError(f"{data_dir}: has no folder {' or '.join(names)}; {come_from}")

@@ -215,13 +215,14 @@ def _pictures(base: Path, rows: Iterable[coop.Named], where: str) -> list[Pictur
 
 
 def _names_in(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    """What a folder holds: nothing, where it is none."""
+    return set(_entries(folder)) if os.path.isdir(folder) else set()
 
 
 def _folder(spec: DomainSpec, data_dir: Path, holds: str) -> Path:
     name = PurePosixPath(spec.path or spec.name)
     folder = data_dir / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; that of task {spec.name} {holds}")
     return folder
 
@@ -235,4 +236,4 @@ def _entries(folder: Path) -> list[str]:
 
 def _folders_in(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(name for name in _entries(folder) if not name.startswith(".") and (folder / name).is_dir())
+    return sorted(name for name in _entries(folder) if not name.startswith(".") and os.path.isdir(folder / name))

@@ -47,8 +47,8 @@ def test_reference_draws_are_the_official_ones(golden_clip: Path) -> None:
             assert [str(picture.source) for picture in drawn] == read["files"]
             assert [picture.label for picture in drawn] == read["labels"]
     for case in recorded["array_data"]:
-        generator = numpy.random.RandomState(case["seed"])
-        assert reference_indices(recorded["array_labels"], case["shots"], generator) == case["indices"]
+        global_one = numpy.random.RandomState(case["seed"])
+        assert reference_indices(recorded["array_labels"], case["shots"], global_one) == case["indices"]
 
 
 def test_a_draw_depends_on_its_arguments_alone() -> None:
