@@ -1,5 +1,6 @@
 """What class of transformers a model is, by its configuration: a causal language model, or CLIP's two towers."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -34,6 +36,13 @@ def hold_scalars(model: PreTrainedModel) -> PreTrainedModel:
                 delattr(module, name)
                 module.register_buffer(name, _as_buffer(scalar))
     return model
+
+
+def read_by_parents(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """(module, weight of one of its children) where a module reads such a weight itself, if only its shape."""
+    for module in model.modules():
+        if isinstance(module, CLIPTextEmbeddings):
+            yield module, module.position_embedding.weight
 
 
 def _as_buffer(scalar: nn.Parameter) -> torch.Tensor:

@@ -12,7 +12,7 @@ from tests.clip import save_clip
 from tests.distributed.forked import run_forked
 
 ONE = {"zero": "zero0", "ranks": 1, "micro": 8}  # straight through, in one pass
-WAYS = [
+WAYS: list[dict[str, Any]] = [
     *({**ONE, "micro": micro} for micro in (1, 2, 4, 3)),  # the last of three passes of three has two pictures
     *({"zero": zero, "ranks": 2, "micro": 2} for zero in ("zero0", "zero2", "zero3")),
     {"zero": "zero3", "ranks": 2, "micro": 8},
