@@ -38,7 +38,7 @@ def hold_scalars(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def read_by_parents(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+def read_by_parents(model: nn.Module) -> Iterator[tuple[nn.Module, torch.Tensor]]:
     """(module, weight of one of its children) where a module reads such a weight itself, if only its shape."""
     for module in model.modules():
         if isinstance(module, CLIPTextEmbeddings):

@@ -44,12 +44,12 @@ def test_every_way_of_running_gives_the_same(folders: dict[str, Path], way: dict
         assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
         assert ours.live_rank == theirs.live_rank
     assert other.matrices == one.matrices
-    for own, expected in zip(other.answer_nll, one.answer_nll, strict=True):
-        assert own == pytest.approx(expected, abs=1e-4)
+    for of_stage, its in zip(other.answer_nll, one.answer_nll, strict=True):
+        assert of_stage == pytest.approx(its, abs=1e-4)
     assert [ranks.by_projection for ranks in other.ranks] == [ranks.by_projection for ranks in one.ranks]
-    ours, theirs = (load_file(folders[name(each)] / "model" / "model.safetensors") for each in (way, ONE))
-    for key, weight in theirs.items():
-        torch.testing.assert_close(ours[key], weight, atol=1e-5, rtol=0)
+    found, expected = (load_file(folders[name(each)] / "model" / "model.safetensors") for each in (way, ONE))
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, atol=1e-5, rtol=0)
 
 
 def test_the_comparison_is_of_something(folders: dict[str, Path]) -> None:

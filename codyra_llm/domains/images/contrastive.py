@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.domains.images.rows import Space
 from codyra_llm.engine.loss import Learning
 from codyra_llm.engine.retention import KINDS, Retention
 from codyra_llm.methods.hooks import Hooks
@@ -85,8 +86,8 @@ class ContrastiveObjective:
     def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks, retention: Retention | None = None) -> None:
         self.engine, self.batches, self.ranks = engine, batches, ranks
         self.examples: Any = batches.examples
-        first = self.examples[0]
-        self.space, self.own = first.space, first.own
+        self.space: Space = self.examples[0].space
+        self.own: range = self.examples[0].own
         self.prompts = [self.space.prompts[number] for number in self.own]
         self.scale = engine.module.model.logit_scale.float().exp()
 

@@ -162,7 +162,7 @@ class Images:
 
     def described(self, source: Source, example: Any) -> str | None:
         """The file and the prompt of its class."""
-        prompt = source.tokenizer.decode(example.space.prompts[example.answer[0]], skip_special_tokens=True)
+        prompt = example.space.texts[example.answer[0]]
         name = example.picture.source
         shape = getattr(name, "shape", None)
         return f"{name if shape is None else f'a picture of {shape[1]} x {shape[0]}'} >>{prompt}<<"
@@ -224,4 +224,4 @@ def _space(tasks: Sequence[ImageTask], source: Source) -> Space:
                 "the model knows, or tokens that it does not know; give the tokenizer that belongs to it"
             )
     classes = [name for task in tasks for name in task.classes]
-    return Space([task.name for task in tasks], first, classes, ids, end, read_pixels(source))
+    return Space([task.name for task in tasks], first, classes, prompts, ids, end, read_pixels(source))

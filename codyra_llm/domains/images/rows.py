@@ -35,7 +35,7 @@ class Space:
 
     Attributes:
         tasks: their names. first: the number of each one's first class, and the number of all classes.
-        classes: names. prompts: token ids of each class's prompt, its end mark included.
+        classes: names. texts: the prompt of each class. prompts: its token ids, the end mark included.
         end: the id of the end mark, which also fills prompts up.
         pixels: how pictures become pixels.
     """
@@ -43,6 +43,7 @@ class Space:
     tasks: Sequence[str]
     first: Sequence[int]
     classes: Sequence[str]
+    texts: Sequence[str]
     prompts: Sequence[Sequence[int]]
     end: int
     pixels: Pixels

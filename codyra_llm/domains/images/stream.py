@@ -9,7 +9,7 @@ from codyra_llm.domains.images.draws import draw
 from codyra_llm.domains.images.pictures import Picture
 from codyra_llm.domains.images.readers import ImageDomain, read_domain
 from codyra_llm.domains.images.rows import ImageTask, shown_rows
-from codyra_llm.domains.images.tasks import read_image_tasks
+from codyra_llm.domains.images.tasks import ImageStreamSpec, read_image_tasks
 from codyra_llm.files import expand
 
 
@@ -23,7 +23,7 @@ def load_stream(config: RunConfig) -> TaskStream:
     known = read_image_tasks(file, config.data.allow_code)
     names = resolve_order(config.order, known.orders, known.specs, str(file))
     folder = expand(config.data_dir)
-    published = {variant: row.scores for variant in (UNION, WITHIN_TASK) if (row := known.zero_shot(variant))}
+    published = _published(config, known, names)
     tasks: list[ImageTask] = []
     notes: list[str] = []
     for name in names:
@@ -34,6 +34,18 @@ def load_stream(config: RunConfig) -> TaskStream:
         tasks.append(image_task(domain, how, spec.shots, config.seed, of_task))
         notes += domain.notes
     return TaskStream(tuple(tasks), known.label, folder.resolve().name, tuple(notes))
+
+
+def _published(config: RunConfig, known: ImageStreamSpec, names: Sequence[str]) -> dict[str, Mapping[str, float]]:
+    """{scoring variant: {task: percent}} of the untouched model, where it is scored on all that was then."""
+    rows = {variant: known.zero_shot(variant) for variant in (UNION, WITHIN_TASK)}
+    if config.data.max_test_examples is not None:
+        return {}
+    return {
+        variant: row.scores
+        for variant, row in rows.items()
+        if row and (variant == WITHIN_TASK or set(row.scores) == set(names))
+    }
 
 
 def image_task(
