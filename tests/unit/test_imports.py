@@ -27,7 +27,6 @@ ORDER = [
     "evaluation",
     "domains",
     "results",
-    "domains",
     "planning",
     "report",
     "workflows",

@@ -85,7 +85,7 @@ class ContrastiveObjective:
 
     def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks, retention: Retention | None = None) -> None:
         self.engine, self.batches, self.ranks = engine, batches, ranks
-        self.examples: Any = batches.examples
+        self.examples: list[Any] = list(batches.examples)
         self.space: Space = self.examples[0].space
         self.own: range = self.examples[0].own
         self.prompts = [self.space.prompts[number] for number in self.own]
