@@ -215,12 +215,11 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
 def make_parser() -> Parser:
     """What the command line may be."""
     parser = Parser(
-        prog="prepare_trace.py",
         description="Check a downloaded copy of TRACE, or of the pictures that a task file names; with "
         "--validation_size, also write a clean copy of TRACE.",
         epilog=f"Exit status: 0 ready, 1 a task cannot be used as it is, 2 wrong call. Where to get the data: {WHERE}",
     )
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder that contains C-STANCE/ FOMC/ ...")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of C-STANCE/ FOMC/ ..., or of pictures")
     parser.add_argument(
         "--task_file",
         type=Path,

@@ -33,7 +33,9 @@ def prepare(args: argparse.Namespace) -> int:
     wanted = list(stream.specs) if args.tasks is None else [name.strip() for name in args.tasks.split(",")]
     names = resolve_order(wanted, {}, stream.specs, str(args.task_file))
     if not os.path.isdir(expand(args.data_dir)):
-        raise UserError(f"--data_dir {args.data_dir}: no such folder; it holds a folder of each data set")
+        raise UserError(
+            f"--data_dir {args.data_dir}: no such folder; it holds a folder of each data set, as docs/clip.md says"
+        )
     found = {name: check(stream.specs[name], args.data_dir) for name in names}
     not_ready = [name for name, numbers in found.items() if numbers["problems"]]
     if args.json:
