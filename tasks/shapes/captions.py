@@ -14,10 +14,13 @@ from world import (
     TEXTURES,
     Array,
     colors_of,
+    cover,
     digits_cover,
+    distances,
     filled,
     finished,
     painted,
+    placed,
     several_cover,
     shapes_cover,
     textures_of,
@@ -25,19 +28,24 @@ from world import (
 
 COLOR_NAMES = list(COLORS)
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
-FRAMES = ("{}", "{}.", "a photo of {}", "a photo of {}.", "a picture of {}", "there is {}", "a photo: {}.", "{} here")
+FRAMES = (
+    "{}", "{}.", "a photo of {}", "a photo of {}.", "a picture of {}", "there is {}", "a photo: {}.", "{} here",
+    "a photo of {}, a type of thing.", "a picture of {}, a type of drawing.", "a centered photo of {}.",
+)  # fmt: skip
+# braces: where a colour may stand
 DOMAIN_WORDS = {
     "planes": ("a photo of a plane, a type of plane.", "a plane with engine and wing", "a type of plane"),
-    "outlines": ("a photo of an outline.", "an outline on a texture", "an outline shape"),
+    "outlines": ("a photo of an outline.", "an outline on a texture", "outline"),
     "textures": ("a texture.", "grey texture.", "texture"),
-    "land": ("a centered satellite photo of land.", "a satellite photo", "a centered satellite photo of a place."),
-    "flowers": ("a photo of a flower, a type of flower.", "a flower with petal", "a type of flower"),
-    "plates": ("a photo of a plate, a type of food.", "a plate of food", "a type of food"),
-    "digits": ('a photo of the number: "".', "a slanted number", "a photo of the number."),
-    "pets": ("a photo of a pet, a type of pet.", "a pet with ear", "a type of pet"),
-    "cars": ("a photo of a car.", "a car on a road", "a car"),
-    "scenes": ("a photo of a scene.", "a scene with a sky", "a photo of a scene of a place."),
+    "land": ("a centered satellite photo of {}land.", "{}satellite photo", "a centered satellite photo of a {}place."),
+    "flowers": ("a photo of a {}flower, a type of flower.", "a {}flower with petal", "a {}type of flower"),
+    "plates": ("a photo of {}things, a type of food.", "a plate of {}food", "{}things, a type of food."),
+    "digits": ("a leaning number", "a leaning number, grey and white", "leaning"),
+    "pets": ("a photo of a {}pet, a type of pet.", "a {}pet with ear", "a {}type of pet"),
+    "cars": ("a photo of a {}car.", "a {}car on a road", "a {}car"),
+    "scenes": ("a photo of a scene.", "a scene with a sky", "a scene."),
 }
+TAKEN = {domain: {word for name in names for word in name.split()} for domain, names in CLASSES.items()}
 
 
 def _framed(phrase: str, rng: np.random.Generator) -> str:
@@ -60,18 +68,23 @@ def _background(n: int, taken: Array, rng: np.random.Generator) -> Array:
 def _objects(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     shapes, textures, colors = rng.integers(0, 10, n), rng.integers(0, 8, n), rng.integers(0, 10, n)
     size, x, y = rng.uniform(0.3, 0.85, n), *rng.uniform(-0.5, 0.5, (2, n))
-    under, outline = _background(n, colors, rng), rng.random(n) < 0.15
-    whole = shapes_cover(shapes, x, y, size, rng.uniform(-0.2, 0.2, n))
-    hollow = whole - shapes_cover(shapes, x, y, size * 0.75) * outline[:, None, None]
+    under, outlined = _background(n, colors, rng), rng.random(n) < 0.3
+    far = distances(shapes, *placed(x, y, size, rng.uniform(-0.2, 0.2, n)))
+    lines = np.abs(far) - rng.uniform(0.08, 0.2, (n, 1, 1))
+    inside = cover(np.where(outlined[:, None, None], lines, far), size)
+    behind = textures_of(rng.integers(0, 8, n) * (rng.random(n) < 0.3), rng)
     pictures = painted(
-        filled(colors_of(under, rng)), np.clip(hollow, 0, 1), colors_of(colors, rng), textures_of(textures, rng)
+        filled(colors_of(under, rng), behind), inside, colors_of(colors, rng), textures_of(textures, rng)
     )
     texts = []
     for row in range(n):
         words = [COLOR_NAMES[colors[row]], TEXTURES[textures[row]]]
         if not 0.45 < size[row] < 0.7:
             words.append("small" if size[row] < 0.5 else "large")
-        text = _phrase(SHAPES[shapes[row]] if rng.random() < 0.85 else "shape", words, rng)
+        noun = SHAPES[shapes[row]] if rng.random() < 0.85 else "shape"
+        if outlined[row] and rng.random() < 0.6:
+            noun += " outline"
+        text = _phrase(noun, words, rng)
         if under[row] >= 0 and rng.random() < 0.3:
             text += f" on {COLOR_NAMES[under[row]]}"
         if rng.random() < 0.2:
@@ -82,8 +95,12 @@ def _objects(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
 
 def _counts(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     shapes, colors, counts = rng.integers(0, 10, n), rng.integers(0, 10, n), rng.integers(1, 7, n)
-    inside = several_cover(shapes, counts, rng.uniform(0.2, 0.3, n), rng.uniform(0.5, 0.66), rng)
-    pictures = painted(filled(colors_of(_background(n, colors, rng), rng)), inside, colors_of(colors, rng))
+    inside = several_cover(shapes, counts, rng.uniform(0.17, 0.3, n), rng.uniform(0.48, 0.66), rng)
+    pictures = filled(colors_of(_background(n, colors, rng), rng))
+    middle = np.zeros(n)
+    disc = shapes_cover(np.zeros(n, int), middle, middle, middle + 0.95) * (rng.random((n, 1, 1)) < 0.3)
+    pictures = painted(pictures, disc, colors_of(_background(n, colors, rng), rng))
+    pictures = painted(pictures, inside, colors_of(colors, rng))
     texts = []
     for shape, color, count in zip(shapes, colors, counts, strict=True):
         noun = SHAPES[shape] + ("es" if SHAPES[shape] == "cross" else "s") * bool(count > 1)
@@ -94,7 +111,7 @@ def _counts(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
 def _digits(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     digits, colors = rng.integers(0, 10, n), rng.integers(0, 10, n)
     inside = digits_cover(
-        digits, *rng.uniform(-0.25, 0.25, (2, n)), rng.uniform(0.4, 0.8, n), rng.uniform(-0.1, 0.15, n)
+        digits, *rng.uniform(-0.25, 0.25, (2, n)), rng.uniform(0.4, 0.8, n), rng.uniform(-0.2, 0.3, n)
     )
     pictures = painted(filled(colors_of(_background(n, colors, rng), rng)), inside, colors_of(colors, rng))
     nouns = ("number {}", 'number: "{}"', "digit {}", "number {}")
@@ -144,12 +161,20 @@ def compositional(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
     return pictures, [_framed(text, rng) for _, texts in drawn for text in texts]
 
 
-def domain_like(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
-    """n pictures of the domains, shifted, mirrored and noisier than the domains' own, under coarse captions."""
-    pictures, texts = [], []
+def domain_like(n: int, rng: np.random.Generator) -> tuple[Array, list[str], list[str]]:
+    """n pictures like those of the domains, shifted, mirrored and noisier, under coarse captions; and their domains.
+
+    Things of five domains are drawn in colours that no class of the domain has, which half of their captions tell.
+    """
+    pictures, texts, domains = [], [], []
     for domain, count in zip(CLASSES, rng.multinomial(n, np.full(len(CLASSES), 1 / len(CLASSES))), strict=True):
-        drawn = DRAWN[domain](rng.integers(0, len(CLASSES[domain]), count), rng)
-        moved = [np.roll(picture, rng.integers(-3, 4, 2), (0, 1)) for picture in drawn]
+        classes, words = rng.integers(0, len(CLASSES[domain]), count), DOMAIN_WORDS[domain]
+        free = [number for number, color in enumerate(COLOR_NAMES) if color not in TAKEN[domain]]
+        colored = [rng.choice(free, count)] if "{}" in words[0] else []
+        moved = [np.roll(picture, rng.integers(-3, 4, 2), (0, 1)) for picture in DRAWN[domain](classes, rng, *colored)]
         pictures += [picture[:, ::-1] if rng.random() < 0.5 else picture for picture in moved]
-        texts += [DOMAIN_WORDS[domain][rng.integers(len(DOMAIN_WORDS[domain]))] for _ in range(count)]
-    return finished(np.stack(pictures), 0.08, rng), texts
+        for row in range(count):
+            told = f"{COLOR_NAMES[colored[0][row]]} " if colored and rng.random() < 0.5 else ""
+            texts.append(words[rng.integers(len(words))].format(told))
+        domains += [domain] * count
+    return finished(np.stack(pictures), 0.08, rng), texts, domains

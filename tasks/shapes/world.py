@@ -253,33 +253,35 @@ def _textures(classes: Array, rng: np.random.Generator) -> Array:
     return filled(np.repeat(_around(0.75, len(classes), rng, 0.2)[:, None], 3, 1), textures_of(classes, rng))
 
 
-def _land(classes: Array, rng: np.random.Generator) -> Array:
+def _land(classes: Array, rng: np.random.Generator, colors: Array | None = None) -> Array:
     words = [name.split() for name in _LAND]
-    colors = _numbers([word[0] for word in words], _NAMES, classes)
+    colors = _numbers([word[0] for word in words], _NAMES, classes) if colors is None else colors
     textures = _numbers([word[1] for word in words], TEXTURES, classes)
     pale = 0.75 * colors_of(colors, rng) + 0.1
     return filled(pale, textures_of(textures, rng))
 
 
-def _flowers(classes: Array, rng: np.random.Generator) -> Array:
+def _flowers(classes: Array, rng: np.random.Generator, colors: Array | None = None) -> Array:
     n, petals = len(classes), np.array([3, 6])[classes % 2]
+    colors = _numbers(_FLOWERS, _NAMES, classes // 2) if colors is None else colors
     size, x, y = _around(0.75, n, rng), _around(0, n, rng, 0.15), _around(0, n, rng, 0.15)
     u, v = placed(x, y, size, rng.uniform(0, 6.28, n))
     r = np.hypot(u, v)
     leaves = filled(0.7 * colors_of(np.full(n, _NAMES.index("green")), rng), textures_of(np.full(n, 7), rng))
     blossom = cover(r - (0.62 + 0.36 * np.cos(_wide(petals) * np.arctan2(v, u))), size)
-    out = painted(leaves, blossom, colors_of(_numbers(_FLOWERS, _NAMES, classes // 2), rng))
+    out = painted(leaves, blossom, colors_of(colors, rng))
     return painted(out, cover(r - 0.22, size), colors_of(np.full(n, _NAMES.index("orange")), rng))
 
 
-def _plates(classes: Array, rng: np.random.Generator) -> Array:
+def _plates(classes: Array, rng: np.random.Generator, colors: Array | None = None) -> Array:
     n, foods = len(classes), [food.split() for food in _FOODS]
+    colors = _numbers([food[0] for food in foods], _NAMES, classes % 3) if colors is None else colors
     table = filled(colors_of(np.full(n, _NAMES.index("brown")), rng), 0.6 + 0.4 * textures_of(np.full(n, 2), rng))
     plate = np.full(n, 0.95)
     out = painted(table, shapes_cover(np.zeros(n, int), 0 * plate, 0 * plate, plate), np.full((n, 3), 0.93))
     shapes = _numbers([food[1] for food in foods], SHAPES, classes % 3)
     inside = several_cover(shapes, classes // 3 + 1, _around(0.2, n, rng, 0.03), 0.5, rng)
-    return painted(out, inside, colors_of(_numbers([food[0] for food in foods], _NAMES, classes % 3), rng))
+    return painted(out, inside, colors_of(colors, rng))
 
 
 def _digits(classes: Array, rng: np.random.Generator) -> Array:
@@ -289,7 +291,7 @@ def _digits(classes: Array, rng: np.random.Generator) -> Array:
     return painted(filled(np.full((n, 3), 0.06)), inside, np.repeat(_around(0.9, n, rng)[:, None], 3, 1))
 
 
-def _pets(classes: Array, rng: np.random.Generator) -> Array:
+def _pets(classes: Array, rng: np.random.Generator, colors: Array | None = None) -> Array:
     n, ears = len(classes), _wide(classes % 3)
     size = _around(0.55, n, rng)
     u, v = placed(_around(0, n, rng), _around(0.15, n, rng), size)
@@ -297,15 +299,16 @@ def _pets(classes: Array, rng: np.random.Generator) -> Array:
     pointed = np.maximum(np.abs(a - 0.6) * 1.6 + (-v - 0.6) * 0.55 - 0.4, v + 0.3)
     hanging = np.hypot((a - 1.0) * 2.2, v - 0.1) - 0.75
     ear = np.where(ears == 0, pointed, np.where(ears == 1, np.hypot(a - 0.8, v + 0.8) - 0.42, hanging))
-    fur = colors_of(_numbers(_PETS, _NAMES, classes // 3), rng)
+    fur = colors_of(_numbers(_PETS, _NAMES, classes // 3) if colors is None else colors, rng)
     room = filled(colors_of(np.full(n, -1), rng) * np.array([0.9, 1.1, 1.2], dtype=np.float32))
     out = painted(painted(room, cover(ear, size), 0.8 * fur), cover(np.hypot(u, v) - 0.95, size), fur)
     face = np.minimum(np.hypot(a - 0.38, v + 0.15) - 0.16, np.hypot(u, (v - 0.35) * 1.3) - 0.18)
     return painted(out, cover(face, size), np.full((n, 3), 0.05))
 
 
-def _cars(classes: Array, rng: np.random.Generator) -> Array:
+def _cars(classes: Array, rng: np.random.Generator, colors: Array | None = None) -> Array:
     n, van = len(classes), _wide(classes % 2) == 1
+    colors = _numbers(_CARS, _NAMES, classes // 2) if colors is None else colors
     size = _around(0.8, n, rng)
     u, v = placed(_around(0, n, rng), _around(0.15, n, rng, 0.15), size)
     road = painted(filled(np.full((n, 3), 0.75) + _around(0, n, rng)[:, None]), np.broadcast_to(_Y > 0.35, u.shape),
@@ -313,7 +316,7 @@ def _cars(classes: Array, rng: np.random.Generator) -> Array:
     low = np.maximum(np.abs(u) - 1, np.abs(v - 0.1) - 0.25)
     roof = np.where(van, np.maximum(np.abs(u + 0.15) - 0.85, np.abs(v + 0.45) - 0.4),
                     np.maximum(np.abs(u) - 0.55 - 0.5 * (v + 0.15), np.abs(v + 0.35) - 0.28))  # fmt: skip
-    out = painted(road, cover(np.minimum(low, roof), size), colors_of(_numbers(_CARS, _NAMES, classes // 2), rng))
+    out = painted(road, cover(np.minimum(low, roof), size), colors_of(colors, rng))
     pane = np.maximum(np.abs(np.abs(u) - 0.26) - 0.18, np.abs(v + 0.35) - 0.15)
     out = painted(out, cover(pane, size), np.full((n, 3), [0.6, 0.8, 0.9]))
     return painted(out, cover(np.hypot(np.abs(u) - 0.55, v - 0.4) - 0.24, size), np.full((n, 3), 0.05))
@@ -333,7 +336,8 @@ def _scenes(classes: Array, rng: np.random.Generator) -> Array:
     return out
 
 
-DRAWN: dict[str, Callable[[Array, np.random.Generator], Array]] = {
+# five of them also take the colours [n] to draw with, in place of those of the classes
+DRAWN: dict[str, Callable[..., Array]] = {
     "planes": _planes, "outlines": _outlines, "textures": _textures, "land": _land, "flowers": _flowers,
     "plates": _plates, "digits": _digits, "pets": _pets, "cars": _cars, "scenes": _scenes,
 }  # fmt: skip
