@@ -19,18 +19,21 @@ WAYS: list[dict[str, Any]] = [
     {"zero": "zero3", "ranks": 1, "micro": 8},
     {"zero": "zero0", "ranks": 3, "micro": 1},  # more passes than prompts
     {**ONE, "micro": 2, "settings": {"model.gradient_checkpointing": True}},
+    {"zero": "zero3", "ranks": 2, "micro": 2, "killed_at": 11},  # begun on one rank at stage 0
 ]
+KILLED: dict[str, Any] = {**ONE, "killed_at": 12}
 
 
 def name(way: dict[str, Any]) -> str:
-    return f"{way['zero']}-{way['ranks']}x{way['micro']}" + ("-recomputed" if "settings" in way else "")
+    more = ("-recomputed" if "settings" in way else "") + ("-killed" if "killed_at" in way else "")
+    return f"{way['zero']}-{way['ranks']}x{way['micro']}{more}"
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("clip")
     model = save_clip(folder / "model")
-    ways = {name(way): way for way in [ONE, *WAYS]}
+    ways = {name(way): way for way in [ONE, KILLED, *WAYS]}
     jobs = [{"way": way, "model": str(model), "output": str(folder / key)} for key, way in ways.items()]
     for key, statuses in zip(ways, run_forked("tests.distributed.clip_worker", jobs), strict=True):
         assert not any(statuses), (folder / f"{key}.log").read_text()[-4000:]
@@ -50,6 +53,15 @@ def test_every_way_of_running_gives_the_same(folders: dict[str, Path], way: dict
     found, expected = (load_file(folders[name(each)] / "model" / "model.safetensors") for each in (way, ONE))
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, atol=1e-5, rtol=0)
+
+
+def test_a_run_that_was_killed_ends_to_the_bit_as_one_that_was_not(folders: dict[str, Path]) -> None:
+    whole, killed = (read_results(folders[name(way)]) for way in (ONE, KILLED))
+    assert [(each.task, each.phase, each.step) for each in killed.sessions] == [(2, "train", 2)]
+    assert killed.losses == whole.losses
+    assert (killed.matrices, killed.answer_nll) == (whole.matrices, whole.answer_nll)
+    ours, theirs = (load_file(folders[name(way)] / "model" / "model.safetensors") for way in (KILLED, ONE))
+    assert all(torch.equal(ours[key], weight) for key, weight in theirs.items())
 
 
 def test_the_comparison_is_of_something(folders: dict[str, Path]) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from codyra_llm import run
-from codyra_llm.config import RunConfig
+from codyra_llm.config import RunConfig, to_yaml
 from codyra_llm.errors import Stopped
 from codyra_llm.evaluation.matrix import matrix_metrics
 from codyra_llm.models.load import load_model
@@ -210,3 +211,48 @@ def test_a_dry_run_shows_a_picture_and_its_prompt(
     printed = command("train_trace.py", *arguments, "--train.global_batch_size", 8, "--dry_run")
     assert "task  classes  pictures  steps  test pictures" in printed
     assert ">>a orange photo.<<" in printed or ">>a red photo.<<" in printed or ">>a yellow photo.<<" in printed
+
+
+def test_a_comparison_has_what_the_benchmarks_report(
+    model: Path, tmp_path: Path, files: dict[str, object], command: Command
+) -> None:
+    config = clip_run(model, tmp_path / "grid", **files, **{"train.steps": 4})
+    content = {
+        **yaml.safe_load(to_yaml(config)),
+        "compare": {"methods": ["lora", "codyra"], "seeds": [1], "line": "lora"},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    command("compare.py", "--config", tmp_path / "grid.yaml")
+    found = json.loads((tmp_path / "grid" / "comparison.json").read_text())
+    assert [each["name"] for each in found["contestants"]] == ["lora", "codyra"]
+    for each in found["contestants"]:
+        assert each["mean"]["last"] == pytest.approx(each["mean"]["OP"])
+        assert each["mean"]["transfer"] is not None
+        assert each["mean"]["flops"] is None
+    assert "Transfer" in (tmp_path / "grid" / "comparison.md").read_text()
+
+
+def test_a_ledger_is_extended_by_other_domains(model: Path, tmp_path: Path) -> None:
+    one = run(clip_run(model, tmp_path / "one", order=["warm"]), color_stream(6, ("warm",)))
+    both = clip_run(model, tmp_path / "both", extend=str(tmp_path / "one" / "ledger"))
+    two = run(both, color_stream(6, ("cold",)))
+    assert two.matrices["within_task"][0] != [None]
+    assert one.finished and two.finished
+    assert [path.name for path in sorted((tmp_path / "both" / "ledger").glob("0*"))] == ["01-warm", "02-cold"]
+
+
+def test_the_built_in_model_and_its_stream(tmp_path: Path, command: Command) -> None:
+    how = {"order": "land,textures", "train.steps": 4, "data.max_test_examples": 16, "tracking": "[]"}
+    arguments = [part for name, value in how.items() for part in (f"--{name}", value)]
+    command("train_trace.py", "--config", "quickstart_clip", "--output_dir", tmp_path / "run", *arguments)
+    results = read_results(tmp_path / "run")
+    assert results.tasks == ["land", "textures"]
+    assert sum(results.matrices["within_task"][0]) > 40, "it has seen such pictures, though not by class"  # type: ignore
+    CLIPModel.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_commands_of_language_models_refuse_it(model: Path, tmp_path: Path, refused: Command) -> None:
+    line = "CLIPModel is not a causal language model"
+    assert line in refused("plan.py", "--model", model, "--gpu-memory", "24GB")
+    assert line in refused("evaluate.py", "--model", model, "--suites", "piqa", "--output_dir", tmp_path / "out")
+    assert line in refused("train_trace.py", "--model.name_or_path", model, "--output_dir", tmp_path / "out")
