@@ -21,7 +21,7 @@ def work(way: dict[str, Any], model: str, output: str, rank: int, killed_at: int
         if global_step == killed_at:
             os._exit(9)
 
-    Reporter.step = act  # type: ignore[method-assign]
+    Reporter.step = act
     settings = {
         "train.checkpoint_every": 2,
         "deepspeed": way["deepspeed"],

@@ -10,7 +10,7 @@ The released code forms both over the prompts of all tasks so far: the image ter
 and in the text term they have no picture, so that of them nothing but their number is in value or gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -93,37 +93,41 @@ class ContrastiveObjective:
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As `Objective.passes`."""
-        accumulation = self.engine.gradient_accumulation_steps()
-        count, rows = accumulation * self.ranks.size, self.batches.rows_of(step)
+        rows, passes = self.batches.rows_of(step), self.engine.gradient_accumulation_steps()
         labels = torch.tensor([self.examples[row].answer[0] - self.own.start for row in rows], device=self.ranks.device)
-        if count == 1:
-            images, texts = self.engine(self._pixels(rows, step), self._ids(self.prompts))
-            loss = self._loss(images, texts, labels)
-            yield loss, _parts(loss)
+        if passes * self.ranks.size > 1:
+            yield from self._in_parts(step, rows, labels, passes)
             return
-        of_rows = _dealt(rows, self.batches.micro_batch_size, self.ranks, accumulation)
-        of_prompts = _dealt(self.prompts, -(-len(self.prompts) // count), self.ranks, accumulation)
-        inputs = [
-            # a pass without pictures or prompts of its own repeats one: under ZeRO-3 all ranks take part in each
-            (self._pixels(pictures or rows[:1], step), self._ids(prompts or self.prompts[:1]))
-            for pictures, prompts in zip(of_rows, of_prompts, strict=True)
-        ]
-        with torch.no_grad():
-            found = [self.engine.module(*each) for each in inputs]
-        sizes = [(len(pictures), len(prompts)) for pictures, prompts in zip(of_rows, of_prompts, strict=True)]
-        most = self.batches.micro_batch_size, -(-len(self.prompts) // count)
-        images = self._gathered([own[0][: size[0]] for own, size in zip(found, sizes, strict=True)], most[0])
-        texts = self._gathered([own[1][: size[1]] for own, size in zip(found, sizes, strict=True)], most[1])
-        images, texts = images[: len(rows)].requires_grad_(), texts[: len(self.prompts)].requires_grad_()
+        images, texts = self.engine(self._pixels(rows, step), self._ids(self.prompts))
         loss = self._loss(images, texts, labels)
+        yield loss, _parts(loss)
+
+    def _in_parts(
+        self, step: int, rows: list[int], labels: torch.Tensor, passes: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The passes of a step that is cut up: pictures, and prompts likewise, are dealt to all of them in turn."""
+        count, dealt = passes * self.ranks.size, (rows, self.prompts)
+        widths = self.batches.micro_batch_size, -(-len(self.prompts) // count)  # what a pass has of each, at most
+        places = [number * self.ranks.size + self.ranks.rank for number in range(passes)]
+        inputs = []
+        for place in places:
+            own = [items[place * width : (place + 1) * width] for items, width in zip(dealt, widths, strict=True)]
+            # one without any reads another's, which does not count: under ZeRO-3 all ranks take part in each pass
+            inputs.append((self._pixels(own[0] or rows[:1], step), self._ids(own[1] or self.prompts[:1])))
+        with torch.no_grad():
+            found = zip(*(self.engine.module(*each) for each in inputs), strict=True)
+            images, texts = (
+                self._gathered(parts, width)[: len(items)]
+                for parts, width, items in zip(found, widths, dealt, strict=True)
+            )
+        loss = self._loss(images.requires_grad_(), texts.requires_grad_(), labels)
         gradients = torch.autograd.grad(loss, (images, texts))
-        for number, (each, own) in enumerate(zip(inputs, sizes, strict=True)):
-            place = number * self.ranks.size + self.ranks.rank
+        for place, each in zip(places, inputs, strict=True):
             total = torch.zeros((), device=self.ranks.device)
-            for features, gradient, size, width in zip(self.engine(*each), gradients, own, most, strict=True):
-                total = total + (features[:size] * gradient[place * width : place * width + size]).sum()
-            # DeepSpeed averages gradients over ranks and passes
-            yield total * count, _parts(loss / count)
+            for features, gradient, width in zip(self.engine(*each), gradients, widths, strict=True):
+                own_gradient = gradient[place * width : (place + 1) * width]
+                total = total + (features[: len(own_gradient)] * own_gradient).sum()
+            yield total * count, _parts(loss / count)  # DeepSpeed averages gradients over ranks and passes
 
     def mean(self, step: int, summed: float) -> float:
         """As `Objective.mean`."""
@@ -141,7 +145,7 @@ class ContrastiveObjective:
     def _ids(self, prompts: Any) -> torch.Tensor:
         return padded(prompts, self.space.end).to(self.ranks.device)
 
-    def _gathered(self, own: list[torch.Tensor], width: int) -> torch.Tensor:
+    def _gathered(self, own: Sequence[torch.Tensor], width: int) -> torch.Tensor:
         """[places, d]: the features of all passes of all ranks, in the order in which they were dealt."""
         whole = torch.stack([functional.pad(each, (0, 0, 0, width - len(each))) for each in own])
         every = [torch.empty_like(whole) for _ in range(self.ranks.size)]
@@ -150,12 +154,6 @@ class ContrastiveObjective:
 
 
 CONTRASTIVE = Learning(Features, ContrastiveObjective)
-
-
-def _dealt(items: Any, width: int, ranks: Ranks, passes: int) -> list[Any]:
-    """What each pass of this rank gets, `width` at a time, in turn."""
-    places = [(number * ranks.size + ranks.rank) * width for number in range(passes)]
-    return [items[place : place + width] for place in places]
 
 
 def _parts(loss: torch.Tensor) -> torch.Tensor:
