@@ -64,7 +64,7 @@ def table(found: Mapping[str, tuple[float, float]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_dir", type=Path, default=FOLDER / "model")
-    parser.add_argument("--count", type=int, default=50, help="test pictures a class")
+    parser.add_argument("--count", type=int, default=20, help="test pictures a class, as in shapes.yaml")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = CLIPModel.from_pretrained(options.model_dir).float().eval()
