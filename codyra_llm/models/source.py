@@ -17,6 +17,7 @@ from codyra_llm.models.family import is_two_towers
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
+from codyra_llm.models.open_clip import folder_of_open_clip, is_open_clip
 
 SMALL = {"nano": "tasks/nano/model", "shapes": "tasks/shapes/model"}  # to compare methods on in minutes
 HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
@@ -66,11 +67,13 @@ class Source:
 
 
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
-    """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
+    """What transformers can load: packaged models, GGUF files and open_clip's become cached folders, the rest stays."""
     if name_or_path in SMALL:
         return str(shipped(SMALL[name_or_path]))
     if name_or_path in PACKAGED:
         return str(packaged_model_folder(name_or_path, accept_gemma_terms))
+    if is_open_clip(expand(name_or_path)):
+        return str(folder_of_open_clip(expand(name_or_path)))
     if name_or_path.endswith(".gguf"):
         return str(folder_of_gguf(expand(name_or_path)))
     return str(expand(name_or_path)) if name_or_path.startswith("~") else name_or_path
@@ -120,7 +123,7 @@ def open_source(
     accept_gemma_terms: bool = False,
     check: Callable[[PretrainedConfig, str], None] = check_causal,
 ) -> Source:
-    """Opens a hub id, an HF folder, a GGUF file or a packaged model.
+    """Opens a hub id, an HF folder, one of open_clip's, a GGUF file or a packaged model.
 
     Args:
         check: raises UserError where a configuration is not that of a model that can be used.

@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPConfig
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.learning_rate import cosine_factor
 from codyra_llm.domains.images.contrastive import contrastive_loss, image_features, text_features
-from codyra_llm.models.load import meta_model
+from codyra_llm.domains.images.pixels import read_pixels
+from codyra_llm.errors import UserError
+from codyra_llm.models.load import load_model, meta_model
+from codyra_llm.models.open_clip import names_of_transformers
+from codyra_llm.models.source import check_clip, open_source
+from tests.clip import clip_tokenizer
 from tests.conftest import shared_folder
+
+WEIGHTS = "open_clip_model.safetensors"
 
 PARTS = {
     "attn.out_proj": "self_attn.out_proj",
@@ -22,17 +30,6 @@ PARTS = {
     "mlp.c_proj": "mlp.fc2",
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
-}
-OTHERS = {
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1": "vision_model.embeddings.patch_embedding",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "logit_scale": "logit_scale",
 }
 
 
@@ -51,23 +48,14 @@ def layer_name(official: str) -> str:
     return f"{'vision' if tower else 'text'}_model.encoder.layers.{number}.{part}"
 
 
+def weights_of(arrays: Any, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of a model, under the official names."""
+    return {key.removeprefix(prefix): torch.tensor(arrays[key]) for key in arrays if key.startswith(prefix)}
+
+
 def state_of(arrays: Any, prefix: str) -> dict[str, torch.Tensor]:
     """The weights of a model under transformers' names."""
-    state: dict[str, torch.Tensor] = {}
-    for key in (key for key in arrays if key.startswith(prefix)):
-        name, value = key.removeprefix(prefix), torch.tensor(arrays[key])
-        if name in ("text_projection", "visual.proj"):
-            state["text_projection.weight" if name[0] == "t" else "visual_projection.weight"] = value.T
-        elif ".in_proj_" in name:
-            start, _, kind = name.rpartition(".in_proj_")
-            for part, rows in zip("qkv", value.chunk(3), strict=True):
-                state[f"{layer_name(f'{start}.{part}_proj')}.{kind}"] = rows
-        elif "resblocks" in name:
-            state[layer_name(name)] = value
-        else:
-            ours = next(k for k in sorted(OTHERS, key=len, reverse=True) if name == k or name.startswith(k + "."))
-            state[OTHERS[ours] + name.removeprefix(ours)] = value
-    return state
+    return names_of_transformers(weights_of(arrays, prefix))
 
 
 def build(shape: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
@@ -126,6 +114,71 @@ def test_features_plain_and_with_branches(oracles: Path) -> None:
             for part in ("A", "B", "gate"):
                 getattr(layer, part).copy_(torch.tensor(arrays[f"lora/{official}.{part}"]))
         close("_lora")
+
+
+@pytest.fixture
+def open_clip(oracles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small model as open_clip saves one."""
+    monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
+    arrays, info = dict(np.load(oracles / "small_clip.npz")), json.loads((oracles / "small_clip.json").read_text())
+    folder, shape = tmp_path / "open_clip", info["config"]
+    folder.mkdir()
+    save_file({name: weight.contiguous() for name, weight in weights_of(arrays, "w/").items()}, folder / WEIGHTS)
+    content = {
+        "model_cfg": {
+            "embed_dim": shape["embed_dim"],
+            "quick_gelu": shape["quick_gelu"],
+            "vision_cfg": {
+                "image_size": shape["image_size"],
+                "layers": shape["vision_layers"],
+                "width": shape["vision_width"],
+                "patch_size": shape["patch_size"],
+                "head_width": shape["vision_head_width"],
+            },
+            "text_cfg": {
+                "context_length": shape["context_length"],
+                "vocab_size": shape["vocab_size"],
+                "width": shape["text_width"],
+                "heads": shape["text_heads"],
+                "layers": shape["text_layers"],
+            },
+        },
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    clip_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_a_folder_of_open_clip(oracles: Path, open_clip: Path) -> None:
+    source = open_source(str(open_clip), check=check_clip)
+    assert read_pixels(source).content == [16, [0.5] * 3, [0.25] * 3]
+    arrays, model = np.load(oracles / "small_clip.npz"), load_model(source)
+    found = image_features(model, torch.tensor(arrays["images"])), text_features(model, torch.tensor(arrays["tokens"]))
+    for ours, name in zip(found, ("image_features", "text_features"), strict=True):
+        whole = torch.tensor(arrays[name])
+        torch.testing.assert_close(ours, whole / whole.norm(dim=-1, keepdim=True), atol=1e-5, rtol=0)
+    assert open_source(str(open_clip), check=check_clip).path == source.path, "it is made once"
+
+
+def test_a_folder_of_open_clip_that_is_unfit(open_clip: Path) -> None:
+    config, weights = (open_clip / name for name in ("open_clip_config.json", WEIGHTS))
+    content = json.loads(config.read_text())
+    content["model_cfg"]["vision_cfg"]["layers"] = 3
+    config.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be made a CLIPModel"):
+        open_source(str(open_clip), check=check_clip)
+    del content["model_cfg"]["text_cfg"]
+    config.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cannot be made a CLIPModel: .*text_cfg"):
+        open_source(str(open_clip), check=check_clip)
+    weights.write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be made a CLIPModel"):
+        open_source(str(open_clip), check=check_clip)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"and no open_clip_model\.safetensors; save the weights as safetensors"):
+        open_source(str(open_clip), check=check_clip)
 
 
 def test_three_tasks_of_the_official_run(oracles: Path) -> None:
