@@ -1,4 +1,5 @@
 # make quickstart   a real 135M LLaMA learns eight small tasks, in minutes, on two CPU cores
+# make quickstart-clip  a small CLIP learns ten generated picture domains, in minutes
 # make test         the tests that need neither minutes nor the 135M model
 # make test-all     all tests
 # make check        ruff and mypy
@@ -10,10 +11,13 @@ BIN := $(VENV)/bin
 PARALLEL := -n 2 --dist loadfile
 test test-all: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test test-all check install clean
+.PHONY: quickstart quickstart-clip test test-all check install clean
 
 quickstart: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py --config configs/quickstart.yaml
+
+quickstart-clip: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed scripts/train_trace.py --config configs/quickstart_clip.yaml
 
 test: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"

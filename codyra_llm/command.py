@@ -23,6 +23,7 @@ EXTRAS = {  # package that is imported -> what installs it
             "deepspeed",
             "datasets",
             "pyarrow",
+            "PIL",
             "pydantic",
             "yaml",
             "tqdm",

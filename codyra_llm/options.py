@@ -29,9 +29,17 @@ SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 FRACTION = Range("at least 0 and at most 1", lambda value: 0 <= value <= 1)
 
 
-def option(default: Any, help: str, neutral: bool = False, within: Range | None = None) -> Any:
-    """A dataclass field that carries its own help text and range; `neutral` says that results do not depend on it."""
-    return field(default=default, metadata={"help": help, "neutral": neutral, "within": within})
+def option(
+    default: Any, help: str, neutral: bool = False, within: Range | None = None, unless_set: bool = False
+) -> Any:
+    """A dataclass field that carries its own help text and range.
+
+    Args:
+        neutral: results do not depend on it.
+        unless_set: they do not while it has its default, so that runs from before it was there are still the same run.
+    """
+    metadata = {"help": help, "neutral": neutral, "within": within, "unless_set": unless_set}
+    return field(default=default, metadata=metadata)
 
 
 def options(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:

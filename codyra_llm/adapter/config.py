@@ -17,6 +17,7 @@ from codyra_llm.options import (
 ThresholdMode = Literal["importance", "budget", "reference"]
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOWER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # of models of several towers, as CLIP
 LAYERS = ("all", "early", "middle", "late")
 DEFAULT_STRENGTH = {"importance": 0.5, "budget": 0.65, "reference": 0.005}
 
@@ -34,8 +35,8 @@ class CoDyRAConfig:
     rank: int = option(16, "rank components that each branch starts a task with", within=AT_LEAST_ONE)
     target_modules: tuple[str, ...] = option(
         DEFAULT_TARGETS,
-        "names of the projections that get a branch; auto: these where a model has all of them, else all-linear; "
-        "all-linear: every linear layer of the decoder",
+        "names of the projections that get a branch; auto: these where a model has all of them, those of attention and "
+        "MLP in both towers of CLIP, else all-linear; all-linear: every linear layer of the decoder",
     )
     target_layers: tuple[str | int, ...] = option(
         ("all",), "layers whose projections get a branch: all; early, middle or late (a third each); or numbers, from 0"

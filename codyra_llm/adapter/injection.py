@@ -10,18 +10,22 @@ from torch import nn
 
 from codyra_llm.adapter import kernels
 from codyra_llm.adapter import products as torch_products
-from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
+from codyra_llm.adapter.config import DEFAULT_TARGETS, TOWER_TARGETS, CoDyRAConfig
 from codyra_llm.adapter.layer import CoDyRALinear, SharedInput
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # kinds that read the same input
+
+TOWERS = {"vision_model": "vision", "text_model": "text"}  # of a model, by the first part of its projections' names
 
 
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
     """Names of the projections that `target_modules` and `target_layers` of `config` mean, in the model's order.
 
-    A projection is meant by the last part of its name (q_proj), or by a longer tail (self_attn.q_proj); "all-linear"
-    means all but the head, and "auto" the default ones where a model has all of these, else all-linear. In a model of
-    several parts, only those of its text decoder and its head are looked at.
+    A projection is meant by the last part of its name (q_proj), by a longer tail (self_attn.q_proj), or by its kind
+    (vision.q_proj); "all-linear"
+    means all but the head, and "auto" the default ones where a model has all of these, or those of a tower where it has
+    no head, else all-linear. In a model with a head, only those of its text decoder and the head are looked at; in one
+    without, as CLIP, all of it.
 
     Raises:
         ValueError: a target matches no projection (the message names those that exist), or one whose weight is tied
@@ -76,8 +80,9 @@ def _named_targets(model: Any, projections: Mapping[str, Any], targets: Sequence
     names = [name for name, projection in projections.items() if projection is not head]
     if not names:
         raise ValueError(f"target_modules: {targets[0]} finds no linear layer in {type(model).__name__}")
-    has_all = set(DEFAULT_TARGETS) <= set(map(kind_of, names))
-    return DEFAULT_TARGETS if has_all and tuple(targets) == ("auto",) else names
+    kinds = {name.rsplit(".", 1)[-1] for name in names}
+    usual = [each for each in (DEFAULT_TARGETS, *([] if head else [TOWER_TARGETS])) if set(each) <= kinds]
+    return usual[0] if usual and tuple(targets) == ("auto",) else names
 
 
 def check_rank(model: nn.Module, names: Sequence[str], rank: int) -> None:
@@ -156,8 +161,13 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a projection, the last part of its name: q_proj of model.layers.0.self_attn.q_proj."""
-    return name.rsplit(".", 1)[-1]
+    """The kind of a projection, the last part of its name: q_proj of model.layers.0.self_attn.q_proj.
+
+    In a model of several towers, that of its tower: vision.q_proj of vision_model.encoder.layers.0.self_attn.q_proj.
+    """
+    parts = name.split(".")
+    tower = TOWERS.get(parts[0])
+    return f"{tower}.{parts[-1]}" if tower else parts[-1]
 
 
 def describe_targets(names: Sequence[str]) -> str:
@@ -167,10 +177,9 @@ def describe_targets(names: Sequence[str]) -> str:
 
 
 def _text_parts(model: Any) -> list[nn.Module]:
-    """The decoder and the head of a transformers model; all of any other."""
-    if not hasattr(model, "get_decoder"):
-        return [model]
-    return [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    """The decoder and the head of a transformers model that has both; all of any other."""
+    head = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
+    return [model] if head is None else [model.get_decoder(), head]
 
 
 def _is_projection(module: nn.Module) -> bool:
@@ -178,4 +187,4 @@ def _is_projection(module: nn.Module) -> bool:
 
 
 def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+    return target in (name, kind_of(name)) or name.endswith("." + target)

@@ -1,15 +1,28 @@
-"""Checks a downloaded copy of TRACE and, on request, writes one with a validation split of clean train rows.
+"""Checks a downloaded copy of TRACE, X-TAIL or MTIL; of TRACE, it also writes one with a clean validation split.
 
 python scripts/prepare_trace.py --data_dir DATA [--tasks FOMC,Py150] [--validation_size N --output_dir OUT] [--json]
+python scripts/prepare_clip.py --data_dir DATA [--tasks Pets,SUN397] [--json]
+codyra prepare --task_file tasks/xtail/xtail.yaml --data_dir DATA
 """
 
 import sys
 
 from codyra_llm.data.prepare import make_parser, prepare
+from codyra_llm.data.stream import read_outline
+from codyra_llm.domains.images.prepare import prepare as prepare_pictures
+from codyra_llm.files import shipped
 
-__all__ = ["command", "make_parser"]
+__all__ = ["command", "command_of_pictures", "make_parser"]
 
 
 def command() -> int:
-    """Reads the command line and checks."""
-    return prepare(sys.argv[1:])
+    """Reads the command line and checks what its task file is of: rows of text, or pictures."""
+    args = make_parser().parse_args(sys.argv[1:])
+    content, _, _ = read_outline(args.task_file)
+    return prepare_pictures(args) if content.get("domain") == "images" else prepare(sys.argv[1:])
+
+
+def command_of_pictures() -> int:
+    """The same, with all eleven domains of pictures for its default."""
+    sys.argv[1:1] = ["--task_file", str(shipped("tasks/mtil/mtil.yaml"))]  # of two that are given, the last counts
+    return command()

@@ -36,7 +36,8 @@ class ModelConfig:
     """Which model, and how it is held."""
 
     name_or_path: str = option(
-        "smollm2-135m-instruct", "hub id, HF folder, .gguf file, smollm2-135m-instruct, gemma3-270m or nano"
+        "smollm2-135m-instruct",
+        "hub id, HF folder, .gguf file, smollm2-135m-instruct, gemma3-270m, nano or shapes (CLIP)",
     )
     accept_gemma_terms: bool = option(
         False, "you agree to ai.google.dev/gemma/terms, so that gemma3-270m may be fetched", neutral=True
@@ -99,12 +100,18 @@ class TrainConfig:
     num_train_epochs: float | None = option(
         None, "passes over each task's rows; empty: the task file's own", within=ABOVE_ZERO
     )
+    steps: int | None = option(
+        None,
+        "optimizer steps of each task, in the place of passes; empty: the task file's own, if it has any",
+        within=AT_LEAST_ONE,
+        unless_set=True,
+    )
     adam_beta1: float = option(0.9, "AdamW's beta1", within=DECAY)
     adam_beta2: float = option(0.9999, "AdamW's beta2", within=DECAY)
     adam_bits: Literal[32, 8] = option(32, "bits of AdamW's moments of A and B; those of the gates have 32")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon", within=ABOVE_ZERO)
     weight_decay: float = option(0.0, "AdamW's weight decay", within=AT_LEAST_ZERO)
-    max_grad_norm: float = option(1.0, "gradient norm to clip to", within=ABOVE_ZERO)
+    max_grad_norm: float = option(1.0, "gradient norm to clip to; 0: none", within=AT_LEAST_ZERO)
     validation: str | float | None = option(
         None,
         "rows to validate on: eval (a split of its own), or a share of the training rows (0.05) or a number of them, "
@@ -124,6 +131,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises ValueError where settings cannot be meant together."""
+        if self.steps and self.num_train_epochs:
+            raise ValueError("train.steps and train.num_train_epochs say both how long a task is; leave one empty")
         value = self.validation
         is_size = isinstance(value, int | float) and (0 < value < 1 or value == int(value) > 0)
         if value is not None and value != "eval" and not is_size:
@@ -236,8 +245,10 @@ class EvaluateConfig:
         "after each task, measure the KL divergence of the model's outputs from those before the task: on the task's "
         "test rows, on those of earlier tasks, and on suites of plain text",
     )
-    scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient"] = option(
-        "lenient", "the variant that fills the matrix; all are computed and kept"
+    scorer_variant: Literal["trace_strict", "treelora_prefix", "moram", "lenient", "union", "within_task"] = option(
+        "lenient",
+        "the variant that fills the matrix; all are computed and kept. Of images: union, among the classes of all "
+        "tasks (there the default), or within_task, among those of the picture's own",
     )
 
 
@@ -337,12 +348,13 @@ def not_chosen(config: _RunConfig) -> list[str]:
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
     others = tuple(f"{name}." for name in not_chosen(config))
-    names = (
-        name
-        for name, config_field in config_fields()
-        if not config_field.metadata["neutral"] and not name.startswith(others)
-    )
-    return {name: operator.attrgetter(name)(config) for name in names}
+    found = {}
+    for name, config_field in config_fields():
+        value, how = operator.attrgetter(name)(config), config_field.metadata
+        counts = not how["neutral"] and not (how["unless_set"] and value == config_field.default)
+        if counts and not name.startswith(others):
+            found[name] = value
+    return found
 
 
 def differences(saved: RunConfig, given: RunConfig) -> list[str]:

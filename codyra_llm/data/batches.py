@@ -46,6 +46,7 @@ class GlobalBatches:
         examples: the task's rows.
         global_batch_size, micro_batch_size: rows of a step over all ranks; the most of one forward pass.
         epochs: passes over the rows; the number of steps is rounded down.
+        steps: optimizer steps, in the place of passes.
         seed, task: what the order of rows depends on.
         world_size: number of ranks.
         pad_token_id: id that fills rows up.
@@ -72,6 +73,7 @@ class GlobalBatches:
         packing: str = "bucket",
         replayed: Sequence[Example] = (),
         lengthened: bool = False,
+        steps: int | None = None,
     ) -> None:
         self.own, self.examples = examples, [*examples, *replayed] if replayed else examples
         self.global_batch_size = global_batch_size
@@ -79,7 +81,7 @@ class GlobalBatches:
         self.seed, self.task, self.world_size, self.pad_token_id = seed, task, world_size, pad_token_id
         self.packing = packing
         counted = self.examples if lengthened else examples
-        self.total_steps = int(len(counted) * epochs + 1e-9) // global_batch_size
+        self.total_steps = steps or int(len(counted) * epochs + 1e-9) // global_batch_size
         if not self.total_steps:
             raise UserError(
                 f"task {task}: {len(examples)} rows x {epochs:g} epochs do not fill one global batch of "

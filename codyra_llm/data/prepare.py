@@ -215,16 +215,16 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
 def make_parser() -> Parser:
     """What the command line may be."""
     parser = Parser(
-        prog="prepare_trace.py",
-        description="Check a downloaded copy of TRACE; with --validation_size, also write a clean copy of it.",
+        description="Check a downloaded copy of TRACE, or of the pictures that a task file names; with "
+        "--validation_size, also write a clean copy of TRACE.",
         epilog=f"Exit status: 0 ready, 1 a task cannot be used as it is, 2 wrong call. Where to get the data: {WHERE}",
     )
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder that contains C-STANCE/ FOMC/ ...")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of C-STANCE/ FOMC/ ..., or of pictures")
     parser.add_argument(
         "--task_file",
         type=Path,
         default=DEFAULT_TASK_FILE,
-        help="which tasks to look for (default: TRACE's)",
+        help="which tasks to look for, of text or of pictures (default: TRACE's)",
     )
     parser.add_argument("--tasks", help="only these tasks of the task file, as in FOMC,Py150")
     parser.add_argument("--validation_size", type=int, help="rows per task to carve out of train as the new eval split")

@@ -3,10 +3,10 @@
 import dataclasses
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import pydantic.dataclasses
@@ -20,6 +20,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand, plain_name, read_yaml
 from codyra_llm.text import shown
 
+Spec = TypeVar("Spec")
 _Count = Annotated[int, Field(strict=True, ge=1)]
 SPLITS: tuple[Split, ...] = ("train", "test")
 IN_TOKENS = ("files", "columns", "dataset", "chat_template", "learn")  # decide which tokens a task has, no more
@@ -64,6 +65,7 @@ class TaskSpec:
     max_new_tokens: _Count = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     epochs: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1
+    steps: _Count | None = None
     body: Body | None = None
     max_prompt_length: _Count = 1024
     files: dict[str, str] = Field(default_factory=dict)
@@ -92,7 +94,10 @@ class TaskSpec:
     @property
     def content(self) -> dict[str, Any]:
         """What decides results; what decides tokens does not, they are compared themselves."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
+        found = {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
+        if self.steps is None:  # as runs from before it was there have it
+            del found["steps"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -199,10 +204,21 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
     Raises:
         UserError: the file is missing or not YAML, or an entry or an order is malformed.
     """
+    content, orders, label = read_outline(path)
+    return {name: read_entry(TaskSpec, path, name, entry) for name, entry in content["tasks"].items()}, orders, label
+
+
+def read_outline(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], str]:
+    """(content, {order: tasks}, stream name) of a task file of any domain, whose entries are not looked into.
+
+    Raises:
+        UserError: the file is missing or not YAML, has no tasks, or an order is malformed.
+    """
     content = read_yaml(path, "task_file is a YAML file like tasks/trace/trace.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
         raise UserError(f'{path}: a task file has a mapping "tasks" of task names to their entries')
-    specs = {name: _read_spec(path, name, entry) for name, entry in content["tasks"].items()}
+    for name in content["tasks"]:
+        plain_name(name, f"{path}: the task name")
     orders = {} if content.get("orders") is None else content["orders"]
     if not isinstance(orders, dict):
         raise UserError(f"{path}: orders is a mapping of names to lists of task names, found {shown(orders)}")
@@ -215,19 +231,23 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
     for key, value in zip(("name", "version"), label, strict=True):
         if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > LONGEST_LABEL:
             raise UserError(f"{path}: {key} is a text or a number, found {shown(value)}")
-    return specs, orders, "{} version {}".format(*label)
+    return content, orders, "{} version {}".format(*label)
 
 
-def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
-    plain_name(name, f"{path}: the task name")
+def read_entry(kind: type[Spec], path: Path, name: str, entry: Any) -> Spec:
+    """A task's entry in a task file as its specification, a dataclass of pydantic.
+
+    Raises:
+        UserError: a key is unknown, or a value does not fit.
+    """
     if not isinstance(entry, dict):
         raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {shown(entry)}")
-    known = list(TaskSpec.__dataclass_fields__)
+    known = [each.name for each in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in entry:
         if key not in known:
             raise UserError(f'{path}: task {name}: unknown key "{key}"; a task has {", ".join(known)}')
     try:
-        return pydantic.TypeAdapter(TaskSpec).validate_python(entry)
+        return pydantic.TypeAdapter(kind).validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         # a union's alternatives are in `loc` as well
@@ -239,7 +259,7 @@ def _read_spec(path: Path, name: Any, entry: Any) -> TaskSpec:
 
 
 def resolve_order(
-    order: str | Sequence[str], orders: dict[str, list[str]], specs: dict[str, TaskSpec], path: str
+    order: str | Sequence[str], orders: dict[str, list[str]], specs: Mapping[str, Any], path: str
 ) -> list[str]:
     """The tasks that `order` means: an order of the task file by name, one task, or a list of tasks.
 

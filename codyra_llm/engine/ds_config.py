@@ -29,6 +29,7 @@ ZERO_PLUS_PLUS = {
     "zero_quantized_weights": False,
     "zero_quantized_nontrainable_weights": False,
 }
+NO_CLIPPING = 1e30  # a norm that no gradient exceeds, and with which DeepSpeed measures it as ever
 # All gates must lie in one sub-group: the importance threshold compares them with one another.
 SMALLEST_SUB_GROUP = 1_000_000
 
@@ -66,7 +67,7 @@ def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[
         "train_batch_size": micro * accumulation * world_size,  # some of which may stay empty
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": train.max_grad_norm,
+        "gradient_clipping": train.max_grad_norm or NO_CLIPPING,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -22,7 +22,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.loss import AnswerLoss, AnswerObjective
+from codyra_llm.engine.loss import ANSWERS, Learning
 from codyra_llm.engine.retention import KINDS, STATE, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
@@ -73,11 +73,12 @@ def train_task(
     hooks: Hooks = NO_HOOKS,
     validation: Validation | None = None,
     retention: Retention | None = None,
+    learning: Learning = ANSWERS,
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
-    The loss of a step is the sum over its answer tokens divided by their number over all ranks and micro batches,
-    so it does not depend on how the step is cut up.
+    The loss of a step is that of all its rows (of answers, the sum over their tokens divided by their number over all
+    ranks and micro batches), so it does not depend on how the step is cut up.
 
     Args:
         model: with gated branches; only they are trained.
@@ -91,6 +92,7 @@ def train_task(
         hooks: the method's.
         validation: rows to validate on, and what follows from their loss.
         retention: keeps the model at what it was before.
+        learning: what is learned, by default answers.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -101,10 +103,11 @@ def train_task(
     peaks = [group["lr"] for group in optimizer.param_groups]
     initial_ranks = [layer.rank for _, layer in gated_layers(model)]
     first_step = resumed.step if resumed else 0
-    engine = _engine(AnswerLoss(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
+    engine = _engine(learning.module(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
     attached = Attached(hooks, model, engine, optimizer, batches, ranks)
     engine.train()
-    objective = AnswerObjective(engine, batches, ranks, retention if retention and retention.config.measures else None)
+    measured = retention if retention and retention.config.measures else None
+    objective = learning.objective(engine, batches, ranks, measured)
     partitioned = engine.zero_optimization_stage() > 0
     reports = []
     for step in range(first_step, batches.total_steps):
@@ -187,7 +190,7 @@ def _state(
     return state | {start + name: tensor for start, part in others.items() for name, tensor in part.items()}
 
 
-def _engine(loss: AnswerLoss, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:
+def _engine(loss: Any, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:
     """DeepSpeed's engine around the loss, with the branches and moments of a state to resume from."""
     if resumed:
         write_branches(loss.model, resumed)

@@ -27,6 +27,7 @@ from codyra_llm.engine.ds_config import complete, zero_stage
 from codyra_llm.engine.malloc import return_large_blocks
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
+from codyra_llm.models.family import read_by_parents
 from codyra_llm.models.load import Place, load_model
 from codyra_llm.models.quantize import dequantized, is_quantized, quantized, set_weight
 from codyra_llm.models.shards import checkpoint_tensors
@@ -59,17 +60,22 @@ def placement(ds_config: dict[str, Any], ranks: Ranks) -> Place | None:
 
 
 def load_base(
-    source: Source, config: RunConfig, deepspeed_json: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
+    source: Source,
+    config: RunConfig,
+    deepspeed_json: dict[str, Any],
+    ranks: Ranks,
+    warn: Callable[[str], None],
+    check: Callable[[PreTrainedModel, str], None] = check_forward,
 ) -> PreTrainedModel:
     """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
 
     Args:
         source: the model of the configuration.
         warn: called with what a user should know of how it was loaded.
+        check: called with model and name, raises UserError where it cannot be run as it is run here.
 
     Raises:
-        UserError: it cannot be loaded, holds weights that are not finite, or cannot be run as it is run here
-            (`check_forward`).
+        UserError: it cannot be loaded, holds weights that are not finite, or as `check`.
     """
     place, settings = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
     model = load_model(
@@ -80,13 +86,15 @@ def load_base(
     else:
         for buffer in model.buffers():
             buffer.data = buffer.data.to(ranks.device)
+        for module, weight in read_by_parents(model):
+            deepspeed.zero.register_external_parameter(module, weight)
     if damaged := first_not_finite(model.named_parameters()):
         raise UserError(
             f"model.name_or_path {source.name}: {damaged} holds values that are not finite in {settings.dtype}: its "
             "file is damaged, or they leave the range of the dtype; try another model.dtype"
         )
     with gathered_for_inference(model, "never", ranks):
-        check_forward(model, source.name)
+        check(model, source.name)
     return model
 
 
@@ -298,13 +306,22 @@ def _fits(weights: list[Any], ranks: Ranks) -> bool:
 
 
 def _gather_module_by_module(model: nn.Module) -> list[Any]:
-    """Hooks that gather the weights of a module before it runs and partition them after; to be removed."""
+    """Hooks that gather the weights of a module before it runs and partition them after; to be removed.
+
+    A weight that the parent reads as well (`read_by_parents`) is the parent's, which runs around its child.
+    """
     running: dict[nn.Module, Any] = {}
+    weights: dict[nn.Module, list[Any]] = {}
+    of_parents = list(read_by_parents(model))
+    taken = {id(weight) for _, weight in of_parents}
+    for module in model.modules():
+        own = [weight for weight in module.parameters(recurse=False) if id(weight) not in taken]
+        weights[module] = own + [weight for parent, weight in of_parents if parent is module]
 
     def before(module: nn.Module, args: Any) -> None:
         # what is made in inference mode could not be trained through later
         with torch.inference_mode(False):
-            running[module] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
+            running[module] = deepspeed.zero.GatheredParameters(weights[module])
             running[module].__enter__()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -312,8 +329,8 @@ def _gather_module_by_module(model: nn.Module) -> list[Any]:
             running.pop(module).__exit__(None, None, None)
 
     handles: list[Any] = []
-    for module in model.modules():
-        if any(is_zero_param(weight) for weight in module.parameters(recurse=False)):
+    for module, needed in weights.items():
+        if any(map(is_zero_param, needed)):
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
     return handles

@@ -30,7 +30,12 @@ PREFIX, TAIL = "base_model.model.", ".lora_B.weight"
 
 
 def write_entry(
-    folder: Path, updates: Deltas, base_model: str, belongs: str = OF_ONE_TASK, served_rank: int | None = None
+    folder: Path,
+    updates: Deltas,
+    base_model: str,
+    belongs: str = OF_ONE_TASK,
+    served_rank: int | None = None,
+    task_type: str | None = "CAUSAL_LM",
 ) -> dict[str, str]:
     """Writes an entry beside and renames it; returns the SHA-256 of its files, by name.
 
@@ -39,6 +44,7 @@ def write_entry(
         base_model: name of the model that the run began with.
         belongs: says to what model the update belongs.
         served_rank: pads each projection with zeros to this rank, for servers that want one rank for all.
+        task_type: what the model does, as PEFT says it; None where it has no word for that.
     """
     kept = {name: pair for name, pair in updates.items() if len(pair[1])}
     if served_rank is not None:
@@ -48,7 +54,7 @@ def write_entry(
     largest = served_rank or max(ranks.values(), default=1)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
         "r": largest,
         "lora_alpha": largest,

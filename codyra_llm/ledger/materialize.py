@@ -18,7 +18,7 @@ from codyra_llm.models.load import meta_model, original_weights, read_generation
 from codyra_llm.models.quantize import quantize_structure, quantized_names, quantized_tensors
 from codyra_llm.models.save import save_model
 from codyra_llm.models.shards import checkpoint_tensors
-from codyra_llm.models.source import open_source
+from codyra_llm.models.source import check_any, open_source
 
 
 def materialize(
@@ -46,7 +46,7 @@ def materialize(
     dtype = dtype or ledger.base_model.dtype
     if output.exists():
         raise UserError(f"{output}: already exists; name a new folder")
-    source = open_source(base or ledger.base_model.name)
+    source = open_source(base or ledger.base_model.name, check=check_any)
     tokenizer = source.tokenizer
     check_base(ledger, source)
     try:
@@ -95,7 +95,7 @@ def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
     Raises:
         UserError: the base model is another, an entry does not fit it, or holds what is no update.
     """
-    source = open_source(base or ledger.base_model.name)
+    source = open_source(base or ledger.base_model.name, check=check_any)
     check_base(ledger, source)
     layout = checkpoint_tensors(meta_model(source.config))
     for entry in ledger.entries:

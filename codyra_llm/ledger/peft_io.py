@@ -21,7 +21,7 @@ from codyra_llm.ledger.ledger import FILE, Entry, Ledger, check_base, write_ledg
 from codyra_llm.ledger.materialize import check_shapes
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.shards import checkpoint_tensors
-from codyra_llm.models.source import open_source
+from codyra_llm.models.source import check_any, open_source
 from codyra_llm.text import shown
 
 OF_A_SUM = "The sum of these updates, which belongs to the base model alone, as it was before any of them: "
@@ -79,7 +79,7 @@ def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base:
     """
     if not re.fullmatch(r"[\w.+-]+", task):
         raise UserError(f'task "{task}": use letters, digits and . + - _ only; it names a folder')
-    source = open_source(base or ledger.base_model.name)
+    source = open_source(base or ledger.base_model.name, check=check_any)
     check_base(ledger, source)
     updates = read_adapter(adapter)
     layout = checkpoint_tensors(meta_model(source.config))

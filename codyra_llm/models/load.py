@@ -1,4 +1,4 @@
-"""Loading LLaMA, Gemma and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
+"""Loading LLaMA, Gemma, CLIP and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
 
 import contextlib
 import copy
@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from codyra_llm.adapter.merge import Fill, largest_magnitude
 from codyra_llm.errors import UserError, reason
+from codyra_llm.models.family import hold_scalars, model_class
 from codyra_llm.models.folder import weight_files
 from codyra_llm.models.quantize import (
     check_loaded_widths,
@@ -45,8 +46,13 @@ def meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
 
 def _meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        # a copy, as the model's own may be changed
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
+        return _new(config, options)
+
+
+def _new(config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    # a copy of the configuration, as the model's own may be changed
+    model = model_class(config).from_config(copy.deepcopy(config), trust_remote_code=False, **options)
+    return hold_scalars(model)
 
 
 def load_model(
@@ -109,7 +115,7 @@ class _MissingWeights(Exception):
 
 
 def _load_whole(source: Source, options: dict[str, Any]) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = model_class(source.config).from_pretrained(
         source.path,
         config=source.config,
         **options,
@@ -120,7 +126,7 @@ def _load_whole(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
         raise _MissingWeights(f"{len(missing)} weights are missing, {missing[0]} the first")
-    return model
+    return hold_scalars(model)
 
 
 def _load_placed(source: Source, options: dict[str, Any], place: Place, warn: Callable[[str], None]) -> PreTrainedModel:
@@ -171,7 +177,7 @@ def _load_quantized(
 
 def _structure(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(source.config), trust_remote_code=False, **options)
+        model = _new(source.config, options)
     read_generation_config(source, model)
     return model
 

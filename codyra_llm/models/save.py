@@ -68,13 +68,14 @@ def save_model(
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids that end an answer: the tokenizer's end token, which training puts after each, and the model's own."""
-    of_model = model.generation_config.eos_token_id if model.generation_config else None
+    of_generation = getattr(model, "generation_config", None)
+    of_model = of_generation.eos_token_id if of_generation else None
     return {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
 
 
 def add_end_ids(model: PreTrainedModel, ids: Iterable[int]) -> None:
     """Makes the answers of a model end at these ids as well, here and wherever it is loaded after it was saved."""
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)  # which a model that generates nothing has not
     if config and (added := set(ids)):
         own = config.eos_token_id
         config.eos_token_id = sorted(added | {*(own if isinstance(own, list) else [own])} - {None})

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from codyra_llm.errors import UserError, reason
 from codyra_llm.files import expand, shipped
+from codyra_llm.models.family import is_two_towers
 from codyra_llm.models.fingerprint import model_hash
 from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
+from codyra_llm.models.open_clip import folder_of_open_clip, is_open_clip
 
-NANO = "nano"  # of a few million parameters, to compare methods on in a minute: tasks/nano
+SMALL = {"nano": "tasks/nano/model", "shapes": "tasks/shapes/model"}  # to compare methods on in minutes
 HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
 
 
@@ -63,30 +66,14 @@ class Source:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
-def open_source(name_or_path: str, accept_gemma_terms: bool = False) -> Source:
-    """Opens a hub id, an HF folder, a GGUF file or a packaged model.
-
-    Raises:
-        UserError: nothing of that name, or not a causal language model.
-    """
-    path = resolve_model(name_or_path, accept_gemma_terms)
-    check_folder(path, name_or_path)
-    try:
-        config = load_config(path)
-        check_causal(config, name_or_path)
-    except UserError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
-        raise UserError(f"model.name_or_path {name_or_path}: {source_problem(error)}; {HINT}") from None
-    return Source(name_or_path, path, config)
-
-
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
-    """What transformers can load: packaged models and GGUF files become cached HF folders, the rest stays."""
-    if name_or_path == NANO:
-        return str(shipped("tasks/nano/model"))
+    """What transformers can load: packaged models, GGUF files and open_clip's become cached folders, the rest stays."""
+    if name_or_path in SMALL:
+        return str(shipped(SMALL[name_or_path]))
     if name_or_path in PACKAGED:
         return str(packaged_model_folder(name_or_path, accept_gemma_terms))
+    if is_open_clip(expand(name_or_path)):
+        return str(folder_of_open_clip(expand(name_or_path)))
     if name_or_path.endswith(".gguf"):
         return str(folder_of_gguf(expand(name_or_path)))
     return str(expand(name_or_path)) if name_or_path.startswith("~") else name_or_path
@@ -116,6 +103,44 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         raise UserError(
             f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
         )
+
+
+def check_clip(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is not that of a CLIP model."""
+    if not is_two_towers(config):
+        kind = (config.architectures or [type(config).__name__])[0]
+        raise UserError(f"model.name_or_path {name}: {kind} is not a CLIP model; give a folder of CLIPModel")
+
+
+def check_any(config: PretrainedConfig, name: str) -> None:
+    """Raises UserError where a configuration is neither that of CLIP nor of a causal language model."""
+    if not is_two_towers(config):
+        check_causal(config, name)
+
+
+def open_source(
+    name_or_path: str,
+    accept_gemma_terms: bool = False,
+    check: Callable[[PretrainedConfig, str], None] = check_causal,
+) -> Source:
+    """Opens a hub id, an HF folder, one of open_clip's, a GGUF file or a packaged model.
+
+    Args:
+        check: raises UserError where a configuration is not that of a model that can be used.
+
+    Raises:
+        UserError: nothing of that name, or as `check`, by default where it is not a causal language model.
+    """
+    path = resolve_model(name_or_path, accept_gemma_terms)
+    check_folder(path, name_or_path)
+    try:
+        config = load_config(path)
+        check(config, name_or_path)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+        raise UserError(f"model.name_or_path {name_or_path}: {source_problem(error)}; {HINT}") from None
+    return Source(name_or_path, path, config)
 
 
 def _lacks_tokenizer(source: str) -> bool:

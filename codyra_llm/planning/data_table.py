@@ -32,12 +32,16 @@ def describe_plan(plan: RunPlan, config: RunConfig, ranks: int) -> str:
 
 def data_table(plan: RunPlan, config: RunConfig) -> str:
     """The tasks in order; of each the rows, the tokens of a training row, and how it is learned and scored."""
+    own = plan.domain.table(config, plan.stream, plan.batches)
+    if own is not None:
+        return align(own)
     rows = [list(HEADS)]
     for task, batches, template, facts in zip(
         plan.stream, plan.batches, plan.templates, plan.data(config).tasks, strict=True
     ):
         lengths = [len(row) for row in batches.own]
         epochs = config.train.num_train_epochs or task.spec.epochs
+        by_steps = config.train.steps or (task.spec.steps and not config.train.num_train_epochs)
         cells = [
             facts.train_rows,
             facts.dropped_train_rows,
@@ -46,7 +50,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
             int(statistics.median(lengths)),
             max(lengths),
             sum(row.cut for row in batches.own),
-            f"{epochs:g}",
+            "-" if by_steps else f"{epochs:g}",
             facts.steps,
             "-" if task.spec.is_text else min(task.spec.max_new_tokens, config.evaluate.max_new_tokens or 10**9),
             _setting(template),

@@ -1,4 +1,4 @@
-"""A run as far as it can be known without the weights: checked in full, data tokenized, steps counted."""
+"""A run as far as it can be known without the weights: checked in full, data made examples of, steps counted."""
 
 import dataclasses
 import hashlib
@@ -10,32 +10,28 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
-from codyra_llm.config import RunConfig, config_fields, decisive, resolve_path
+from codyra_llm.config import RunConfig, config_fields, decisive
 from codyra_llm.data.batches import GlobalBatches
-from codyra_llm.data.cache import TokenCache
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
-from codyra_llm.data.demonstrations import with_demonstrations
-from codyra_llm.data.encode import check_tokenizer, notes_on_tokens, padding_id
-from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
-from codyra_llm.data.validation import with_validation
+from codyra_llm.data.encode import check_tokenizer, padding_id
+from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import Ranks, check_same
+from codyra_llm.domains.base import Domain
+from codyra_llm.domains.find import find_domain
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.evaluate import new_tokens
 from codyra_llm.evaluation.matrix import Stage, stages_of
-from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.example import Example
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.quantize import check_widths
-from codyra_llm.models.source import Source, open_source
-from codyra_llm.planning.encoding import check_examples, encode_split
+from codyra_llm.models.source import Source
 from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
 
@@ -54,6 +50,7 @@ class RunPlan:
     """
 
     source: Source
+    domain: Domain
     stream: TaskStream
     deepspeed_json: dict[str, Any]
     batches: list[GlobalBatches]
@@ -91,7 +88,8 @@ class RunPlan:
             facts.train_rows = len(task.train) if task.spec.is_text else len(batches.own)
             facts.dropped_train_rows = len(task.train) - facts.train_rows
             facts.steps, facts.replayed_rows = batches.total_steps, len(batches.examples) - len(batches.own)
-        return Data(self.stream.name, config.data.version or self.stream.version, tasks)
+        version = config.data.version or self.stream.version
+        return Data(self.stream.name, version, tasks, self.domain.facts.name)
 
     def measures_general(self, stage: Stage, config: RunConfig) -> bool:
         """Whether general ability is measured at a stage."""
@@ -106,7 +104,7 @@ class RunPlan:
 
     @cached_property
     def tokens(self) -> list[float]:
-        """Tokens that are trained on in each task, from the mean length of its rows."""
+        """Tokens, or images, that are trained on in each task, from the mean length of its rows."""
         return [
             batches.total_steps * batches.global_batch_size * sum(map(len, batches.examples)) / len(batches.examples)
             for batches in self.batches
@@ -137,7 +135,7 @@ def plan_run(
     to_train: bool = True,
     source: Source | None = None,
 ) -> RunPlan:
-    """Checks everything that can be checked without the weights, and tokenizes the data.
+    """Checks everything that can be checked without the weights, and makes examples of the data.
 
     Args:
         stream: the tasks; by default those that the configuration names.
@@ -147,9 +145,11 @@ def plan_run(
     Raises:
         UserError: the configuration, data or model is unfit.
     """
-    stream = _checked_stream(config, stream, to_train)
+    domain = find_domain(config, stream)
+    config = domain.settled(config)
+    stream = domain.stream(config, stream, to_train)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
-    source = source or open_source(config.model.name_or_path, config.model.accept_gemma_terms)
+    source = source or domain.open(config)
     tokenizer = source.tokenizer
     check_tokenizer(tokenizer)
     _check_quantization(config, source.config, deepspeed_json, to_train)
@@ -159,35 +159,17 @@ def plan_run(
     if to_train:
         method.check_run(zero_stage(deepspeed_json))
         check_adapter(structure, method.adapter)
-        if config.retention.text_length > source.context_length:
-            raise UserError(
-                f"retention.text_length is {config.retention.text_length}, the context length is "
-                f"{source.context_length}; lower it"
-            )
-    tokens, notes = TokenCache(tokenizer), list(stream.notes)
-    templates = [_template(tokenizer, task.spec.chat_template or config.data.chat_template, task) for task in stream]
+        domain.check_method(config, source, method)
     general_template = find_chat_template(tokenizer, config.data.chat_template)
+    rows = domain.rows(config, source, stream)
     batches: list[GlobalBatches] = []
-    test_examples: list[Sequence[Example]] = []
-    validation: list[Sequence[Example]] = []
-    for task, template in zip(stream, templates, strict=True):
-        splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
-        if config.evaluate.demonstrations and not task.spec.is_text:
-            answers = max(new_tokens(task.spec, config.evaluate), *map(len, (row.answer for row in splits["test"])))
-            how = (config.seed, tokenizer, template, source.context_length - answers)
-            splits["test"], note = with_demonstrations(task, splits["test"], config.evaluate.demonstrations, *how)
-            notes += [note] if note else []
-        check_examples(task, splits, source)
-        test_examples.append(splits["test"])
-        validation.append(splits["eval"])
-        notes += notes_on_tokens(task, tokenizer, splits["train"], splits["test"])
-        if to_train:
-            batches.append(_batches(config, task, splits["train"], batches, method, ranks, padding_id(tokenizer)))
+    for task, examples in zip(stream, rows.train if to_train else (), strict=to_train):
+        batches.append(_batches(config, task, examples, batches, method, ranks, padding_id(tokenizer)))
     suites = _suites(config, stream)
     _check_file_names(stream, suites)
-    notes += tokens.notes
-    rows = (batches, test_examples, validation)
-    return RunPlan(source, stream, deepspeed_json, *rows, suites, templates, general_template, notes)
+    notes = [*stream.notes, *rows.notes]
+    how = (rows.test, rows.validation, suites, rows.templates, general_template, notes)
+    return RunPlan(source, domain, stream, deepspeed_json, batches, *how)
 
 
 def _batches(
@@ -212,6 +194,7 @@ def _batches(
         config.data.packing,
         method.replayed(task.name, {each.task: each.own for each in earlier}),
         method.lengthens,
+        config.train.steps or (None if config.train.num_train_epochs else task.spec.steps),
     )
     method.check(task.name, batches.total_steps)
     if config.retention.every > batches.total_steps:
@@ -220,42 +203,6 @@ def _batches(
             "optimizer steps, so that none would measure it; lower it"
         )
     return batches
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, setting: str, task: Task) -> ChatTemplate | None:
-    if task.spec.is_text:
-        return None
-    try:
-        template = find_chat_template(tokenizer, setting)
-        if template:
-            template.closing(tokenizer)
-    except UserError as error:
-        raise UserError(f"task {task.name}: {error}") from None
-    return template
-
-
-def _checked_stream(config: RunConfig, stream: TaskStream | None, to_train: bool) -> TaskStream:
-    """The stream, by default that of the configuration, whose tasks can be scored."""
-    if stream is None:
-        limits = config.data.max_train_examples, config.data.max_test_examples
-        task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
-        learned: tuple[Split, ...] = ("train", "test", "eval") if config.train.validation == "eval" else SPLITS
-        splits: tuple[Split, ...] = (
-            learned if to_train else ("train", "test") if config.evaluate.demonstrations else ("test",)
-        )
-        stream = TaskStream.load(task_file, data_dir, config.order, *limits, splits)
-    if not stream.tasks:
-        raise UserError("the stream has no task; give it at least one")
-    for task in stream:
-        if task.spec.is_text:
-            continue
-        try:
-            for scorer in task.spec.scorers:
-                check_scorer(scorer, config.data.allow_code, "data.allow_code true")
-        except UserError as error:
-            raise UserError(f"task {task.name}: {error}") from None
-    setting, seed = config.train.validation if to_train else None, config.seed
-    return dataclasses.replace(stream, tasks=tuple(with_validation(task, setting, seed) for task in stream))
 
 
 def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: RunPlan | None = None) -> None:

@@ -30,6 +30,7 @@ def model_card(results: RunResults, base_card: Mapping[str, Any]) -> str:
     adapter, train = config["adapter"], config["train"]
     base = Path(name).name if Path(name).exists() else name
     method = METHODS[config["method"]]
+    prompts, usage = HOW_TO_USE[results.data.facts.name]
     threshold = f"threshold mode {adapter['threshold_mode']}" if method.trains_gates else "fixed"
     quantization = config["model"].get("quantization")
     quantized = f"\nIts projections were in {quantization} while it learned and was scored.\n" if quantization else ""
@@ -43,7 +44,7 @@ def model_card(results: RunResults, base_card: Mapping[str, Any]) -> str:
     data = ModelCardData(
         **{"base_model": base, **base_card},
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=results.data.facts.task,
         tags=["continual-learning", "codyra"],
     )
     card = f"""---
@@ -56,10 +57,10 @@ model has. It learned the tasks below one after another by low-rank updates that
 (codyra_llm {results.versions["codyra_llm"]}, method `{method.name}`: {method.summary}).
 {live}The terms of the base model and of the data apply.
 
-{_prompts(results)}
+{prompts(results)}
 
 ```python
-{_usage(results)}
+{usage(results)}
 ```
 
 Data: {results.data.stream}, version {results.data.version}.
@@ -78,7 +79,7 @@ just learned.
 
 {markdown(metrics_table(results))}
 {_of_text(results)}
-Negative log-likelihood of the true answers, nats per token (lower is better):
+Negative log-likelihood of the true answers, nats per {results.data.facts.per} (lower is better):
 
 {markdown(nll_table(results))}
 {_of_general_ability(results)}
@@ -131,3 +132,26 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ids = {prompt}
 answer = model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1]:]
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
+
+
+def _classes(results: RunResults) -> str:
+    """How a picture's class is told."""
+    return (
+        "It tells the class of a picture by the prompt whose features lie nearest, among those that it is given.\n"
+        "The ones it learned with are templates of its tasks, as `a photo of a {}.`"
+    )
+
+
+def _usage_of_clip(results: RunResults) -> str:
+    """A program that asks the model for the class of a picture; FOLDER is where it lies."""
+    return """from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+processor = CLIPProcessor.from_pretrained("FOLDER")
+model = CLIPModel.from_pretrained("FOLDER")
+prompts = ["a photo of a cat.", "a photo of a dog."]
+inputs = processor(text=prompts, images=Image.open("PICTURE"), padding=True, return_tensors="pt")
+print(dict(zip(prompts, model(**inputs).logits_per_image.softmax(-1)[0].tolist())))"""
+
+
+HOW_TO_USE = {"text": (_prompts, _usage), "images": (_classes, _usage_of_clip)}

@@ -21,6 +21,7 @@ from codyra_llm.report.tracking import Axis, Trackers
 from codyra_llm.results.rows import RowScores
 from codyra_llm.results.schema import RunResults, TaskRanks
 from codyra_llm.results.summary import Scores, summarize
+from codyra_llm.text import align
 
 LOG = logging.getLogger(__name__)
 STEPS_TO_TIME = 3
@@ -34,10 +35,11 @@ class Reporter:
         folder: where the curves go.
         config: of the run; its `tracking` says to which trackers they go.
         first_step: optimizer steps that the run took before this start; curves beyond it are taken back.
+        unit: what speed counts.
     """
 
-    def __init__(self, folder: RunFolder | None, config: RunConfig, first_step: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder | None, config: RunConfig, first_step: int, unit: str = "token") -> None:
+        self.folder, self.unit = folder, unit
         self.validation: float | None = None  # of this task, as measured last
         self.timed: list[tuple[int, float]] | None = []
         self.board = (
@@ -68,12 +70,12 @@ class Reporter:
         validation = "" if self.validation is None else f", validation {self.validation:.3f}"
         progress.set_postfix_str(
             f"loss {report.loss:.3f}{validation}, lr {report.learning_rate:.1e}, rank {report.live_rank:.1f}, "
-            f"{speed:.0f} tokens/s",
+            f"{speed:.0f} {self.unit}s/s",
             refresh=False,  # which would write a line in a file at each step
         )
         progress.update()
         curves = {f"train/{name}": getattr(report, name) for name in CURVES}
-        self._curves("step", global_step, {**curves, "train/tokens_per_second": speed})
+        self._curves("step", global_step, {**curves, f"train/{self.unit}s_per_second": speed})
 
     def estimate(self, report: StepReport, tokens: Callable[[], Sequence[float]], task: int, steps: int) -> None:
         """After a few steps, how long training will take at their speed.
@@ -147,6 +149,7 @@ class Reporter:
         lines.append(f"{results.seconds:.0f} s; all results: {path}; every metric: codyra metrics {path}")
         lines.append(f"page: {path / 'report.html'}")
         shown = {head: tables.end_table(summary)}
+        shown["As the benchmarks report it"] = align(tables.leading_rows(results))
         shown["Bits per byte of raw text"] = tables.text_table(results)
         shown["Further scorers"] = tables.further_table(results)
         parts = [f"{title}\n{table}" for title, table in shown.items() if table]

@@ -19,6 +19,7 @@ SHOWN_METRICS = (
     ("transfer", "Transfer (MTIL)"),
     ("average", "Average (MTIL)"),
 )
+LAST = ("last", "Last (MTIL)")  # OP by another name, shown where that is the one in use
 
 
 def matrix_table(results: RunResults) -> str:
@@ -34,7 +35,7 @@ def matrix_table(results: RunResults) -> str:
 
 
 def nll_table(results: RunResults) -> str:
-    """Negative log-likelihood of the true answers, nats per token: lower is better."""
+    """Negative log-likelihood of the true answers, nats per token or image: lower is better."""
     tasks = results.tasks
     rows = [["", *tasks]]
     for stage, losses in zip(results.stages, results.answer_nll, strict=True):
@@ -70,10 +71,29 @@ def metrics_table(results: RunResults) -> str:
     """The matrix's summary numbers in every scoring variant."""
     variants = list(results.metrics)
     rows = [["", *variants]]
-    for key, label in SHOWN_METRICS:
+    for key, label in _shown_metrics(results):
         values = [results.metrics[variant].get(key) for variant in variants]
         rows.append([label, *("" if value is None else f"{value:.2f}" for value in values)])
     return align(rows)
+
+
+def _shown_metrics(results: RunResults) -> list[tuple[str, str]]:
+    """(name, label): those that the domain's benchmarks report first."""
+    leading = results.data.facts.leading
+    labels = dict([*SHOWN_METRICS, *([LAST] if leading else [])])
+    return [(name, labels[name]) for name in dict.fromkeys([*leading, *labels])]
+
+
+def leading_rows(results: RunResults) -> list[list[str]]:
+    """Heads, and each scoring variant's metrics that the domain's benchmarks report; empty where they report none."""
+    leading, labels = results.data.facts.leading, dict([*SHOWN_METRICS, LAST])
+    if not leading or not results.metrics:
+        return []
+    rows = [["", *(labels[name] for name in leading)]]
+    for variant, found in results.metrics.items():
+        values = [found.get(name) for name in leading]
+        rows.append([variant, *(_number(None if isinstance(value, list) else value) for value in values)])
+    return rows
 
 
 def all_metrics_table(results: RunResults) -> str:

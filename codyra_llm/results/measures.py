@@ -20,6 +20,9 @@ MEASURES: dict[str, str] = {
     "forgetting_clipped_over_T": "forgetting (clipped, over T)",
     "forgetting_chaudhry_max_from_own_task": "forgetting (Chaudhry)",
     "FWT": "FWT",
+    "transfer": "Transfer",
+    "average": "Average",
+    "last": "Last",
     "general": "general ability, change in %",
     "nll_learned": "NLL learned",
     "nll_forgotten": "NLL forgotten",
@@ -55,13 +58,13 @@ class RowLosses:
 
 
 def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
-    """The numbers of `MEASURES`; None where a run has not measured one.
+    """The numbers of `MEASURES`; None where a run has not measured one, or its domain's benchmarks do not report it.
 
     Training FLOPs are those of the passes: 2 per weight and token forward, 2 backward (the input's gradient alone,
     since weights are frozen), times what the method's own passes add.
     """
     variant = results.config["evaluate"]["scorer_variant"]
-    of_matrix = results.metrics[variant]
+    of_matrix, facts = results.metrics[variant], results.data.facts
     nll = np.array(results.answer_nll, dtype=float)  # None becomes NaN
     own, last = np.diag(nll[1:]), nll[-1]
     trained = sum(phase.tokens for phase in results.phases if phase.phase == "train")
@@ -82,12 +85,13 @@ def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
         "trainable": results.trainable_parameters,
         "bytes_kept": sum(_size(folder / name) for name in ("ledger", "kept")),
         "tokens": trained,
-        "flops": 4 * results.model.parameters * trained * results.relative_cost,
+        "flops": 4 * results.model.parameters * trained * results.relative_cost if facts.unit == "token" else None,
         "seconds": results.seconds,
         "memory": results.peak_memory_bytes / 1e9,
     }
+    unreported = {"transfer", "average", "last"} - set(facts.leading)
     for name in MEASURES.keys() - found.keys():
-        value = of_matrix.get(name)
+        value = None if name in unreported else of_matrix.get(name)
         found[name] = value if isinstance(value, float | int) else None
     return {name: found[name] for name in MEASURES}
 

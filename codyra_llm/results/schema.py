@@ -13,6 +13,7 @@ from typing import Any
 import pydantic
 
 from codyra_llm.data.chat import ChatFacts
+from codyra_llm.domains.facts import FACTS, Facts
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore, general_delta
 from codyra_llm.evaluation.judge.proxies import Proxies
@@ -62,11 +63,17 @@ class TaskData:
 
 @dataclass
 class Data:
-    """The stream of tasks, and the version of its data."""
+    """The stream of tasks, the version of its data, and what they are of: "text" or "images"."""
 
     stream: str
     version: str
     tasks: list[TaskData]
+    domain: str = "text"
+
+    @property
+    def facts(self) -> Facts:
+        """What is to be said of the domain."""
+        return FACTS.get(self.domain, FACTS["text"])
 
 
 @dataclass
@@ -322,15 +329,17 @@ def empty_scores(tasks: Sequence[str]) -> Scores:
     return [[None] * len(tasks) for _ in stages_of(tasks)]
 
 
-def new_results(provenance: dict[str, Any], data: Data, general: General) -> RunResults:
-    """The results of a run that has done nothing yet."""
+def new_results(
+    provenance: dict[str, Any], data: Data, general: General, variants: Sequence[str] = VARIANTS
+) -> RunResults:
+    """The results of a run that has done nothing yet; `variants` are those of its scores."""
     tasks = [task.task for task in data.tasks]
     return RunResults(
         **provenance,
         data=data,
         tasks=tasks,
         matrix=empty_scores(tasks),
-        matrices={variant: empty_scores(tasks) for variant in VARIANTS},
+        matrices={variant: empty_scores(tasks) for variant in variants},
         answer_nll=empty_scores(tasks),
         general=general,
     )

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.config import EvaluateConfig
 from codyra_llm.distributed.ranks import broadcast
+from codyra_llm.domains.base import Answer
 from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.errors import RankFailed, Stopped, UserError
 from codyra_llm.generation.answer_cache import recall, remember
@@ -28,6 +29,7 @@ def asking(
     doing: str,
     total: int | None = None,
     identity: str | None = None,
+    answer: Answer | None = None,
 ) -> Iterator[Ask]:
     """A context in which the model can be asked questions; they are dealt to the ranks, and each rank gets all answers.
 
@@ -38,6 +40,7 @@ def asking(
         doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
         identity: fingerprint of everything the answers depend on (rank 0's); enables the cross-run cache of answers.
             None: a model of this run alone.
+        answer: how the model answers, by default as `answer_questions`.
 
     Raises:
         Stopped: the command was asked to stop.
@@ -66,7 +69,7 @@ def asking(
 
             how = (config.batch_size, ranks, of_these, on_round, synced)
             try:
-                given = answer_questions(model, tokenizer, questions, *how)
+                given = (answer or answer_questions)(model, tokenizer, questions, *how)
             except (Stopped, UserError):
                 raise
             except Exception as error:

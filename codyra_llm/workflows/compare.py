@@ -14,6 +14,8 @@ from codyra_llm.data.stream import TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
 from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.domains.find import find_domain
+from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.files import expand, write_text
 from codyra_llm.report.comparison import Comparison, write_comparison
@@ -122,6 +124,8 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
     """
     if not grid.sweep:
         return {}
+    if find_domain(base) is not TEXT:
+        raise UserError("sweep: carves rows from train, which only text has enough of; give each method its settings")
     ((name, values),) = grid.sweep.items()
     order, seed = grid.orders[0], grid.seeds[0]
     chosen: dict[str, Settings] = {}

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.config import RunConfig, describe
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.domains.find import find_domain
 from codyra_llm.example import Example
 from codyra_llm.planning.data_table import describe_plan
 from codyra_llm.planning.run_plan import plan_run
@@ -23,6 +24,7 @@ def dry_run(config: RunConfig) -> None:
     Raises:
         UserError: the configuration, data or model is unfit.
     """
+    config = find_domain(config).settled(config)
     check_tracking(config)
     ranks = Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu"))
     plan = plan_run(config, ranks)
@@ -35,7 +37,9 @@ def dry_run(config: RunConfig) -> None:
     colored = sys.stdout.isatty()
     print(f"\nOne training row of each task; what is learned is {'green' if colored else 'between >> and <<'}")
     for batches in plan.batches:
-        print(f"\n{batches.task}:\n{_rendered(plan.source.tokenizer, batches.own[0], colored)}")
+        row = batches.own[0]
+        text = plan.domain.described(plan.source, row) or _rendered(plan.source.tokenizer, row, colored)
+        print(f"\n{batches.task}:\n{text}")
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, colored: bool) -> str:

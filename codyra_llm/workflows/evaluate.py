@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from codyra_llm.config import EvaluateConfig, GeneralConfig, RunConfig, describe
 from codyra_llm.data.stream import Task
 from codyra_llm.distributed.ranks import start
+from codyra_llm.domains.find import find_domain
 from codyra_llm.errors import UserError
-from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks
+from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.evaluation.matrix import Stage, matrix_metrics
-from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.generation.generate import Ask
 from codyra_llm.planning.run_plan import RunPlan, check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder, scores_folder
@@ -57,8 +57,9 @@ def score_tasks(
     """
     rows = [plan.test_examples[i] for i in which]
     total = sum(map(len, rows))
-    with asking(session, model, plan.source.tokenizer, config, name, f"scoring {name}", total, identity) as ask:
-        scored = evaluate_tasks([plan.stream.tasks[i] for i in which], rows, config, through(ask))
+    how = (config, name, f"scoring {name}", total, identity, plan.domain.answer)
+    with asking(session, model, plan.source.tokenizer, *how) as ask:
+        scored = plan.domain.scored([plan.stream.tasks[i] for i in which], rows, config, through(ask))
     if not trained:
         for i, scores in zip(which, scored, strict=True):
             _check_likelihoods(plan.stream.tasks[i], scores, model.dtype)
@@ -87,13 +88,14 @@ def score_model(config: RunConfig) -> ModelScores:
         UserError: the configuration, data or model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it resumes.
     """
+    config = find_domain(config).settled(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, ranks, to_train=False)
     check_ranks_agree(config, ranks, plan.source, plan)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         session.notes += plan.notes
         name = f"model-{_digest(config, plan)}"
-        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
+        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids, plan.domain)
         session.open(describe(config), resumed=config.resume == "auto")
         tasks = range(len(plan.stream))
         scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
@@ -101,8 +103,8 @@ def score_model(config: RunConfig) -> ModelScores:
         found = score_general(
             session, plan.source, model, plan.suites, plan.general_template, config.evaluate, "model", identity
         )
-        by_task = dict(zip(plan.stream.names, scored, strict=True))
-        scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in VARIANTS}
+        by_task, variants = dict(zip(plan.stream.names, scored, strict=True)), plan.domain.facts.variants
+        scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in variants}
         results = ModelScores(
             **provenance(config, plan.deepspeed_json, model, ranks.size),
             data=plan.data(config),
@@ -149,9 +151,10 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
         if plan.stream.names != finished.results.tasks:
             raise UserError(f"order: the run learned {', '.join(finished.results.tasks)}; leave order as it was")
         session.notes += plan.notes
-        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
+        model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids, plan.domain)
         session.open(describe(config), resumed=config.resume == "auto")
-        results = new_results(provenance(config, plan.deepspeed_json, model, ranks.size), plan.data(config), General())
+        how = provenance(config, plan.deepspeed_json, model, ranks.size)
+        results = new_results(how, plan.data(config), General(), plan.domain.facts.variants)
         results.losses, results.ranks = finished.results.losses, finished.results.ranks
         digest = _digest(config, plan)
         tasks = range(len(plan.stream))
@@ -176,7 +179,7 @@ def record_scores(
 ) -> None:
     """Enters what tasks, by number, scored at a stage."""
     for task, scores in zip(tasks, scored, strict=True):
-        for variant in VARIANTS:
+        for variant in results.matrices:
             results.matrices[variant][stage.number][task] = scores.totals[variant]
         results.matrix[stage.number][task] = scores.totals[config.scorer_variant]
         for name, totals in scores.further.items():
@@ -184,7 +187,7 @@ def record_scores(
             of_stages = of_task.setdefault(name, [None] * len(results.matrix))
             of_stages[stage.number] = totals[config.scorer_variant]
         results.answer_nll[stage.number][task] = scores.nll if math.isfinite(scores.nll) else None
-    results.metrics = {variant: matrix_metrics(results.matrices[variant]) for variant in VARIANTS}
+    results.metrics = {variant: matrix_metrics(matrix) for variant, matrix in results.matrices.items()}
 
 
 def _write_stage(folder: RunFolder, results: RunResults, stage: Stage, scored: Sequence[TaskScores]) -> None:
@@ -201,9 +204,9 @@ def _digest(config: RunConfig, plan: RunPlan) -> str:
 
 
 def _table(results: ModelScores) -> str:
-    rows = [["task", *VARIANTS, "NLL"]]
+    rows = [["task", *results.scores, "NLL"]]
     for task in results.tasks:
-        of_task = [f"{results.scores[variant][task]:.1f}" for variant in VARIANTS]
+        of_task = [f"{of_variant[task]:.1f}" for of_variant in results.scores.values()]
         nll = results.answer_nll[task]
         rows.append([task, *of_task, "" if nll is None else f"{nll:.3f}"])
-    return align([*rows, ["mean", *(f"{results.mean[variant]:.1f}" for variant in VARIANTS), ""]])
+    return align([*rows, ["mean", *(f"{results.mean[variant]:.1f}" for variant in results.mean), ""]])

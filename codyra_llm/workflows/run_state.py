@@ -162,13 +162,13 @@ def open_run(
     begun = found.progress.ledger if found else None
     ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, plan.source, begun)))
     session.notes += plan.notes
-    model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids)
+    model = session.load(plan.source, config, plan.deepspeed_json, plan.end_ids, plan.domain)
     original = find_original(config, plan.source)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     general = General(items={suite.name: suite.items for suite in plan.suites})
     source = provenance(config, plan.deepspeed_json, model, session.ranks.size)
-    results = new_results(source, plan.data(config), general)
+    results = new_results(source, plan.data(config), general, plan.domain.facts.variants)
     session.open(describe(config), resumed=found is not None)
     run = RunState(
         config,
@@ -180,7 +180,7 @@ def open_run(
         model,
         original,
         results,
-        Reporter(session.folder, config, found.progress.global_step if found else 0),
+        Reporter(session.folder, config, found.progress.global_step if found else 0, plan.domain.facts.unit),
         next(phases(config, plan.stages)),
     )
     _log_start(run)

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.ranks import Ranks, on_rank_0
 from codyra_llm.distributed.stop import StopRequest
+from codyra_llm.domains.base import Domain
+from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.engine.zero import load_base
 from codyra_llm.errors import Stopped
 from codyra_llm.models.save import add_end_ids
@@ -44,14 +46,20 @@ class Session:
         return on_rank_0(self.ranks, action)
 
     def load(
-        self, source: Source, config: RunConfig, deepspeed_json: dict[str, Any], end_ids: Iterable[int] = ()
+        self,
+        source: Source,
+        config: RunConfig,
+        deepspeed_json: dict[str, Any],
+        end_ids: Iterable[int] = (),
+        domain: Domain = TEXT,
     ) -> PreTrainedModel:
         """The model of a configuration, placed as the DeepSpeed configuration says.
 
         Args:
             end_ids: that end its answers beside its own: those of chat templates.
+            domain: says whether it can be run.
         """
-        model = load_base(source, config, deepspeed_json, self.ranks, self.note)
+        model = load_base(source, config, deepspeed_json, self.ranks, self.note, domain.check_model)
         add_end_ids(model, end_ids)
         return model
 

@@ -91,6 +91,7 @@ def train(run: RunState, stage: Stage) -> None:
         run.method,
         validation,
         retention,
+        run.plan.domain.learning,
     )
     progress.close()
     if validation:
@@ -115,7 +116,8 @@ def _finish(run: RunState, stage: Stage) -> None:
     check_updates(run.model, updates, stage.task)
     session, folder = run.session, run.session.folder
     name, base = run.ledger.name_of_next(stage.task), run.config.model.name_or_path
-    written = session.on_rank_0(lambda: write_entry(folder.ledger / name, updates, base))
+    task_type = run.plan.domain.facts.adapter_task
+    written = session.on_rank_0(lambda: write_entry(folder.ledger / name, updates, base, task_type=task_type))
     files, settings = broadcast((written, run.checkpoints and run.checkpoints.run))
     run.ledger = run.ledger.with_entry(
         Entry(
@@ -175,6 +177,8 @@ def evaluate(run: RunState, stage: Stage) -> None:
     scored = _score(run, stage, tasks)
     phase.tokens = sum(scores.tokens for scores in scored)
     record_scores(results, stage, tasks, scored, config.evaluate)
+    if not stage.number:
+        _remark(run, tasks, scored)
     if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
@@ -189,6 +193,15 @@ def evaluate(run: RunState, stage: Stage) -> None:
             session.folder.write_predictions(stage.name, results.tasks[task], scores.rows)
 
     session.on_rank_0(write)
+
+
+def _remark(run: RunState, tasks: Sequence[int], scored: Sequence[TaskScores]) -> None:
+    of_tasks = [run.plan.stream.tasks[task] for task in tasks]
+    said, warned = run.plan.domain.remarks(of_tasks, scored, run.config.evaluate.scorer_variant)
+    for line in said:
+        LOG.info(line)
+    for line in warned:
+        LOG.warning(line)
 
 
 def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.distributed.ranks import broadcast, start
+from codyra_llm.domains.find import find_domain
 from codyra_llm.engine.checkpoint import Checkpoint, Checkpoints
 from codyra_llm.planning.run_plan import check_ranks_agree, plan_run
 from codyra_llm.report.folder import RunFolder
@@ -42,6 +43,7 @@ def run(config: RunConfig | str | Path, stream: TaskStream | None = None, shares
     config = config if isinstance(config, RunConfig) else load_config(config)
     if stream is not None:  # what is saved as the configuration should not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
+    config = find_domain(config, stream).settled(config)
     check_tracking(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     plan = plan_run(config, ranks, stream)

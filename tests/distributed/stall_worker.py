@@ -10,7 +10,7 @@ from typing import Any
 
 from codyra_llm import run
 from codyra_llm.command import main
-from codyra_llm.engine.train import AnswerLoss
+from codyra_llm.engine.loss import AnswerLoss
 from tests.distributed.forked import fork_ranks
 from tests.e2e.test_run import tiny_config
 

@@ -16,6 +16,7 @@ from codyra_llm.adapter import inject, merge
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merge import deltas
 from codyra_llm.distributed.ranks import start
+from codyra_llm.domains.text import domain
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.engine.zero import add_delta, check_updates, load_base
@@ -24,7 +25,6 @@ from codyra_llm.ledger.apply import merge_entries
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.source import open_source
-from codyra_llm.workflows import evaluate
 from codyra_llm.workflows.evaluate import score_model
 from tests.e2e.test_run import tiny_config
 from tests.models import WIDE, tiny_model
@@ -234,7 +234,7 @@ def test_a_projection_that_gets_no_gradient(
 def test_a_loss_that_is_not_finite_later_leaves_a_gap(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluate.evaluate_tasks
+    real = domain.evaluate_tasks
 
     def evaluate_tasks(tasks: object, rows: object, config: object, ask: Callable[..., Any]) -> list[Any]:
         if not list((tmp_path / "run" / "ledger").glob("01-*")):
@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_later_leaves_a_gap(
         answered = lambda questions: [dataclasses.replace(each, loss=float("nan")) for each in ask(questions)]  # noqa: E731
         return real(tasks, rows, config, answered)
 
-    monkeypatch.setattr(evaluate, "evaluate_tasks", evaluate_tasks)
+    monkeypatch.setattr(domain, "evaluate_tasks", evaluate_tasks)
     folder = tmp_path / "run"
     run(tiny_config(tiny_folder, folder, **SHORT))
     assert json.loads((folder / "results.json").read_text())["answer_nll"][1] == [None]

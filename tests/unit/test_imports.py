@@ -25,6 +25,7 @@ ORDER = [
     "engine",
     "ledger",
     "evaluation",
+    "domains",
     "results",
     "planning",
     "report",

@@ -23,7 +23,7 @@ PAGES = [
     *sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch")),
     REPOSITORY / "Dockerfile",
 ]
-SCRIPTS = {"train_trace": "train", "prepare_trace": "prepare"}
+SCRIPTS = {"train_trace": "train", "prepare_trace": "prepare", "prepare_clip": "prepare"}
 STARTS = re.compile(
     r"\bcodyra (?P<command>[a-z]+)(?P<own> .*|$)|scripts/(?P<script>\w+)\.py(?P<rest> .*|$)"
     r"|\$\(codyra path (?P<path>\w+)\)(?P<after> .*|$)|scripts/slurm/(?P<batch>\w+)\.sbatch(?P<options> .*|$)"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from codyra_llm.report.page.answers import WrongForms
 from codyra_llm.report.page.render import NOTHING, interval, number
+from codyra_llm.report.tables import leading_rows
 from codyra_llm.results.schema import Phase, RunResults
 from codyra_llm.results.summary import SuiteSummary, Summary
 
@@ -36,6 +37,12 @@ def of_suites(suites: Sequence[SuiteSummary]) -> DataTable:
     ]
     name = "General ability: change from the base model, with 95 % intervals from standard errors"
     return DataTable(name, ("suite", "unit", "base", "now", "change", "items"), rows)
+
+
+def of_leading(results: RunResults) -> DataTable:
+    """The metrics that the domain's benchmarks report, in every label space; no rows where they report none."""
+    heads, *rows = leading_rows(results) or [[]]
+    return DataTable("As the benchmarks report it", ["scores", *heads[1:]], rows)
 
 
 def of_further(results: RunResults) -> DataTable:
@@ -89,15 +96,15 @@ def of_wrong(wrong: Sequence[WrongForms]) -> DataTable:
     return DataTable("Answers that score 0 now", heads, rows)
 
 
-def of_phases(phases: Sequence[Phase]) -> DataTable:
-    """What all phases of a kind took, in the order in which they came first."""
+def of_phases(phases: Sequence[Phase], unit: str = "token") -> DataTable:
+    """What all phases of a kind took, in the order in which they came first; `unit` is what they count."""
     rows = []
     for name in dict.fromkeys(phase.phase for phase in phases):
         same = [phase for phase in phases if phase.phase == name]
         memory = max((phase.resident_bytes for phase in same if phase.resident_bytes), default=None)
         seconds, tokens = sum(phase.seconds for phase in same), sum(phase.tokens for phase in same)
         rows.append([name, number(seconds, 0), number(tokens, 0), number(memory / 1e9 if memory else None, 2)])
-    return DataTable("By phase", ("phase", "seconds", "tokens", "memory, GB"), rows)
+    return DataTable("By phase", ("phase", "seconds", f"{unit}s", "memory, GB"), rows)
 
 
 def of_data(results: RunResults) -> DataTable:

@@ -1,0 +1,44 @@
+"""What reports say of a domain, by its name in results.json."""
+
+from dataclasses import dataclass
+
+from codyra_llm.evaluation.scorers import VARIANTS
+
+UNION, WITHIN_TASK = "union", "within_task"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A domain, to those who write about it.
+
+    Attributes:
+        name: as task files give it. unit: what speed counts. per: what a loss in nats is a mean over.
+        variants: of scores. leading: metrics of the matrix that are shown before the others.
+        task: what models do, as model cards say it (pipeline_tag).
+        adapter_task: the same as PEFT says it; None where it has no word for it.
+    """
+
+    name: str
+    unit: str
+    per: str
+    variants: tuple[str, ...]
+    leading: tuple[str, ...]
+    task: str
+    adapter_task: str | None
+
+
+FACTS = {
+    facts.name: facts
+    for facts in (
+        Facts("text", "token", "token", tuple(VARIANTS), (), "text-generation", "CAUSAL_LM"),
+        Facts(
+            "images",
+            "image",
+            "image",
+            (UNION, WITHIN_TASK),
+            ("transfer", "average", "last"),
+            "zero-shot-image-classification",
+            None,
+        ),
+    )
+}

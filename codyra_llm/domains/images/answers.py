@@ -1,0 +1,117 @@
+"""What CLIP says of pictures: the likeliest class among those of all tasks, and whether it is right among its own."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from codyra_llm.config import EvaluateConfig
+from codyra_llm.data.stream import Task
+from codyra_llm.distributed.ranks import Ranks, all_gather
+from codyra_llm.domains.facts import UNION, WITHIN_TASK
+from codyra_llm.domains.images.contrastive import image_features, padded, text_features
+from codyra_llm.domains.images.rows import ImageExample, Space
+from codyra_llm.evaluation.evaluate import TaskScores
+from codyra_llm.example import Example
+from codyra_llm.generation.generate import Answered, Ask, Question
+
+PROMPTS_AT_ONCE = 128
+
+
+@torch.inference_mode()
+def answer_pictures(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    batch_size: int = 16,
+    ranks: Ranks | None = None,
+    answered: dict[int, Answered] | None = None,
+    on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
+    synced: bool = False,
+) -> list[Answered]:
+    """As `answer_questions`, whose arguments these are; prompts of all classes are read once.
+
+    Of an answer, `text` is the number of the likeliest class among all, `loss` the negative log-likelihood of the true
+    one among all, and `greedy` says whether the true one is the likeliest of its task.
+    """
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    answered = dict(answered or {})
+    left = [number for number in range(len(questions)) if number not in answered]
+    batches = [left[first : first + batch_size] for first in range(0, len(left), batch_size)]
+    texts = _class_features(model, _example(questions[left[0]]).space, ranks, synced) if left else None
+    for first in range(0, len(batches), size):
+        mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
+        own = _tell(model, [_example(questions[number]) for number in mine], texts) if mine else []
+        shares = [(mine, own)] if ranks is None else all_gather((mine, own))
+        fresh = {number: answer for numbers, given in shares for number, answer in zip(numbers, given, strict=True)}
+        answered |= fresh
+        on_round(fresh)
+    return [answered[number] for number in range(len(questions))]
+
+
+def score_pictures(
+    tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
+) -> list[TaskScores]:
+    """The accuracy of tasks in both variants, from one pass over their pictures."""
+    given = iter(ask([Question(example, 0) for rows in examples for example in rows]))
+    return [_score(task, rows, [next(given) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
+
+
+def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered]) -> TaskScores:
+    rows: list[dict[str, Any]] = []
+    for row, example, answer in zip(task.test, map(_of, examples), answers, strict=True):
+        told = int(answer.text)
+        scores = {UNION: 100.0 * (told == example.answer[0]), WITHIN_TASK: 100.0 * answer.greedy}
+        rows.append(
+            {
+                "prompt": row["prompt"],
+                "prediction": example.space.told(told, example.own),
+                "reference": row["answer"],
+                "nll": answer.loss if math.isfinite(answer.loss) else None,
+                "scores": scores,
+            }
+        )
+    totals = {name: sum(row["scores"][name] for row in rows) / len(rows) for name in (UNION, WITHIN_TASK)}
+    return TaskScores(rows, totals, nll=sum(answer.loss for answer in answers) / len(rows), tokens=len(rows))
+
+
+def _example(question: Question) -> ImageExample:
+    return _of(question.example)
+
+
+def _of(example: Example) -> ImageExample:
+    assert isinstance(example, ImageExample)
+    return example
+
+
+def _class_features(model: PreTrainedModel, space: Space, ranks: Ranks | None, synced: bool) -> torch.Tensor:
+    """[classes, d]: the unit features of all prompts, dealt to the ranks in chunks; the same on every rank."""
+    chunks = range(0, len(space.prompts), PROMPTS_AT_ONCE)
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    own = {}
+    for round_of in range(0, len(chunks), size):
+        number = round_of + rank
+        if number >= len(chunks) and not synced:
+            continue
+        first = chunks[min(number, len(chunks) - 1)]
+        ids = padded(space.prompts[first : first + PROMPTS_AT_ONCE], space.end).to(model.device)
+        own[first] = text_features(model, ids).cpu()
+    every = {first: part for of_rank in (all_gather(own) if ranks else [own]) for first, part in of_rank.items()}
+    return torch.cat([every[first] for first in chunks]).to(model.device)
+
+
+def _tell(model: PreTrainedModel, examples: Sequence[ImageExample], texts: Any) -> list[Answered]:
+    pixels = examples[0].space.pixels.to_score([example.picture for example in examples]).to(model.device)
+    scale: Any = model.logit_scale
+    logits = scale.float().exp() * image_features(model, pixels) @ texts.T
+    truth = torch.tensor([example.answer[0] for example in examples], device=logits.device)
+    losses = functional.cross_entropy(logits.double(), truth, reduction="none").tolist()
+    likeliest = logits.argmax(-1).tolist()
+    right = [
+        int(of_picture[example.own.start : example.own.stop].argmax()) + example.own.start == example.answer[0]
+        for of_picture, example in zip(logits, examples, strict=True)
+    ]
+    return [Answered(str(best), 0, loss, own) for best, loss, own in zip(likeliest, losses, right, strict=True)]
