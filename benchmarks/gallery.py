@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+from codyra_llm.config.grid import grid_runs
 from codyra_llm.files import write_text
 from codyra_llm.report.comparison import read_comparison
 from codyra_llm.report.page import comparison, sentences
@@ -48,13 +49,13 @@ def run_part(folder: Path) -> str:
 
 
 def comparison_part(folder: Path) -> str:
-    """A comparison: what was compared, the sentences of its page, its pictures."""
+    """A comparison: its command, the sentences of its page, its pictures."""
     comparison.report_comparison(folder)
     found = read_comparison(folder)
-    names, grid = [each.name for each in found.contestants], found.grid
+    first = read_results(folder / next(grid_runs(found.grid)).folder)
     head = (
-        f"{', '.join(names)}; seeds {', '.join(map(str, grid.seeds))}; orders {', '.join(grid.orders)}; the line to "
-        f"beat is {grid.line}, whose settings of strength are the points of its curve."
+        f"    {scrub(shlex.join(first.command))}\n\nThe line to beat is {found.grid.line}, whose settings of strength are "
+        "the points of its curve."
     )
     pictures = {name: what for name, what in comparison.PICTURES.items() if (folder / f"{name}.png").is_file()}
     return f"{head}\n\n{listed(comparison.sentences_of(found))}\n\n{shown(folder, pictures)}"
