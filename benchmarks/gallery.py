@@ -53,12 +53,9 @@ def comparison_part(folder: Path) -> str:
     comparison.report_comparison(folder)
     found = read_comparison(folder)
     first = read_results(folder / next(grid_runs(found.grid)).folder)
-    head = (
-        f"    {scrub(shlex.join(first.command))}\n\nThe line to beat is {found.grid.line}, whose settings of strength are "
-        "the points of its curve."
-    )
+    line = f"The line to beat is {found.grid.line}, whose settings of strength are the points of its curve."
     pictures = {name: what for name, what in comparison.PICTURES.items() if (folder / f"{name}.png").is_file()}
-    return f"{head}\n\n{listed(comparison.sentences_of(found))}\n\n{shown(folder, pictures)}"
+    return f"    {scrub(shlex.join(first.command))}\n\n{line}\n\n{listed(comparison.sentences_of(found))}\n\n{shown(folder, pictures)}"
 
 
 def listed(said: list[sentences.Sentence]) -> str:

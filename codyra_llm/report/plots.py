@@ -28,6 +28,7 @@ MARKERS = "osD^v<>pPX*"
 LONGEST_LABEL = 22
 TASKS_IN_A_ROW = 8
 MOST_NUMBERS = 500  # in the cells of a heat map, where more could not be read
+MOST_LEVEL_LABELS = 8  # below an axis, beyond which they are slanted
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # a file of the same results is the same
 
 
@@ -176,19 +177,22 @@ def depth_figure(ranks: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
         ranks: kind of projection -> task -> (layer, rank).
     """
     tasks = list(dict.fromkeys(task for of_kind in ranks.values() for task in of_kind))
-    layers = 1 + max(layer for of_kind in ranks.values() for found in of_kind.values() for layer, _ in found)
-    values = np.full((len(tasks), len(ranks) * layers), np.nan)
-    for number, of_tasks in enumerate(ranks.values()):
+    layers = [1 + max(layer for found in of_kind.values() for layer, _ in found) for of_kind in ranks.values()]
+    begins = list(itertools.accumulate(layers, initial=0))
+    values = np.full((len(tasks), begins[-1]), np.nan)
+    for begin, of_tasks in zip(begins, ranks.values(), strict=False):
         for task, found in of_tasks.items():
             for layer, rank in found:
-                values[tasks.index(task), number * layers + layer] = rank
+                values[tasks.index(task), begin + layer] = rank
     figure, axes = make_figure((8.5, 1.2 + 0.2 * len(tasks)))
     image = axes.imshow(values, vmin=0, vmax=initial, cmap="viridis", aspect="auto", interpolation="none")
     axes.set_yticks(range(len(tasks)), map(short, tasks), fontsize=8)
-    axes.set_xticks([(number + 0.5) * layers - 0.5 for number in range(len(ranks))], ranks, fontsize=8)
-    axes.set_xlabel(f"layers 0 to {layers - 1} of each kind of projection")
-    for number in range(1, len(ranks)):
-        axes.axvline(number * layers - 0.5, color="white", linewidth=1.5)
+    middles = [(begin + end - 1) / 2 for begin, end in itertools.pairwise(begins)]
+    slanted = {"rotation": 30, "ha": "right"} if len(ranks) > MOST_LEVEL_LABELS else {}
+    axes.set_xticks(middles, ranks, fontsize=8, **slanted)
+    axes.set_xlabel("layers of each kind of projection, from the first")
+    for begin in begins[1:-1]:
+        axes.axvline(begin - 0.5, color="white", linewidth=1.5)
     figure.colorbar(image, label=f"kept rank (of {initial})")
     return figure
 
@@ -196,8 +200,8 @@ def depth_figure(ranks: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
 def curves_figure(results: RunResults) -> Any:
     """Over the optimizer steps of the whole stream: loss; learning rate; threshold; live rank, as far as known."""
     found = results.losses
-    kinds = [("loss", "loss (nats a token)"), ("learning_rate", "learning rate"), ("threshold", "threshold"),
-             ("live_rank", "live rank")]  # fmt: skip
+    kinds = [("loss", f"loss (nats a {results.data.facts.unit})"), ("learning_rate", "learning rate"),
+             ("threshold", "threshold"), ("live_rank", "live rank")]  # fmt: skip
     kinds = [kind for kind in kinds if any(any(getattr(task, kind[0])) for task in found)]
     figure, panels = make_panels(len(kinds), 1, (6.5, 0.8 + 1.3 * len(kinds)), sharex=True)
     borders = list(itertools.accumulate((len(task.loss) for task in found), initial=0))
@@ -254,7 +258,7 @@ def likelihood_figure(results: RunResults) -> Any:
         axes.tick_params(axis="x", labelsize=8, length=0)
         for place in places[1:]:
             axes.axvline(place * width - 1, color=INK, linewidth=0.3)
-        axes.set_ylabel("NLL, nats a token")
+        axes.set_ylabel(f"NLL, nats a {results.data.facts.unit}")
     panels[-1].set_xlabel("each task from the base model to the last stage; diamond: just learned")
     return figure
 
