@@ -55,7 +55,8 @@ def comparison_part(folder: Path) -> str:
     first = read_results(folder / next(grid_runs(found.grid)).folder)
     line = f"The line to beat is {found.grid.line}, whose settings of strength are the points of its curve."
     pictures = {name: what for name, what in comparison.PICTURES.items() if (folder / f"{name}.png").is_file()}
-    return f"    {scrub(shlex.join(first.command))}\n\n{line}\n\n{listed(comparison.sentences_of(found))}\n\n{shown(folder, pictures)}"
+    said = listed(comparison.sentences_of(found))
+    return f"    {scrub(shlex.join(first.command))}\n\n{line}\n\n{said}\n\n{shown(folder, pictures)}"
 
 
 def listed(said: list[sentences.Sentence]) -> str:
