@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -69,6 +69,8 @@ def read_domain(spec: DomainSpec, data_dir: Path) -> ImageDomain:
     files = {picture.source for picture in found.train if isinstance(picture.source, Path)}
     if both := sum(picture.source in files for picture in found.test if isinstance(picture.source, Path)):
         found.notes.append(f"{where}: {both} of {len(found.test)} test pictures are also in train")
+    if len(found.classes) == 1:
+        found.notes.append(f"{where}: has one class, so that within_task is 100 whatever a model knows")
     classes = [spec.class_name(name) for name in found.classes]
     prompts = [spec.prompt(name) for name in found.classes]
     return ImageDomain(spec.name, found.train, found.test, classes, prompts, found.place, found.notes)
@@ -116,6 +118,7 @@ def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
     for split in SPLITS:
         (file,) = find_files(folder, split)
         tables[split] = file, check_rows(read_table(file), str(file), ("path", "class"))
+        _check_one_class(file, tables[split][1])
     classes = sorted({row["class"] for row in tables["train"][1]})
     labels = {name: label for label, name in enumerate(classes)}
     splits = {}
@@ -125,6 +128,18 @@ def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
                 raise UserError(f"{file} row {number}: class {shown(row['class'])} has no row in {tables['train'][0]}")
         splits[split] = _pictures(folder, [(row["path"], labels[row["class"]], "") for row in rows], str(file))
     return _Found(splits["train"], splits["test"], classes, str(folder), [])
+
+
+def _check_one_class(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Raises UserError where a picture stands in a table under two classes."""
+    seen: dict[str, tuple[int, str]] = {}
+    for number, row in enumerate(rows, start=1):
+        before, name = seen.setdefault(row["path"], (number, row["class"]))
+        if name != row["class"]:
+            raise UserError(
+                f"{file} row {number}: {shown(row['path'])} is {shown(row['class'])}, and {shown(name)} in row "
+                f"{before}; a picture has one class"
+            )
 
 
 def _read_benchmark(spec: DomainSpec, data_dir: Path) -> _Found:

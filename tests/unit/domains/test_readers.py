@@ -302,6 +302,13 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
     refused("class 'cat' has no picture in train", tmp_path, "folders")
 
 
+def test_one_class_is_told(tmp_path: Path) -> None:
+    for name in ("train/dog/1.png", "test/dog/2.png"):
+        save_picture(tmp_path / "mine" / name, seed=len(name))
+    (note,) = read(tmp_path, "folders").notes
+    assert "has one class, so that within_task is 100" in note
+
+
 def test_names_that_make_one_prompt(tmp_path: Path) -> None:
     for name in ("train/big_dog/1.png", "train/big dog/1.png", "test/big dog/2.png"):
         save_picture(tmp_path / "mine" / name)
@@ -324,6 +331,7 @@ def test_a_table_of_paths_and_classes(tmp_path: Path) -> None:
         ("path,class\n../d.png,cat\n", "test.csv row 1: .* no path below"),
         ("path,label\nc.png,cat\n", 'test.csv row 1: .*"class"'),
         ("path,class\nc.png,\n", "test.csv row 1"),
+        ("path,class\nc.png,cat\na.png,dog\nc.png,dog\n", "test.csv row 3: 'c.png' is 'dog', and 'cat' in row 1"),
         ("", "test.csv"),
     ):
         (folder / "test.csv").write_text(text)
