@@ -236,6 +236,14 @@ def test_a_comparison_has_what_the_benchmarks_report(
     assert "Transfer" in (tmp_path / "grid" / "comparison.md").read_text()
 
 
+@pytest.mark.parametrize("which", ["seen", "last"])
+def test_a_run_that_does_not_score_the_base_model(which: str, model: Path, tmp_path: Path) -> None:
+    config = clip_run(model, tmp_path / "run", method="lora", **{"evaluate.tasks": which})
+    results = run(config, color_stream(2))
+    assert results.matrix[0] == [None, None]
+    assert all(score is not None for score in results.matrix[-1])
+
+
 def test_a_ledger_is_extended_by_other_domains(model: Path, tmp_path: Path) -> None:
     one = run(clip_run(model, tmp_path / "one", order=["warm"]), color_stream(6, ("warm",)))
     both = clip_run(model, tmp_path / "both", extend=str(tmp_path / "one" / "ledger"))
