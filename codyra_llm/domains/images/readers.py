@@ -1,6 +1,7 @@
 """Domains of pictures, read: a folder of class-named folders, a table, a function, or a data set of the benchmark."""
 
 import importlib.util
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -171,10 +172,13 @@ def _read_generated(spec: DomainSpec, data_dir: Path) -> _Found:
     for split, count in zip(SPLITS, (spec.generate.train, spec.generate.test), strict=True):
         try:
             images, labels, names = function(spec.path or spec.name, split, count, spec.generate.seed)
+            labels, names = list(map(operator.index, labels)), list(names)
         except Exception as error:  # a user's code may do anything
             raise UserError(f"{where}: failed: {type(error).__name__}: {error}") from error
         _check_generated(images, labels, names, f"{where} {split}")
-        arrays[split], classes = (images, [int(label) for label in labels]), list(names)
+        if classes and names != classes:
+            raise UserError(f"{where}: gave other classes for {split} than for {SPLITS[0]}, or in another order")
+        arrays[split], classes = (images, labels), names
     return _of_arrays(arrays, classes, where)
 
 
@@ -198,12 +202,14 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _check_generated(images: Any, labels: Any, names: Any, where: str) -> None:
+def _check_generated(images: Any, labels: list[int], names: list[Any], where: str) -> None:
     if not isinstance(images, numpy.ndarray) or images.dtype != numpy.uint8 or images.shape[3:] not in ((), (3,)):
         raise UserError(f"{where}: gave no uint8 array [n, height, width, 3]")
     if images.ndim < 3 or not images.size or len(labels) != len(images):
         raise UserError(f"{where}: gave {len(labels)} labels for pictures of shape {images.shape}")
-    if not all(0 <= int(label) < len(names) for label in labels):
+    if other := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{where}: gave the class name {shown(other[0])}, which is no text")
+    if not all(0 <= label < len(names) for label in labels):
         raise UserError(f"{where}: gave a label outside of 0 to {len(names) - 1}")
 
 

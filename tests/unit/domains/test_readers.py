@@ -350,6 +350,14 @@ def floats(domain, split, count, seed):
     return numpy.zeros((2, 8, 8, 3)), [0, 1], ["a", "b"]
 def labels(domain, split, count, seed):
     return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 2], ["a", "b"]
+def no_labels(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), None, ["a", "b"]
+def shares(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 0.7], ["a", "b"]
+def numbers(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), numpy.array([0, 1]), [7, 8]
+def turned(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 1], ["a", "b"] if split == "train" else ["b", "a"]
 def fails(domain, split, count, seed):
     raise RuntimeError("no")
 """
@@ -365,8 +373,16 @@ def test_generated_pictures(tmp_path: Path) -> None:
     assert (len(domain.train), len(domain.test), domain.classes[0]) == (8, 4, "red square")
     again = read(tmp_path, "generated", **options("squares"))
     numpy.testing.assert_array_equal(domain.test[3].source, again.test[3].source)
-    for function, said in (("floats", "uint8"), ("labels", "label outside"), ("fails", "RuntimeError: no"),
-                           ("absent", "no such function")):  # fmt: skip
+    for function, said in (
+        ("floats", "uint8"),
+        ("labels", "label outside"),
+        ("fails", "RuntimeError: no"),
+        ("absent", "no such function"),
+        ("no_labels", "failed: TypeError"),
+        ("shares", "failed: TypeError"),
+        ("numbers", "class name 7, which is no text"),
+        ("turned", "other classes for test"),
+    ):
         refused(said, tmp_path, "generated", **options(function))
     (tmp_path / "world.py").write_text("import no_such_module_anywhere")
     refused("world.py: cannot be imported", tmp_path, "generated", **options("squares"))
