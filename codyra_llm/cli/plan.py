@@ -59,7 +59,7 @@ def command() -> None:
         from codyra_llm.planning.report import report, table
 
     memory = parse_size(options.gpu_memory)
-    ceilings = find_ceilings(options.ceilings) if options.ceilings else None
+    ceilings = None if options.ceilings is None else find_ceilings(options.ceilings)
     how = (memory, options.rows, options.test_rows, ceilings)
     if options.gpus is None:
         plans = [plan_footprint(config, count, *how) for count in range(1, 9)]

@@ -202,9 +202,11 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
     """({task: spec}, {order: tasks}, stream name) of a task file.
 
     Raises:
-        UserError: the file is missing or not YAML, or an entry or an order is malformed.
+        UserError: the file is missing or not YAML, is of another domain, or an entry or an order is malformed.
     """
     content, orders, label = read_outline(path)
+    if (domain := content.get("domain", "text")) != "text":
+        raise UserError(f"{path}: is a task file of domain {shown(domain)}; one of text is needed here")
     return {name: read_entry(TaskSpec, path, name, entry) for name, entry in content["tasks"].items()}, orders, label
 
 
@@ -234,15 +236,15 @@ def read_outline(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], str]
     return content, orders, "{} version {}".format(*label)
 
 
-def read_entry(kind: type[Spec], path: Path, name: str, entry: Any) -> Spec:
-    """A task's entry in a task file as its specification, a dataclass of pydantic.
+def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequence[str] = ()) -> Spec:
+    """A task's entry in a task file as its specification, a dataclass of pydantic; `but` are fields that are no keys.
 
     Raises:
         UserError: a key is unknown, or a value does not fit.
     """
     if not isinstance(entry, dict):
         raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {shown(entry)}")
-    known = [each.name for each in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    known = [each.name for each in dataclasses.fields(kind) if each.name not in but]  # type: ignore[arg-type]
     for key in entry:
         if key not in known:
             raise UserError(f'{path}: task {name}: unknown key "{key}"; a task has {", ".join(known)}')

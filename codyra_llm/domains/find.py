@@ -24,6 +24,6 @@ def find_domain(config: RunConfig, stream: TaskStream | None = None) -> Domain:
     path = resolve_path(config.task_file)
     content = read_yaml(path, "task_file is a YAML file like tasks/trace/trace.yaml")
     name = content.get("domain", "text") if isinstance(content, dict) else "text"
-    if name not in DOMAINS:
+    if not isinstance(name, str) or name not in DOMAINS:
         raise UserError(f"{path}: domain is {shown(name)}; there are {', '.join(DOMAINS)}")
     return DOMAINS[name]

@@ -100,9 +100,10 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
     if not causal:
         kind = architectures[0] if architectures else type(config).__name__
-        raise UserError(
-            f"model.name_or_path {name}: {kind} is not a causal language model; use one like LlamaForCausalLM"
-        )
+        remedy = "use one like LlamaForCausalLM"
+        if is_two_towers(config):
+            remedy += ", or, to train and score this one, a task file of images (docs/clip.md)"
+        raise UserError(f"model.name_or_path {name}: {kind} is not a causal language model; {remedy}")
 
 
 def check_clip(config: PretrainedConfig, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json
+from codyra_llm.text import shown
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ SHEETS: dict[str, dict[str, Any]] = {
 # assumptions: of kernels' and collectives' start under PyTorch, and of a shared file system
 ASSUMED: dict[str, Any] = {"devices": 8, "call": 20e-6, "layer": 4e-4, "disk": 2e9, "hashing": 1.5e9}
 MEASURED = ("flops", "memory", "layer", "disk", "hashing")  # by the self-check, of one device
+# far beyond any machine: a number outside was meant in another unit, as 989 for teraflops
+RATES = (1e6, 1e20, "in operations or bytes a second")
+SECONDS = (1e-9, 10.0, "in seconds")
+WITHIN = {"call": SECONDS, "layer": SECONDS, "devices": (1, 10_000, "whole")}
 NUMBERS = [field.name for field in dataclasses.fields(Ceilings) if field.type in (int, float, "int", "float")]
 
 
@@ -110,13 +115,15 @@ def find_ceilings(name_or_file: str) -> Ceilings:
         raise UserError(f"{path}: ceilings are a JSON object, found {type(content).__name__}")
     given = _of_selfcheck(path, content) if "parts" in content else dict(content)
     like = given.pop("like", None)
-    if like not in SHEETS:
+    if not isinstance(like, str) or like not in SHEETS:
         raise UserError(f'{path}: "like" is {like!r}; it must be one of {names}, whose links are taken')
     for what, value in given.items():
         if what not in NUMBERS:
             raise UserError(f"{path}: {what} is no ceiling; there are {', '.join(NUMBERS)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise UserError(f"{path}: {what} is {value!r}; it must be a number above 0")
+        low, high, unit = WITHIN.get(what, RATES)
+        kinds = int if what == "devices" else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise UserError(f"{path}: {what} is {shown(value)}; it must be a number from {low:g} to {high:g}, {unit}")
     source = f"{path}: {', '.join(given) or 'nothing'}; all else {known(like).source}"
     return dataclasses.replace(known(like), name=f"{like}, measured", **given, source=source)
 

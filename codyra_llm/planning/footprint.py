@@ -16,6 +16,8 @@ from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, divide_batch
 from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
 from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.domains.find import find_domain
+from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.engine.retention import cost_of
 from codyra_llm.errors import UserError
@@ -143,6 +145,11 @@ def plan_footprint(
     for option, value in (("--gpus", gpus), ("--rows", rows), ("--test-rows", test_rows)):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}; it must be at least 1")
+    if find_domain(config) is not TEXT:
+        raise UserError(
+            f"task_file {config.task_file}: is one of images, which are not planned; codyra train --dry_run says what "
+            "a run has to do"
+        )
     train = config.train
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, gpus)
     source = find_source(config.model.name_or_path)

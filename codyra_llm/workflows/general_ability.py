@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.distributed.ranks import broadcast, start
+from codyra_llm.domains.find import find_domain
+from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.engine.ds_config import read_deepspeed_json
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
@@ -174,6 +176,8 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
         Stopped: it was asked to stop; started again, it resumes.
     """
+    if find_domain(config) is not TEXT:
+        raise UserError(f"--run {run}: images have no general ability to measure; --tasks scores the run's tasks again")
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     with open_session(ranks, lambda: RunFolder(saved_config(run)), "train.log") as session:
         folder = session.folder

@@ -177,7 +177,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     scored = _score(run, stage, tasks)
     phase.tokens = sum(scores.tokens for scores in scored)
     record_scores(results, stage, tasks, scored, config.evaluate)
-    if not stage.number:
+    if scored and not stage.number:
         _remark(run, tasks, scored)
     if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)

@@ -236,6 +236,14 @@ def test_a_comparison_has_what_the_benchmarks_report(
     assert "Transfer" in (tmp_path / "grid" / "comparison.md").read_text()
 
 
+@pytest.mark.parametrize("which", ["seen", "last"])
+def test_a_run_that_does_not_score_the_base_model(which: str, model: Path, tmp_path: Path) -> None:
+    config = clip_run(model, tmp_path / "run", method="lora", **{"evaluate.tasks": which})
+    results = run(config, color_stream(2))
+    assert results.matrix[0] == [None, None]
+    assert all(score is not None for score in results.matrix[-1])
+
+
 def test_a_ledger_is_extended_by_other_domains(model: Path, tmp_path: Path) -> None:
     one = run(clip_run(model, tmp_path / "one", order=["warm"]), color_stream(6, ("warm",)))
     both = clip_run(model, tmp_path / "both", extend=str(tmp_path / "one" / "ledger"))
@@ -256,7 +264,21 @@ def test_the_built_in_model_and_its_stream(tmp_path: Path, command: Command) -> 
 
 
 def test_commands_of_language_models_refuse_it(model: Path, tmp_path: Path, refused: Command) -> None:
-    line = "CLIPModel is not a causal language model"
+    line = "CLIPModel is not a causal language model; use one like LlamaForCausalLM, or, to train and score"
     assert line in refused("plan.py", "--model", model, "--gpu-memory", "24GB")
     assert line in refused("evaluate.py", "--model", model, "--suites", "piqa", "--output_dir", tmp_path / "out")
     assert line in refused("train_trace.py", "--model.name_or_path", model, "--output_dir", tmp_path / "out")
+
+
+def test_commands_of_language_models_refuse_its_tasks(model: Path, tmp_path: Path, refused: Command) -> None:
+    plan = refused("plan.py", "--config", "quickstart_clip", "--gpu-memory", "24GB")
+    assert plan == (
+        "error: task_file tasks/shapes/shapes.yaml: is one of images, which are not planned; codyra train --dry_run "
+        "says what a run has to do"
+    )
+    assert "is one of images" in refused("plan.py", "--config", "quickstart_clip", "--model", "google/gemma-2-9b",
+                                         "--gpu-memory", "24GB")  # fmt: skip
+    run(clip_run(model, tmp_path / "run", task_file="tasks/shapes/shapes.yaml"), color_stream(2, ("warm",)))
+    assert "images have no general ability to measure; --tasks scores" in refused(
+        "evaluate.py", "--run", tmp_path / "run"
+    )

@@ -1,9 +1,10 @@
 """Domains of pictures, read: a folder of class-named folders, a table, a function, or a data set of the benchmark."""
 
 import importlib.util
+import operator
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -69,6 +70,8 @@ def read_domain(spec: DomainSpec, data_dir: Path) -> ImageDomain:
     files = {picture.source for picture in found.train if isinstance(picture.source, Path)}
     if both := sum(picture.source in files for picture in found.test if isinstance(picture.source, Path)):
         found.notes.append(f"{where}: {both} of {len(found.test)} test pictures are also in train")
+    if len(found.classes) == 1:
+        found.notes.append(f"{where}: has one class, so that within_task is 100 whatever a model knows")
     classes = [spec.class_name(name) for name in found.classes]
     prompts = [spec.prompt(name) for name in found.classes]
     return ImageDomain(spec.name, found.train, found.test, classes, prompts, found.place, found.notes)
@@ -116,6 +119,7 @@ def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
     for split in SPLITS:
         (file,) = find_files(folder, split)
         tables[split] = file, check_rows(read_table(file), str(file), ("path", "class"))
+        _check_one_class(file, tables[split][1])
     classes = sorted({row["class"] for row in tables["train"][1]})
     labels = {name: label for label, name in enumerate(classes)}
     splits = {}
@@ -125,6 +129,18 @@ def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
                 raise UserError(f"{file} row {number}: class {shown(row['class'])} has no row in {tables['train'][0]}")
         splits[split] = _pictures(folder, [(row["path"], labels[row["class"]], "") for row in rows], str(file))
     return _Found(splits["train"], splits["test"], classes, str(folder), [])
+
+
+def _check_one_class(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Raises UserError where a picture stands in a table under two classes."""
+    seen: dict[str, tuple[int, str]] = {}
+    for number, row in enumerate(rows, start=1):
+        before, name = seen.setdefault(row["path"], (number, row["class"]))
+        if name != row["class"]:
+            raise UserError(
+                f"{file} row {number}: {shown(row['path'])} is {shown(row['class'])}, and {shown(name)} in row "
+                f"{before}; a picture has one class"
+            )
 
 
 def _read_benchmark(spec: DomainSpec, data_dir: Path) -> _Found:
@@ -156,10 +172,13 @@ def _read_generated(spec: DomainSpec, data_dir: Path) -> _Found:
     for split, count in zip(SPLITS, (spec.generate.train, spec.generate.test), strict=True):
         try:
             images, labels, names = function(spec.path or spec.name, split, count, spec.generate.seed)
+            labels, names = list(map(operator.index, labels)), list(names)
         except Exception as error:  # a user's code may do anything
             raise UserError(f"{where}: failed: {type(error).__name__}: {error}") from error
         _check_generated(images, labels, names, f"{where} {split}")
-        arrays[split], classes = (images, [int(label) for label in labels]), list(names)
+        if classes and names != classes:
+            raise UserError(f"{where}: gave other classes for {split} than for {SPLITS[0]}, or in another order")
+        arrays[split], classes = (images, labels), names
     return _of_arrays(arrays, classes, where)
 
 
@@ -183,12 +202,14 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _check_generated(images: Any, labels: Any, names: Any, where: str) -> None:
+def _check_generated(images: Any, labels: list[int], names: list[Any], where: str) -> None:
     if not isinstance(images, numpy.ndarray) or images.dtype != numpy.uint8 or images.shape[3:] not in ((), (3,)):
         raise UserError(f"{where}: gave no uint8 array [n, height, width, 3]")
     if images.ndim < 3 or not images.size or len(labels) != len(images):
         raise UserError(f"{where}: gave {len(labels)} labels for pictures of shape {images.shape}")
-    if not all(0 <= int(label) < len(names) for label in labels):
+    if other := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{where}: gave the class name {shown(other[0])}, which is no text")
+    if not all(0 <= label < len(names) for label in labels):
         raise UserError(f"{where}: gave a label outside of 0 to {len(names) - 1}")
 
 

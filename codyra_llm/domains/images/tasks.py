@@ -144,9 +144,7 @@ def read_image_tasks(file: Path, allow_code: bool = False) -> ImageStreamSpec:
 
 
 def _read_spec(file: Path, name: str, entry: Any) -> DomainSpec:
-    if isinstance(entry, dict) and (taken := [key for key in NOT_OF_AN_ENTRY if key in entry]):
-        raise UserError(f'{file}: task {name}: unknown key "{taken[0]}"; the name of a task stands before its entry')
-    spec = read_entry(DomainSpec, file, name, entry)
+    spec = read_entry(DomainSpec, file, name, entry, NOT_OF_AN_ENTRY)
     return dataclasses.replace(spec, name=name, folder=file.parent)
 
 

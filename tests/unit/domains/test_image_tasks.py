@@ -3,13 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import yaml
 
-from codyra_llm.data.stream import resolve_order
+from codyra_llm.config import load_config
+from codyra_llm.data.stream import TaskSpec, TaskStream, read_task_file, resolve_order
+from codyra_llm.domains.find import find_domain
 from codyra_llm.domains.images.coop import LAYOUTS
+from codyra_llm.domains.images.domain import IMAGES
+from codyra_llm.domains.images.pictures import Picture
+from codyra_llm.domains.images.readers import ImageDomain
+from codyra_llm.domains.images.stream import image_task
 from codyra_llm.domains.images.tasks import read_image_tasks
 from codyra_llm.errors import UserError
+from tests.clip import clip_run, save_clip
 from tests.conftest import REPOSITORY, shared_folder
 
 XTAIL, MTIL = (REPOSITORY / "tasks" / name / f"{name}.yaml" for name in ("xtail", "mtil"))
@@ -66,7 +74,7 @@ GENERATE = {"function": "world.py:pictures", "train": 4, "test": 2}
         ({"shots": 0}, "task one: shots: .*greater than or equal to 1, found 0"),
         ({"steps": 2.5}, "task one: steps: "),
         ({"scorer": "accuracy"}, 'task one: unknown key "scorer"; a task has reader'),
-        ({"name": "two"}, 'task one: unknown key "name"'),
+        ({"name": "two"}, 'task one: unknown key "name"; a task has reader, .*, generate$'),
         ({"reader": "generated"}, "task one: generate: goes with reader: generated"),
         ({"generate": GENERATE}, "task one: generate: goes with reader: generated"),
         ({"reader": "generated", "generate": {**GENERATE, "function": "os:system"}}, "task one: generate.function: "),
@@ -115,3 +123,50 @@ def test_code_that_is_allowed(tmp_path: Path) -> None:
     spec = read_image_tasks(tmp_path / "tasks.yaml", allow_code=True).specs["one"]
     assert (spec.name, spec.folder) == ("one", tmp_path)
     assert "folder" not in spec.content and spec.content["generate"]["train"] == 4
+
+
+@pytest.mark.parametrize(("domain", "said"), [("sounds", "'sounds'"), (["images"], r"\['images'\]"), (None, "None")])
+def test_a_domain_that_there_is_not(domain: object, said: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"domain": domain, "tasks": {"one": ENTRY}}))
+    with pytest.raises(UserError, match=f"domain is {said}; there are text, images"):
+        find_domain(load_config(None, {"task_file": str(tmp_path / "tasks.yaml")}))
+
+
+def test_a_reader_of_text_says_that_a_task_file_is_of_pictures() -> None:
+    with pytest.raises(UserError, match="is a task file of domain 'images'; one of text is needed here"):
+        read_task_file(XTAIL)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"data.max_answer_length": 5},
+        {"data.long_answers": "drop"},
+        {"evaluate.max_new_tokens": 8},
+        {"evaluate.scores": "nll"},
+        {"data.max_prompt_length": 9},
+    ],
+)
+def test_settings_of_text_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(setting))}: has no meaning for images"):
+        IMAGES.settled(load_config(None, {"task_file": str(XTAIL), **setting}))
+
+
+@pytest.mark.parametrize(
+    ("classes", "template", "said"),
+    [
+        (["Dog", "cat", "dog"], "a {}.", "the prompts of classes 'Dog' and 'dog' have the same tokens"),
+        (["dog", "dog "], "a {}.", "'dog' and 'dog ' have the same tokens"),
+        (["caf\u00e9", "cafe\u0301"], "{}", "have the same tokens"),
+        (["dog", "cat"], "a very small photo of one certain {}.", "has 33 tokens, the model reads 32"),
+    ],
+)
+def test_prompts_that_the_model_cannot_tell_or_read(
+    classes: list[str], template: str, said: str, tmp_path: Path
+) -> None:
+    pictures = [Picture(label, numpy.zeros((8, 8, 3), numpy.uint8)) for label in range(len(classes))]
+    domain = ImageDomain("one", pictures, pictures, classes, [template.format(name) for name in classes])
+    stream = TaskStream((image_task(domain, TaskSpec("accuracy"), None, 1),), "mine", "1")
+    config = clip_run(save_clip(tmp_path / "model"), tmp_path / "run")
+    with pytest.raises(UserError, match=f"task one: .*{said}"):
+        IMAGES.rows(config, IMAGES.open(config), stream)

@@ -302,6 +302,13 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
     refused("class 'cat' has no picture in train", tmp_path, "folders")
 
 
+def test_one_class_is_told(tmp_path: Path) -> None:
+    for name in ("train/dog/1.png", "test/dog/2.png"):
+        save_picture(tmp_path / "mine" / name, seed=len(name))
+    (note,) = read(tmp_path, "folders").notes
+    assert "has one class, so that within_task is 100" in note
+
+
 def test_names_that_make_one_prompt(tmp_path: Path) -> None:
     for name in ("train/big_dog/1.png", "train/big dog/1.png", "test/big dog/2.png"):
         save_picture(tmp_path / "mine" / name)
@@ -324,6 +331,7 @@ def test_a_table_of_paths_and_classes(tmp_path: Path) -> None:
         ("path,class\n../d.png,cat\n", "test.csv row 1: .* no path below"),
         ("path,label\nc.png,cat\n", 'test.csv row 1: .*"class"'),
         ("path,class\nc.png,\n", "test.csv row 1"),
+        ("path,class\nc.png,cat\na.png,dog\nc.png,dog\n", "test.csv row 3: 'c.png' is 'dog', and 'cat' in row 1"),
         ("", "test.csv"),
     ):
         (folder / "test.csv").write_text(text)
@@ -342,6 +350,14 @@ def floats(domain, split, count, seed):
     return numpy.zeros((2, 8, 8, 3)), [0, 1], ["a", "b"]
 def labels(domain, split, count, seed):
     return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 2], ["a", "b"]
+def no_labels(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), None, ["a", "b"]
+def shares(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 0.7], ["a", "b"]
+def numbers(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), numpy.array([0, 1]), [7, 8]
+def turned(domain, split, count, seed):
+    return numpy.zeros((2, 8, 8, 3), numpy.uint8), [0, 1], ["a", "b"] if split == "train" else ["b", "a"]
 def fails(domain, split, count, seed):
     raise RuntimeError("no")
 """
@@ -357,8 +373,16 @@ def test_generated_pictures(tmp_path: Path) -> None:
     assert (len(domain.train), len(domain.test), domain.classes[0]) == (8, 4, "red square")
     again = read(tmp_path, "generated", **options("squares"))
     numpy.testing.assert_array_equal(domain.test[3].source, again.test[3].source)
-    for function, said in (("floats", "uint8"), ("labels", "label outside"), ("fails", "RuntimeError: no"),
-                           ("absent", "no such function")):  # fmt: skip
+    for function, said in (
+        ("floats", "uint8"),
+        ("labels", "label outside"),
+        ("fails", "RuntimeError: no"),
+        ("absent", "no such function"),
+        ("no_labels", "failed: TypeError"),
+        ("shares", "failed: TypeError"),
+        ("numbers", "class name 7, which is no text"),
+        ("turned", "other classes for test"),
+    ):
         refused(said, tmp_path, "generated", **options(function))
     (tmp_path / "world.py").write_text("import no_such_module_anywhere")
     refused("world.py: cannot be imported", tmp_path, "generated", **options("squares"))

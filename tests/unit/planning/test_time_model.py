@@ -206,8 +206,20 @@ def test_ceilings_of_a_file(tmp_path: Path) -> None:
     [
         ({"like": "b200"}, "\"like\" is 'b200'; it must be one of a100, h100, h200"),
         ({"like": "h100", "speed": 1}, "speed is no ceiling; there are flops, memory"),
-        ({"like": "h100", "disk": 0}, "disk is 0; it must be a number above 0"),
-        ({"like": "h100", "disk": "fast"}, "disk is 'fast'; it must be a number above 0"),
+        (
+            {"like": "h100", "disk": 0},
+            "disk is 0; it must be a number from 1e+06 to 1e+20, in operations or bytes a second",
+        ),
+        ({"like": "h100", "disk": "fast"}, "disk is 'fast'; it must be a number from"),
+        ({"like": "h100", "disk": True}, "disk is True; it must be a number from"),
+        ({"like": "h100", "flops": float("nan")}, "flops is nan; it must be a number from"),
+        ({"like": "h100", "flops": 989}, "flops is 989; it must be a number from"),  # teraflops
+        ({"like": "h100", "flops": 10**400}, "flops is 1000000"),
+        ({"like": "h100", "call": 20}, "call is 20; it must be a number from 1e-09 to 10, in seconds"),  # microseconds
+        ({"like": "h100", "devices": 0.5}, "devices is 0.5; it must be a number from 1 to 10000, whole"),
+        ({"like": "h100", "devices": 0}, "devices is 0; it must be a number from 1 to 10000, whole"),
+        ({"like": ["h100"]}, "\"like\" is ['h100']; it must be one of"),
+        ({"disk": 5e9}, '"like" is None; it must be one of'),
         ([1], "ceilings are a JSON object, found list"),
         ({"parts": [1]}, "is no selfcheck.json"),
         ({"parts": []}, "has no part on ceilings"),
