@@ -160,8 +160,8 @@ def plan_run(
         method.check_run(zero_stage(deepspeed_json))
         check_adapter(structure, method.adapter)
         domain.check_method(config, source, method)
+    rows = domain.rows(config, source, stream)  # first, since a fault is then one of a task
     general_template = find_chat_template(tokenizer, config.data.chat_template)
-    rows = domain.rows(config, source, stream)
     batches: list[GlobalBatches] = []
     for task, examples in zip(stream, rows.train if to_train else (), strict=to_train):
         batches.append(_batches(config, task, examples, batches, method, ranks, padding_id(tokenizer)))
