@@ -143,7 +143,7 @@ class TaskRanks:
     """What a task kept.
 
     Attributes:
-        mean: surviving rank, mean over projections. initial: rank before pruning.
+        mean: surviving rank, mean over projections. initial: largest rank before pruning.
         by_projection: the mean over the projections of a kind (q_proj, up_proj, ...).
         update_norm: Frobenius norm of the task's update. cumulative_norm: of the sum of all updates so far.
         bound: sum over projections of sqrt(rank) |B diag(gate)|_2 |A|_2, the paper's bound on the update's norm.

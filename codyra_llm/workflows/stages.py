@@ -143,7 +143,7 @@ def _record_ranks(run: RunState, stage: Stage, kept: list[ModuleRank]) -> None:
     of_task = TaskRanks(
         stage.task,
         mean=sum(module.rank for module in kept) / len(kept),
-        initial=kept[0].initial_rank,
+        initial=max(module.initial_rank for module in kept),
         by_projection={kind: sum(ranks) / len(ranks) for kind, ranks in by_kind.items()},
         update_norm=_norm(kept),
         cumulative_norm=sum(norm**2 for norm in norms.values()) ** 0.5,

@@ -79,6 +79,7 @@ def test_a_method_resumes_with_what_it_kept(
         run(config_of(method, tiny_folder, tmp_path / "cut"))
     resumed = run(config_of(method, tiny_folder, tmp_path / "cut"))
     assert resumed.losses == whole.losses and resumed.matrix == whole.matrix
+    assert all(ranks.mean <= ranks.initial for ranks in whole.ranks)
     for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors"):
         ours, theirs = load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
