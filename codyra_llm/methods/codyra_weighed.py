@@ -80,6 +80,8 @@ class WeighedCoDyRA(Method):
             for name in task
             if name.endswith(".gate")
         }
+        for layer in layers:
+            layer.gate.requires_grad_(False)
 
     @staticmethod
     def _information(rows: "Sequence[Example]", passes: RowPasses) -> dict[str, torch.Tensor]:

@@ -188,3 +188,12 @@ def test_what_is_live_at_inference_and_not_merged(tiny_folder: Path, tmp_path: P
         if name in saved
     )
     assert "these are the merged weights alone" in (tmp_path / "routed" / "model" / "README.md").read_text()
+
+
+def test_components_are_weighed_where_the_best_step_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    kept = {"train.validation": 8, "train.validate_every": 2, "train.keep_best": True}
+    whole = SETTINGS["codyra_weighed"] | kept
+    results = run(
+        tiny_config(tiny_folder, tmp_path / "run", **{"method": "codyra_weighed", "order": ["FOMC"], **whole})
+    )
+    assert results.finished and results.losses[0].kept_step
