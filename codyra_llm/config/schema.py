@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -267,6 +267,11 @@ class GeneralConfig:
     after: tuple[str, ...] = option(
         (), "tasks after which it is measured, beside the base model; last: after the last one; empty: each"
     )
+
+    def is_due(self, tasks: Sequence[str], number: int) -> bool:
+        """Whether it is measured when `number` of the tasks were learned; 0: on the base model."""
+        last = {"last"} if number == len(tasks) else set()
+        return not number or not self.after or bool({tasks[number - 1], *last} & set(self.after))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ can be guessed (draft.py).
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -90,17 +90,32 @@ def answer_questions(
         on_round: called on every rank after each round with what it gave.
         synced: each forward pass takes all ranks; one without a batch of its own then repeats another's.
     """
-    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     answered = dict(answered or {})
     batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
-    for first in range(0, len(batches), size):
-        mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
-        own = _answer_batch(model, tokenizer, [questions[i] for i in mine], synced) if mine else []
-        shares = [(mine, own)] if ranks is None else all_gather((mine, own))
-        fresh = {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
+
+    def answer(mine: list[int]) -> list[Answered]:
+        return _answer_batch(model, tokenizer, [questions[i] for i in mine], synced)
+
+    for fresh in in_rounds(batches, answer, ranks, synced):
         answered |= fresh
         on_round(fresh)
     return [answered[i] for i in range(len(questions))]
+
+
+def in_rounds(
+    batches: Sequence[list[int]], answer: Callable[[list[int]], list[Answered]], ranks: Ranks | None, synced: bool
+) -> Iterator[dict[int, Answered]]:
+    """The answers to batches of numbered questions, by number, round by round; the ranks take the batches in turn.
+
+    Args:
+        answer: answers a batch. ranks, synced: as of `answer_questions`.
+    """
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    for first in range(0, len(batches), size):
+        mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
+        own = answer(mine) if mine else []
+        shares = [(mine, own)] if ranks is None else all_gather((mine, own))
+        yield {i: answer for numbers, answers in shares for i, answer in zip(numbers, answers, strict=True)}
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import statistics
 from codyra_llm.config import RunConfig
 from codyra_llm.data.batches import divide_batch, rows_and_places
 from codyra_llm.data.chat import ChatTemplate
-from codyra_llm.planning.run_plan import RunPlan
+from codyra_llm.planning.run_plan import RunPlan, length_of
 from codyra_llm.text import align
 
 HEADS = (
@@ -40,8 +40,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
         plan.stream, plan.batches, plan.templates, plan.data(config).tasks, strict=True
     ):
         lengths = [len(row) for row in batches.own]
-        epochs = config.train.num_train_epochs or task.spec.epochs
-        by_steps = config.train.steps or (task.spec.steps and not config.train.num_train_epochs)
+        epochs, steps = length_of(config.train, task.spec)
         cells = [
             facts.train_rows,
             facts.dropped_train_rows,
@@ -50,7 +49,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
             int(statistics.median(lengths)),
             max(lengths),
             sum(row.cut for row in batches.own),
-            "-" if by_steps else f"{epochs:g}",
+            "-" if steps else f"{epochs:g}",
             facts.steps,
             "-" if task.spec.is_text else min(task.spec.max_new_tokens, config.evaluate.max_new_tokens or 10**9),
             _setting(template),

@@ -31,7 +31,7 @@ from codyra_llm.planning.activations import pass_bytes
 from codyra_llm.planning.ceilings import Ceilings
 from codyra_llm.planning.memory import FP32, ModelSizes, RankMemory, Traffic, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
-from codyra_llm.planning.run_plan import RunPlan, check_adapter, plan_run
+from codyra_llm.planning.run_plan import RunPlan, check_adapter, length_of, plan_run
 from codyra_llm.planning.run_time import Files, RunTime, StepModel, holds_whole, run_time
 from codyra_llm.planning.time_model import Questions, Shape, StepTime
 
@@ -330,9 +330,9 @@ def _of_tokens(config: RunConfig, planned: RunPlan, folder: Path) -> Workload:
 
 def _steps(config: RunConfig, name: str, spec: TaskSpec, rows: int) -> int:
     train = config.train
-    epochs = train.num_train_epochs or spec.epochs
+    epochs, steps = length_of(train, spec)
     stand_ins = [Example([], [])] * rows
-    return GlobalBatches(stand_ins, train.global_batch_size, 1, epochs, config.seed, name).total_steps
+    return GlobalBatches(stand_ins, train.global_batch_size, 1, epochs, config.seed, name, steps=steps).total_steps
 
 
 def _has_tokenizer(source: Source) -> bool:

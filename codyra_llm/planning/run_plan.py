@@ -14,11 +14,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import check_rank, find_targets
-from codyra_llm.config import RunConfig, config_fields, decisive
+from codyra_llm.config import RunConfig, TrainConfig, config_fields, decisive
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.data.encode import check_tokenizer, padding_id
-from codyra_llm.data.stream import Task, TaskStream
+from codyra_llm.data.stream import Task, TaskSpec, TaskStream
 from codyra_llm.distributed.ranks import Ranks, check_same
 from codyra_llm.domains.base import Domain
 from codyra_llm.domains.find import find_domain
@@ -93,9 +93,7 @@ class RunPlan:
 
     def measures_general(self, stage: Stage, config: RunConfig) -> bool:
         """Whether general ability is measured at a stage."""
-        after = config.general.after
-        of_stage = {stage.task, "last"} if stage == self.stages[-1] else {stage.task}
-        return bool(self.suites) and (not stage.number or not after or bool(of_stage & set(after)))
+        return bool(self.suites) and config.general.is_due(self.stream.names, stage.number)
 
     @property
     def end_ids(self) -> set[int]:
@@ -182,11 +180,12 @@ def _batches(
     pad_token_id: int,
 ) -> GlobalBatches:
     """The steps of a task, checked by the method."""
+    epochs, steps = length_of(config.train, task.spec)
     batches = GlobalBatches(
         examples,
         config.train.global_batch_size,
         config.train.per_device_train_batch_size,
-        config.train.num_train_epochs or task.spec.epochs,
+        epochs,
         config.seed,
         task.name,
         ranks.size,
@@ -194,7 +193,7 @@ def _batches(
         config.data.packing,
         method.replayed(task.name, {each.task: each.own for each in earlier}),
         method.lengthens,
-        config.train.steps or (None if config.train.num_train_epochs else task.spec.steps),
+        steps,
     )
     method.check(task.name, batches.total_steps)
     if config.retention.every > batches.total_steps:
@@ -203,6 +202,12 @@ def _batches(
             "optimizer steps, so that none would measure it; lower it"
         )
     return batches
+
+
+def length_of(train: TrainConfig, spec: TaskSpec) -> tuple[float, int | None]:
+    """(passes over a task's rows, optimizer steps in their place or None): the run's settings before the task's own."""
+    steps = train.steps or (None if train.num_train_epochs else spec.steps)
+    return train.num_train_epochs or spec.epochs, steps
 
 
 def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: RunPlan | None = None) -> None:

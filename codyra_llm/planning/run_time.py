@@ -150,7 +150,7 @@ def run_time(
 
     def general(number: int) -> float | None:
         suites = _suites(config)
-        if not suites or not _measures_general(config, names, number):
+        if not suites or not config.general.is_due(names, number):
             return 0.0
         known = [each for each in suites if each]
         if len(known) < len(suites):
@@ -176,13 +176,6 @@ def asked_after(evaluate: EvaluateConfig, names: list[str], number: int) -> list
     if evaluate.tasks == "last":
         return names if number == len(names) else []
     return names[:number] if evaluate.tasks == "seen" else names
-
-
-def _measures_general(config: RunConfig, names: list[str], number: int) -> bool:
-    after = config.general.after
-    if not number or not after:
-        return True
-    return names[number - 1] in after or (number == len(names) and "last" in after)
 
 
 def _suites(config: RunConfig) -> list[Questions | None]:

@@ -16,7 +16,7 @@ from codyra_llm.domains.images.contrastive import image_features, padded, text_f
 from codyra_llm.domains.images.rows import ImageExample, Space
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.example import Example
-from codyra_llm.generation.generate import Answered, Ask, Question
+from codyra_llm.generation.generate import Answered, Ask, Question, in_rounds
 
 PROMPTS_AT_ONCE = 128
 
@@ -37,16 +37,15 @@ def answer_pictures(
     Of an answer, `text` is the number of the likeliest class among all, `loss` the negative log-likelihood of the true
     one among all, and `greedy` says whether the true one is the likeliest of its task.
     """
-    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     answered = dict(answered or {})
     left = [number for number in range(len(questions)) if number not in answered]
     batches = [left[first : first + batch_size] for first in range(0, len(left), batch_size)]
     texts = _class_features(model, _example(questions[left[0]]).space, ranks, synced) if left else None
-    for first in range(0, len(batches), size):
-        mine = batches[first + rank] if first + rank < len(batches) else batches[first] if synced else []
-        own = _tell(model, [_example(questions[number]) for number in mine], texts) if mine else []
-        shares = [(mine, own)] if ranks is None else all_gather((mine, own))
-        fresh = {number: answer for numbers, given in shares for number, answer in zip(numbers, given, strict=True)}
+
+    def tell(mine: list[int]) -> list[Answered]:
+        return _tell(model, [_example(questions[number]) for number in mine], texts)
+
+    for fresh in in_rounds(batches, tell, ranks, synced):
         answered |= fresh
         on_round(fresh)
     return [answered[number] for number in range(len(questions))]

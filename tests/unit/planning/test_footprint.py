@@ -304,3 +304,9 @@ def test_a_plan_knows_what_a_method_costs_and_where_it_runs() -> None:
     assert plans["osft"].parameters == plans["lora"].parameters == 1_235_814_400
     assert any(way.name.startswith("zero3") for way in plans["lora"].ways)
     assert not any(way.name.startswith("zero3") for way in plans["osft"].ways), "it needs whole weights"
+
+
+def test_steps_that_are_set_are_those_of_every_task() -> None:
+    settings = {"model.name_or_path": "meta-llama/Llama-3.2-1B", "data_dir": "nowhere", "train.steps": 7}
+    planned = plan_footprint(load_config(None, settings), 1, 80 * 10**9, rows=64)
+    assert set(planned.workload.steps.values()) == {7}
