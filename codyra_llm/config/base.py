@@ -173,6 +173,13 @@ class RetentionConfig:
         "branches read every input direction the less, the more the text uses it: by c / (c + e), e the direction's "
         "energy, c that at which the protected share ends",
     )
+    top_k: int | None = option(
+        None,
+        "compare the so many likeliest next tokens of own text, and all others as one, with what is measured once "
+        "before the task: no pass over the model as it was; empty: the whole vocabulary, with such a pass",
+        within=AT_LEAST_ONE,
+        unless_set=True,
+    )
     texts: int = option(32, "texts that the model writes before each task", within=AT_LEAST_ONE)
     text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
     texts_per_step: int = option(2, "texts of an optimizer step, over all ranks", within=AT_LEAST_ONE)
@@ -187,6 +194,10 @@ class RetentionConfig:
         for name, is_set in (("budget", self.budget is not None), ("every", self.every > 1)):
             if is_set and not self.measures:
                 raise ValueError(f"retention.{name} needs retention.prompts, answers or own_text above 0")
+        if self.top_k and (not self.own_text or self.prompts or self.answers):
+            raise ValueError(
+                "retention.top_k goes with retention.own_text alone: prompts and answers need the pass that it saves"
+            )
         if self.protected_softly and not self.protected:
             raise ValueError("retention.protected_softly needs retention.protected above 0")
 
