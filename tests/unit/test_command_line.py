@@ -43,7 +43,10 @@ WRONG = {
     "judge --model x": "required: --against, --prompts",
     "selfcheck --gpus": "did you mean --gpu?",
     **dict.fromkeys(
-        (f"{name} --bogus" for name in ("probe", "chat", "push", "init", "report", "metrics", "ledger", "materialize")),
+        (
+            f"{name} --bogus"
+            for name in ("probe ranks x", "chat", "push", "init", "report", "metrics", "ledger", "materialize")
+        ),
         "see --help",
     ),
 }
