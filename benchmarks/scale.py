@@ -204,7 +204,6 @@ def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> t
     import torch
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from codyra_llm.adapter.injection import inject
     from codyra_llm.methods import METHODS
     from codyra_llm.models.load import meta_model
     from codyra_llm.planning.activations import pass_bytes
@@ -214,7 +213,7 @@ def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> t
 
     config, zero = settings(ranks, recompute), DeepSpeedZeroConfig(**_section(way))
     model = meta_model(model_config(), dtype=torch.float32)
-    inject(model, METHODS[config.method](config).adapter)
+    METHODS[config.method](config).wrap(model)
     sizes = ModelSizes.of(model)
     shape = Shape.of(model, sizes)
     micro = config.train.per_device_train_batch_size

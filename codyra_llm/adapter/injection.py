@@ -173,7 +173,9 @@ def kind_of(name: str) -> str:
 def describe_targets(names: Sequence[str]) -> str:
     """One line that says what was wrapped: "210 projections: 30 q_proj, 30 k_proj, ..."."""
     counts = Counter(map(kind_of, names))
-    return f"{len(names)} projections: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"{len(names)} projection{'s' * (len(names) != 1)}: " + ", ".join(
+        f"{count} {kind}" for kind, count in counts.items()
+    )
 
 
 def _text_parts(model: Any) -> list[nn.Module]:

@@ -33,7 +33,9 @@ class Attached:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
         how = (batches.pad_token_id, ranks, self._after_pass)
         projections = dict(gated_layers(model))
-        self.passes = ModelPasses(engine.module, projections, *how, most=batches.micro_batch_size)
+        self.passes = ModelPasses(
+            engine.module, projections, *how, most=batches.micro_batch_size, rows_of=batches.rows_of
+        )
         self._gradients: dict[str, torch.Tensor] = {}
         if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):

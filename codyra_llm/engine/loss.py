@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import without_branches
+from codyra_llm.adapter.prompts import prompts_of
 from codyra_llm.data.batches import IGNORED, GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.engine.retention import KINDS, OWN_TEXT, Retention, others
@@ -51,14 +52,13 @@ class AnswerLoss(nn.Module):
             kind, where `before` is the model without its branches, or what is `known` of it at positions of own text,
             the only kind then.
         """
-        decoder = self.model.get_decoder()
-        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden = self._read(input_ids, labels, position_ids)
         targets = labels[:, 1:]
         line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
         before = teacher = places = None
         if (kinds is not None and known is None) or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
-                before = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+                before = self._read(input_ids, labels, position_ids)
         if self.term:
             places = _places(line, column, len(targets), position_ids, numbers)
             teacher = before[:, :-1][line, column] if before is not None and self.hooks.has_teacher else None
@@ -72,6 +72,22 @@ class AnswerLoss(nn.Module):
         assert before is not None
         at_kinds = [kinds == kind for kind in KINDS]
         return torch.stack([loss, *(summed_divergence(self.model, hidden[at], before[at]) for at in at_kinds)])
+
+    def _read(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states after each token [rows, tokens, hidden_size]; what stands before rows is read and left out."""
+        prompts, ids = prompts_of(self.model), input_ids
+        if prompts:  # whose keys ZeRO-3 gathers where they are read, within the forward pass of this module
+            ids = torch.cat([prompts.chosen(ids, _lengths(labels, prompts.whole_rows)), ids], dim=1)
+        decoder = self.model.get_decoder()
+        hidden: torch.Tensor = decoder(input_ids=ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return hidden[:, ids.shape[1] - input_ids.shape[1] :]
+
+
+def _lengths(labels: torch.Tensor, whole: bool) -> list[int]:
+    """How many tokens of each row come before its answer, or come at all; of a row without an answer, all columns."""
+    learned, columns = (labels != IGNORED).int(), labels.shape[1]
+    found = columns - learned.flip(1).argmax(1) if whole else learned.argmax(1)
+    return torch.where(learned.any(1), found, columns).tolist()
 
 
 def _places(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm.adapter.config import CoDyRAConfig
 from codyra_llm.adapter.injection import find_targets
+from codyra_llm.adapter.prompts import mean_state
 from codyra_llm.data.batches import IGNORED, GlobalBatches, collate
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.engine.loss import AnswerLoss
@@ -23,6 +24,8 @@ from codyra_llm.engine.zero import gathered_for_inference
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
 from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
+
+ROWS_AT_ONCE = 64  # whose embeddings are held
 
 
 def measure_before(
@@ -71,6 +74,7 @@ class ModelPasses:
         after_pass: called after each pass, as an engine at stage 3 needs it.
         write: texts of the model's own, so many, of so many tokens at most; there are none while it trains.
         most: rows of a pass of which nothing is asked for row by row, at most.
+        rows_of: the rows of each step, while it trains.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class ModelPasses:
         after_pass: Callable[[], None] = lambda: None,
         write: Callable[[int, int], list[list[int]]] = lambda count, length: [],
         most: int = 1,
+        rows_of: Callable[[int], Sequence[int]] = lambda step: (),
     ) -> None:
         self.loss, self.projections, self.pad_token_id, self.ranks = loss, projections, pad_token_id, ranks
-        self.after_pass, self.write, self.most, self.busy = after_pass, write, most, False
+        self.after_pass, self.write, self.most, self.rows_of = after_pass, write, most, rows_of
+        self.busy = False
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -195,6 +201,18 @@ class ModelPasses:
                     own[number] = states[0][0, : len(rows[number].prompt)].float().mean(0).cpu()
         every = {number: state for of_rank in all_gather(own) for number, state in of_rank.items()}
         return torch.stack([every[number] for number in range(len(rows))])
+
+    def embedding_means(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As `RowPasses.embedding_means`; every rank makes all of it, which is no work."""
+        embedding, means = self.loss.model.get_input_embeddings(), []
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[first : first + ROWS_AT_ONCE]
+            ids = torch.tensor([token for row in part for token in row], device=self.ranks.device)
+            with torch.no_grad():
+                means += [
+                    mean_state(states).cpu() for states in embedding(ids[None])[0].split([len(row) for row in part])
+                ]
+        return torch.stack(means)
 
     def own_texts(self, count: int, length: int) -> list[Example]:
         """As `RowPasses.own_texts`."""

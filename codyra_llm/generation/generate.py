@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from codyra_llm.adapter.prompts import with_prompts
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import Ranks, all_gather, any_rank
 from codyra_llm.example import Example
@@ -162,7 +163,7 @@ def _answer_batch(
     pad = padding_id(tokenizer)
     prompts = [row[0].example.prompt for row in rows]
     longest = max(max(len(each.example.answer), each.max_new_tokens) for each in questions)
-    context, hidden = Context.of(model, prompts, longest + PASS, pad, in_step=synced)
+    context, hidden = Context.of(model, with_prompts(model, prompts), longest + PASS, pad, in_step=synced)
     batch = _Batch(model, tokenizer, rows, end_tokens(model, tokenizer), synced)
     true = batch.true_answers(context, hidden)
     own = batch.own_answers(context, hidden)

@@ -108,10 +108,15 @@ class Method(Hooks):
         """Whether replayed rows add optimizer steps; else they take the place of some of the task's own."""
         return False
 
+    @property
+    def added_tokens(self) -> int:
+        """How many positions of the model it takes before each row."""
+        return 0
+
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
         """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
         self.task, self.gathered, self.taken_away = task, {}, {}
-        wrapped = inject(model, self.adapter, seed=f"{self.config.seed}/{task}")
+        wrapped = self.wrap(model)
         with torch.no_grad():
             for name, layer in gated_layers(model):
                 self.start_branch(name, layer)
@@ -125,6 +130,10 @@ class Method(Hooks):
             weight_decay=train.weight_decay,
         )
         return Prepared(wrapped, optimizer)
+
+    def wrap(self, model: nn.Module) -> list[str]:
+        """Freezes the model and puts branches into it, as drawn; returns the names of what has one."""
+        return inject(model, self.adapter, seed=f"{self.config.seed}/{self.task}")
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """What one projection's branch starts as, changed in place; by default it is as drawn.

@@ -115,6 +115,12 @@ class RowPasses(Protocol):
     def prompt_states(self, rows: "Sequence[Example]") -> torch.Tensor:
         """The mean over a row's prompt tokens of the hidden state after the middle layer: [rows, hidden_size], fp32."""
 
+    def embedding_means(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The mean of the input embeddings of each row's ids: [rows, hidden_size], at least fp32."""
+
+    def rows_of(self, step: int) -> Sequence[int]:
+        """The rows of an optimizer step over all ranks, as numbers in the task's own rows followed by replayed ones."""
+
     def own_texts(self, count: int, length: int) -> "list[Example]":
         """Texts that the model writes itself before a task, of at most `length` tokens, every one of them learned."""
 

@@ -10,7 +10,6 @@ import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import PreTrainedModel
 
-from codyra_llm.adapter.injection import inject
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.batches import GlobalBatches, divide_batch
@@ -197,7 +196,7 @@ def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, l
     check_adapter(model, method.adapter)
     if config.model.quantization:
         stand_in(model, config.model.quantization)
-    projections = inject(model, method.adapter)
+    projections = method.wrap(model)
     for _, layer in gated_layers(model):
         method.size_branch(layer)
     return model, projections

@@ -134,14 +134,13 @@ def _planned(shape: Any, config: "RunConfig", length: int, device: str) -> int:
     import torch
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from codyra_llm.adapter.injection import inject
     from codyra_llm.methods import METHODS
     from codyra_llm.models.load import meta_model
     from codyra_llm.planning.activations import activation_bytes
     from codyra_llm.planning.memory import ModelSizes, rank_memory
 
     model = meta_model(shape, dtype=getattr(torch, config.model.dtype))
-    inject(model, METHODS[config.method](config).adapter)
+    METHODS[config.method](config).wrap(model)
     rows = config.train.per_device_train_batch_size
     activations = activation_bytes(model, rows, length, rows * ANSWER, config.model.gradient_checkpointing)
     memory = rank_memory(ModelSizes.of(model), DeepSpeedZeroConfig(stage=0), 1, 2, activations)

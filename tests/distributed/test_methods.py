@@ -42,6 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora_null": {"lora_null.texts": 4, "lora_null.text_length": 8},
     "moram": {"moram.temperature": 0.3},
     "treelora": {},
+    "l2p": {"l2p.repaired": True},
+    "dualprompt": {},
     "agem_opposed": {},  # of tests/distributed/extra_methods.py, as the next ones
     "gem_opposed": {},
     "distilled": {},

@@ -62,6 +62,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "moram": {},
     "treelora": {},
     "treelora-repaired": {"method": "treelora", "treelora.repaired": True},
+    "l2p": {},
+    "l2p-repaired": {"method": "l2p", "l2p.repaired": True},
+    "dualprompt": {},
 }
 
 

@@ -24,6 +24,7 @@ from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks, new_token
 from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask, answer_questions
+from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
 from codyra_llm.models.source import Source, open_source
 
@@ -92,7 +93,7 @@ class Text:
                 how = (config.seed, tokenizer, template, source.context_length - answers)
                 splits["test"], note = with_demonstrations(task, splits["test"], config.evaluate.demonstrations, *how)
                 found.notes.extend([note] if note else [])
-            check_examples(task, splits, source)
+            check_examples(task, splits, source, METHODS[config.method](config).added_tokens)
             found.train.append(splits["train"])
             found.test.append(splits["test"])
             found.validation.append(splits["eval"])

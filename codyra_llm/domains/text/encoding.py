@@ -41,9 +41,13 @@ def encode_split(
     return tokens.encode_rows(rows, where, task.row_numbers.get(split), **limits)
 
 
-def check_examples(task: Task, splits: Mapping[str, Sequence[Example]], source: Source) -> None:
-    """Raises UserError where a row is longer than the model's context, or has a token that it does not know."""
-    longest = max(len(example) for example in chain.from_iterable(splits.values()))
+def check_examples(task: Task, splits: Mapping[str, Sequence[Example]], source: Source, added: int) -> None:
+    """Raises UserError where a row is longer than the model's context, or has a token that it does not know.
+
+    Args:
+        added: positions that are taken before each row.
+    """
+    longest = added + max(len(example) for example in chain.from_iterable(splits.values()))
     if longest > source.context_length:
         raise UserError(
             f"task {task.name}: the longest row has {longest} tokens, the context length is {source.context_length}; "

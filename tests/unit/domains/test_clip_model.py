@@ -159,7 +159,7 @@ def test_settings_of_text(folder: Path, setting: str, value: Any) -> None:
     assert "has no meaning for images" in line
 
 
-@pytest.mark.parametrize("method", ["ewc", "replay", "ogd", "lwf", "joint", "routed"])
+@pytest.mark.parametrize("method", ["ewc", "replay", "ogd", "lwf", "joint", "routed", "l2p", "dualprompt"])
 def test_methods_that_work_on_answers(folder: Path, method: str) -> None:
     line = line_of(folder, method=method)
     assert line.startswith(f"method {method}: works on answers of a language model")

@@ -264,6 +264,9 @@ class Inputs:
     def own_texts(self, count: int, length: int) -> list[Example]:
         return [Example([1], [2])] * count
 
+    def embedding_means(self, rows: list[list[int]]) -> torch.Tensor:
+        return torch.ones(len(rows), 32)
+
     def __getattr__(self, name: str) -> Any:
         return lambda *given: {}
 
@@ -279,10 +282,10 @@ def test_what_a_method_trains_is_planned(settings: dict[str, Any]) -> None:
     config = load_config(None, {"adapter.rank": 4, **settings})
     method, real = METHODS[config.method](config), tiny_model()
     if config.method != "routed":
-        method.before_training([], Inputs(real))
+        method.before_training([Example([1], [2])], Inputs(real))
     method.prepare(real, "first", 10)
     planned = meta_model(real.config)
-    inject(planned, method.adapter)
+    method.wrap(planned)
     for _, layer in gated_layers(planned):
         method.size_branch(layer)
     shapes = [[(name, p.shape) for name, p in model.named_parameters() if p.requires_grad] for model in (real, planned)]

@@ -1,0 +1,128 @@
+"""Prompts: vectors that train in the place of branches, and are read before the tokens of a row.
+
+A prompt's vector has a token id of its own, beyond the vocabulary, so a row with its prompts is a row of ids like any
+other: it is padded, cached and shared as such, and the input embedding alone knows what those ids mean.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from codyra_llm.adapter.injection import replace_module
+from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.merging import unwrap
+
+# (queries [rows, hidden_size], keys [hidden_size, keys]) -> the vectors that are put before each row, by number
+Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [rows, any]
+
+
+class PromptedEmbedding(CoDyRALinear):
+    """An input embedding E [vocabulary, hidden_size], frozen, whose ids from `vocabulary` on are vectors of A.
+
+    A [vectors, hidden_size] holds the prompts, B [hidden_size, keys] the keys that they are found by; both fp32. It is
+    a gated layer, its gate frozen at one, so that optimizer, checkpoints and ZeRO take it as they take a branch.
+
+    Args:
+        base: the embedding. vectors, keys: how many; at least one of each.
+        choose: which vectors are put before a row. whole_rows: whether, in training, its query is of all its tokens.
+    """
+
+    base: nn.Embedding
+
+    def __init__(self, base: nn.Embedding, vectors: int, keys: int, choose: Choose, whole_rows: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.base = base.requires_grad_(False)
+        self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
+        self.choose, self.whole_rows = choose, whole_rows
+        weight = base.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        new: dict[str, Any] = {"dtype": dtype, "device": weight.device}
+        self.A = nn.Parameter(torch.zeros(vectors, self.out_features, **new))
+        self.B = nn.Parameter(torch.zeros(self.out_features, keys, **new))
+        self.gate = nn.Parameter(torch.ones(vectors, **new), requires_grad=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The embedding's."""
+        return self.base.weight
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Ids [...] -> [..., hidden_size]."""
+        words = self.base(input.clamp(max=self.in_features - 1))
+        vectors = self.A + 0 * self.B.sum()  # keys are in the graph, for what a method adds to their gradient
+        of_prompts = functional.embedding((input - self.in_features).clamp(0, len(vectors) - 1), vectors).to(
+            words.dtype
+        )
+        return torch.where((input >= self.in_features)[..., None], of_prompts, words)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, A): keys and prompts; no update is their product."""
+        return self.B.detach(), self.A.detach()
+
+    @torch.no_grad()
+    def chosen(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """The ids that are put before each row, [rows, any].
+
+        Args:
+            ids: [rows, tokens]. lengths: of the beginning of each row that its query is the mean embedding of.
+        """
+        states = self.base(ids)
+        queries = torch.stack([mean_state(of_row[:length]) for of_row, length in zip(states, lengths, strict=True)])
+        return self.choose(queries, self.B) + self.in_features
+
+
+def mean_state(states: torch.Tensor) -> torch.Tensor:
+    """The mean [hidden_size] of a row's states [tokens, hidden_size], at least fp32."""
+    return states.to(torch.promote_types(states.dtype, torch.float32)).mean(0)
+
+
+def prompts_of(model: Any) -> PromptedEmbedding | None:
+    """The model's input embedding, if it has prompts that take part."""
+    layer = model.get_input_embeddings()
+    return layer if isinstance(layer, PromptedEmbedding) and layer.enabled else None
+
+
+def with_prompts(model: Any, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """Rows of ids as the model reads them: with the prompts that each one's own tokens choose, where it has any."""
+    layer = prompts_of(model)
+    if layer is None:
+        return rows
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    before = layer.chosen(ids.to(layer.A.device), list(map(len, rows))).tolist()
+    return [[*prompt, *row] for prompt, row in zip(before, rows, strict=True)]
+
+
+def add_prompts(model: Any, vectors: int, keys: int, choose: Choose, whole_rows: bool = False) -> str:
+    """Freezes a model and gives it prompts, all zero, in place; returns the name of the embedding that has them.
+
+    Raises:
+        ValueError: ids are read beside the input embedding as well.
+    """
+    if any("per_layer" in name and isinstance(module, nn.Embedding) for name, module in model.named_modules()):
+        raise ValueError(f"{type(model).__name__} reads ids beside its input embedding, where a prompt has no meaning")
+    embedding = model.get_input_embeddings()
+    name: str = next(name for name, module in model.named_modules() if module is embedding)
+    model.requires_grad_(False)
+    replace_module(model, name, PromptedEmbedding(embedding, vectors, keys, choose, whole_rows))
+    return name
+
+
+@contextmanager
+def prompted(model: Any, vectors: torch.Tensor, keys: torch.Tensor, choose: Choose) -> Iterator[None]:
+    """A context in which a model reads prompts: vectors [vectors, hidden_size], keys [hidden_size, keys]."""
+    add_prompts(model, len(vectors), keys.shape[1], choose)
+    layer = prompts_of(model)
+    assert layer
+    with torch.no_grad():
+        layer.A.copy_(vectors)
+        layer.B.copy_(keys)
+    try:
+        yield
+    finally:
+        unwrap(model)
