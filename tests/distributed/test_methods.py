@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codyra_llm import methods
+from codyra_llm.methods.hooks import overrides
 from tests.distributed.extra_methods import register
 from tests.distributed.forked import run_forked
 
@@ -125,6 +126,9 @@ def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zer
     in_losses = 1e-3 if method == "lora_null" else 1e-5
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=in_losses), key
+    if overrides(methods.METHODS[method], "serving"):  # what is live is scored
+        losses = [[nll for nll, _ in of_way["scores"]] for of_way in (one, other)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     # a gradient of the size of rounding moves a factor by a whole first step of Adam; the weight it is part of, hardly
     tolerance = {"weights": max(5e-5, in_losses), "kept": 5e-5}
     for group in ("weights", "kept"):

@@ -95,7 +95,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
         result["ranks"] += [dataclasses.astuple(module) for module in report]
         assert parameter_count(model) == count
         model.eval()
-        with gathered_for_inference(model, "always", world):
+        with gathered_for_inference(model, "always", world), method.serving(model, task.name):
             ask = functools.partial(answer_questions, model, plan.source.tokenizer, ranks=world)
             (scores,) = evaluate_tasks([task], [test], config.evaluate, ask)
         result["scores"].append((scores.nll, [row["prediction"] for row in scores.rows]))

@@ -90,7 +90,8 @@ def test_a_method_resumes_with_what_it_kept(
     resumed = run(config_of(method, tiny_folder, tmp_path / "cut"))
     assert resumed.losses == whole.losses and resumed.matrix == whole.matrix
     assert all(ranks.mean <= ranks.initial for ranks in whole.ranks)
-    for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors"):
+    kept = [str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").glob("kept/*/*.safetensors")]
+    for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors", *kept):
         ours, theirs = load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
@@ -198,6 +199,19 @@ def test_what_is_live_at_inference_and_not_merged(tiny_folder: Path, tmp_path: P
         if name in saved
     )
     assert "these are the merged weights alone" in (tmp_path / "routed" / "model" / "README.md").read_text()
+
+
+def test_no_prompt_before_a_row_is_the_model_as_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    of_one = {"order": ["FOMC"], "train.num_train_epochs": 1, "evaluate.scores": "nll"}
+    none = {"method": "l2p", "l2p.selected": 0, "l2p.pull": 0.0}
+    without = run(tiny_config(tiny_folder, tmp_path / "without", **none, **of_one))
+    base, after = without.answer_nll
+    assert after == base
+    found = run(tiny_config(tiny_folder, tmp_path / "with", method="l2p", **of_one))
+    assert found.answer_nll[0] == base and found.answer_nll[1] != base
+    saved, own = load_file(tmp_path / "with" / "model" / "model.safetensors"), load_model(str(tiny_folder)).state_dict()
+    assert all(torch.equal(own[name], value) for name, value in saved.items())
+    assert "these are the merged weights alone" in (tmp_path / "with" / "model" / "README.md").read_text()
 
 
 def test_components_are_weighed_where_the_best_step_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
