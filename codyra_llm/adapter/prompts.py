@@ -54,9 +54,8 @@ class PromptedEmbedding(CoDyRALinear):
         """Ids [...] -> [..., hidden_size]."""
         words = self.base(input.clamp(max=self.in_features - 1))
         vectors = self.A + 0 * self.B.sum()  # keys are in the graph, for what a method adds to their gradient
-        of_prompts = functional.embedding((input - self.in_features).clamp(0, len(vectors) - 1), vectors).to(
-            words.dtype
-        )
+        numbers = (input - self.in_features).clamp(0, len(vectors) - 1)
+        of_prompts = functional.embedding(numbers, vectors).to(words.dtype)
         return torch.where((input >= self.in_features)[..., None], of_prompts, words)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -209,9 +209,8 @@ class ModelPasses:
             part = rows[first : first + ROWS_AT_ONCE]
             ids = torch.tensor([token for row in part for token in row], device=self.ranks.device)
             with torch.no_grad():
-                means += [
-                    mean_state(states).cpu() for states in embedding(ids[None])[0].split([len(row) for row in part])
-                ]
+                states = embedding(ids[None])[0].split([len(row) for row in part])
+            means += [mean_state(of_row).cpu() for of_row in states]
         return torch.stack(means)
 
     def own_texts(self, count: int, length: int) -> list[Example]:

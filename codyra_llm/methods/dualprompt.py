@@ -70,10 +70,9 @@ class DualPrompt(Prompting):
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """The task's key, and what the prompts begin with."""
         self._key = functional.normalize(self.queries(rows, passes)).mean(0)
-        general = self.kept.get(GENERAL)
-        if general is None:
-            general = self.words(rows, passes, self.settings.general, GENERAL)
-        self.start = torch.cat([general, self.words(rows, passes, self.settings.task, f"{OWN}{len(self._tasks)}")])
+        new = self.words(rows, passes, self.vectors, str(len(self._tasks)))
+        count = self.settings.general
+        self.start = torch.cat([self.kept.get(GENERAL, new[:count]), new[count:]])
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         """The general vectors as they are, and new ones; the key, which is not used while the task is known."""

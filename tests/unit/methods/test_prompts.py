@@ -172,6 +172,15 @@ def test_prompts_of_dualprompt() -> None:
         assert [token - 768 for token in read[: len(read) - len(ROWS[0].prompt)]] == [0, 1, *own]
 
 
+def test_dualprompt_without_a_general_prompt() -> None:
+    train = {"train.global_batch_size": 4, "train.per_device_train_batch_size": 4}
+    method, model = method_of("dualprompt", **{"dualprompt.general": 0}, **train), tiny_model()
+    kept = trained(method, model, "first", ROWS)
+    assert kept["general"].shape == (0, 32) and kept["prompt/first"].shape == (3, 32)
+    with method.serving(model, "first"):
+        assert list(with_prompts(model, [[5, 6]])[0]) == [768, 769, 770, 5, 6]
+
+
 @pytest.mark.parametrize("name", ["l2p", "dualprompt"])
 def test_nothing_is_live_before_the_first_task(name: str) -> None:
     model = tiny_model()
