@@ -71,7 +71,12 @@ def data(tmp_path: Path) -> Path:
         (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
         (
             ["--method", "magic"],
-            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, codyra_weighed, dare, derpp",
+            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, codyra_weighed, dare, derpp, "
+            "dualprompt",
+        ),
+        (
+            ["--method", "l2p", "--data.packing", "pack"],
+            "method l2p: prompts stand before each row of a batch, and packed rows are one; set data.packing bucket",
         ),
         (["--data_dir", "nowhere"], "nowhere: no such data folder"),
         (["--order", "FOMC,Sums"], 'unknown task "Sums"'),
