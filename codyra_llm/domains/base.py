@@ -16,7 +16,7 @@ from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.domains.facts import Facts
-from codyra_llm.engine.loss import Learning
+from codyra_llm.engine.learning import Learning
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import VARIANTS
+from codyra_llm.methods import METHODS
 
 UNION, WITHIN_TASK = "union", "within_task"
 
@@ -42,3 +44,10 @@ FACTS = {
         ),
     )
 }
+
+
+def check_learns(name: str, method: str) -> None:
+    """Raises UserError where a method cannot learn from a kind of data (`Needs.domains`)."""
+    able = [each for each, of_method in METHODS.items() if name in of_method.needs.domains]
+    if method not in able:
+        raise UserError(f"method {method}: cannot learn from {name}; use {', '.join(able)}")

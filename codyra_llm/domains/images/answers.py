@@ -12,8 +12,8 @@ from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.stream import Task
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.domains.facts import UNION, WITHIN_TASK
-from codyra_llm.domains.images.contrastive import image_features, padded, text_features
 from codyra_llm.domains.images.rows import ImageExample, Space
+from codyra_llm.domains.images.towers import image_features, padded, text_features
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question, in_rounds

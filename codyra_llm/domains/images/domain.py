@@ -13,20 +13,19 @@ from codyra_llm.config import DataConfig, EvaluateConfig, RunConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.domains.base import Answer, Rows
-from codyra_llm.domains.facts import FACTS, Facts
+from codyra_llm.domains.facts import FACTS, Facts, check_learns
 from codyra_llm.domains.images.answers import answer_pictures, score_pictures
-from codyra_llm.domains.images.contrastive import CONTRASTIVE, Features
+from codyra_llm.domains.images.contrastive import CONTRASTIVE
 from codyra_llm.domains.images.pixels import read_pixels
 from codyra_llm.domains.images.rows import ImageTask, Space, examples_of
 from codyra_llm.domains.images.stream import load_stream
-from codyra_llm.engine.loss import Learning
+from codyra_llm.domains.images.towers import Features
+from codyra_llm.engine.learning import Learning
 from codyra_llm.errors import UserError, reason
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask
-from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
-from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.source import Source, check_clip, open_source
 from codyra_llm.text import shown
 
@@ -47,7 +46,6 @@ OF_TEXT = {
     "evaluate.divergence": False,
     "general.suites": (),
 }
-OF_ANSWER_TOKENS = ("before_training", "begin_step", "output_loss", "after_training", "routes", "serving")
 ALLOWED = 0.3  # points by which a score of the model before it is taught may differ from the published one
 
 
@@ -64,7 +62,7 @@ class Images:
             if operator.attrgetter(name)(config) != none:
                 name = name.replace("retention.measures", "retention")
                 raise UserError(f"{name}: has no meaning for images, which CLIP tells classes of; leave it out")
-        self._check_hooks(METHODS[config.method])
+        check_learns(self.facts.name, config.method)
         variant = config.evaluate.scorer_variant
         if variant in self.facts.variants:
             return config
@@ -73,15 +71,6 @@ class Images:
                 f"evaluate.scorer_variant {variant} is one of text; images have {', '.join(self.facts.variants)}"
             )
         return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, scorer_variant="union"))
-
-    def _check_hooks(self, method: type[Method]) -> None:
-        """Raises UserError where a method asks for answer tokens, or for rows of earlier tasks."""
-        if not _can_learn(method):
-            able = [name for name, each in METHODS.items() if _can_learn(each)]
-            raise UserError(
-                f"method {method.name}: works on answers of a language model, or on rows of earlier tasks, which "
-                f"images do not have; use {', '.join(able)}"
-            )
 
     def open(self, config: RunConfig) -> Source:
         """A folder of CLIPModel, with its tokenizer and what it says of pixels."""
@@ -172,10 +161,6 @@ class Images:
 
 
 IMAGES = Images()
-
-
-def _can_learn(method: type[Method]) -> bool:
-    return method.replayed is Method.replayed and not any(overrides(method, name) for name in OF_ANSWER_TOKENS)
 
 
 def _image_task(task: Task) -> ImageTask:

@@ -15,9 +15,9 @@ from codyra_llm.data.encode import notes_on_tokens
 from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.domains.base import Answer, Rows
-from codyra_llm.domains.facts import FACTS, Facts
+from codyra_llm.domains.facts import FACTS, Facts, check_learns
 from codyra_llm.domains.text.encoding import check_examples, encode_split
-from codyra_llm.engine.loss import ANSWERS, Learning
+from codyra_llm.engine.learning import ANSWERS, Learning
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks, new_tokens
@@ -41,6 +41,7 @@ class Text:
             raise UserError(
                 f"evaluate.scorer_variant {variant} is one of images; text has {', '.join(self.facts.variants)}"
             )
+        check_learns(self.facts.name, config.method)
         return config
 
     def open(self, config: RunConfig) -> Source:
