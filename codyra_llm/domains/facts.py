@@ -18,6 +18,7 @@ class Facts:
         variants: of scores. leading: metrics of the matrix that are shown before the others.
         task: what models do, as model cards say it (pipeline_tag).
         adapter_task: the same as PEFT says it; None where it has no word for it.
+        generates: whether answers are written, which takes longer than to say how likely they are.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Facts:
     leading: tuple[str, ...]
     task: str
     adapter_task: str | None
+    generates: bool = True
 
 
 FACTS = {
@@ -41,6 +43,7 @@ FACTS = {
             ("transfer", "average", "last"),
             "zero-shot-image-classification",
             None,
+            generates=False,
         ),
     )
 }

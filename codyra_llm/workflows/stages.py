@@ -260,7 +260,7 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
     model, source, config, identity = run.model, run.plan.source, run.config, _identity_of_base(run, stage)
     with run.method.serving(model, None):
         how = (run.plan.suites, run.plan.general_template, config.evaluate, stage.name, identity)
-        found = score_general(run.session, source, model, *how)
+        found = score_general(run.session, source, model, *how, run.plan.domain)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
 

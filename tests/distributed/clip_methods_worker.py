@@ -19,7 +19,7 @@ from tests.clip import clip_run, color_stream
 from tests.distributed.forked import fork_ranks
 from tests.distributed.worker import deepspeed_json
 
-STEPS, INTERRUPTED = 4, 2  # of a task; in the second one, of a run that is interrupted
+STEPS, INTERRUPTED = 3, 2  # of a task; in the second one, of a run that is interrupted
 
 
 def train(way: dict[str, Any], settings: dict[str, Any], model_folder: str, file: str) -> dict[str, Any]:

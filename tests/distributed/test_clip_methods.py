@@ -1,4 +1,4 @@
-"""Methods on pictures: the same however a step is cut up, after an interruption, and nothing where their part is none."""
+"""Methods on pictures: the same however a step is cut up, and after an interruption; plain with no part of theirs."""
 
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,29 @@ METHODS: dict[str, Settings] = {
     "codyra_protected": {"codyra_protected.rows": 7},
     "derpp": {"derpp.fraction": 0.5, "derpp.logits": 2},
     "ewc": {"ewc.strength": 100.0, "ewc.rows": 5},
-    "ogd": {"ogd.rows": 3},
     "ewc_lora": {"ewc_lora.strength": 100.0, "ewc_lora.rows": 5},
     "migu": {},
-    "joint": {},
 }
 NOTHING: dict[str, tuple[str, Settings]] = {
     "replay": ("lora", {"replay.fraction": 0.0}),
     "lwf": ("lora", {"lwf.strength": 0.0}),
     "zscl": ("lora", {"zscl.strength": 0.0}),
-    "derpp": ("lora", {"derpp.fraction": 0.0}),
     "ewc": ("seqlora", {"ewc.strength": 0.0}),
-    "migu": ("lora", {"migu.threshold": 0.0}),
 }
 WAYS = {
     "one": {"zero": "zero0", "ranks": 1, "micro": 8},  # straight through, in one pass
     "cut": {"zero": "zero0", "ranks": 1, "micro": 3},
-    "zero2": {"zero": "zero2", "ranks": 2, "micro": 4},
-    "zero3": {"zero": "zero3", "ranks": 2, "micro": 3},
+    "zero2": {"zero": "zero2", "ranks": 2, "micro": 3},
+    "zero3": {"zero": "zero3", "ranks": 2, "micro": 4},
 }
-FEW = ("replay", "lwf", "zscl", "inflora")  # at stage 2 and on one rank: the others are cut up at stage 3 alone
-RESUMED = ("replay", "lwf", "zscl", "inflora", "ewc")
-RUNS = [(way, method) for way in WAYS if way != "one" for method in METHODS if way == "zero3" or method in FEW]
+# each hook and each kind of pass at stage 3; one that changes the loss of a step elsewhere as well
+OTHERS = {
+    "cut": ("lwf",),
+    "zero2": ("zscl",),
+    "zero3": ("replay", "zscl", "inflora", "derpp", "ewc", "ewc_lora", "migu"),
+}
+RESUMED = ("replay", "zscl", "inflora")
+RUNS = [(way, method) for way, of_way in OTHERS.items() for method in of_way]
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +90,9 @@ def test_an_interrupted_task_ends_to_the_bit_as_one_that_was_not(
 @pytest.mark.parametrize("method", METHODS)
 def test_the_comparison_is_of_something(results: dict[str, dict[str, Any]], method: str) -> None:
     """The second domain is not learned as by LoRA."""
-    plain = results["one"]["seqlora" if method in ("ewc", "ogd") else "lora"]
+    plain = results["one"]["seqlora" if method == "ewc" else "lora"]
     losses = results["one"][method]["losses"]
-    assert losses[-3:] != pytest.approx(plain["losses"][-3:], abs=1e-4)
+    assert losses[3:] != pytest.approx(plain["losses"][3:], abs=1e-4)
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
