@@ -3,9 +3,10 @@
 import hashlib
 import random
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from codyra_llm.config import RunConfig, resolve_path
@@ -86,9 +87,22 @@ def load_suites(config: RunConfig, source: Source, learned: Sequence[str]) -> li
     for name in general.suites:
         task = image_task(read_domain(known.specs[name], folder), TaskSpec("accuracy"), 1, config.seed)
         every = examples_of(task, "test", space_of([task], source))
-        numbers = sorted(random.Random(f"{SUBSET_SEED}/{name}").sample(range(len(every)), len(every))[: general.limit])
+        numbers = _chosen([picture.label for picture in task.pictures["test"]], general.limit, name)
         suites.append(ImageSuite(task, numbers, [every[number] for number in numbers]))
     return suites
+
+
+def _chosen(labels: Sequence[int], limit: int | None, name: str) -> list[int]:
+    """The pictures, by place, that a limit leaves: as evenly as can be over classes."""
+    draw, of_classes = random.Random(f"{SUBSET_SEED}/{name}"), defaultdict[int, list[int]](list)
+    for number, label in enumerate(labels):
+        of_classes[label].append(number)
+    classes = list(of_classes.values())
+    for numbers in classes:
+        draw.shuffle(numbers)
+    draw.shuffle(classes)
+    turns = [number for turn in zip_longest(*classes) for number in turn if number is not None]
+    return sorted(turns[:limit])
 
 
 def score_suite(suite: ImageSuite, ask: Ask) -> tuple[SuiteScore, list[dict[str, Any]]]:
