@@ -23,7 +23,7 @@ from benchmarks.counting import costs
 from benchmarks.mix import epoch_tokens, examples
 from benchmarks.rounds import report
 from codyra_llm.adapter.config import DEFAULT_TARGETS, CoDyRAConfig
-from codyra_llm.adapter.merge import unwrap
+from codyra_llm.adapter.merging import unwrap
 from codyra_llm.config import RunConfig, TrainConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, start

@@ -26,6 +26,7 @@ from typing import Any
 
 from codyra_llm.command import Parser, main
 from codyra_llm.config import RunConfig, load_config
+from codyra_llm.files import put_between_marks
 from codyra_llm.planning.ceilings import Ceilings, Protocol
 from codyra_llm.selfcheck.report import table as markdown
 from codyra_llm.selfcheck.training import zero_section
@@ -249,7 +250,6 @@ MODELS = (
     "meta-llama/Llama-3.1-8B", "google/gemma-2-27b", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-405B",
 )  # fmt: skip
 GPUS, STAGES = (8, 32, 128, 512), (1, 2, 3)
-BEGIN, END = "<!-- begin {} -->", "<!-- end {} -->"
 
 
 def planned(name: str, ceilings: Ceilings, gpu_memory: int) -> Iterator[dict[str, object]]:
@@ -352,14 +352,16 @@ def command() -> None:
     options = parser.parse_args(sys.argv[1:])
     if options.output:
         measure(options.ways, options.recompute, options.steps, options.clock, options.output)
-    elif options.measure:
+        return
+    if options.measure:
         rows = list(compare(options))
         print(align(rows))
-        put(options.into, "measured", markdown([dict(zip(rows[0], row, strict=True)) for row in rows[1:]]))
+        part, text = "measured", markdown([dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
     else:
-        text = "\n\n".join(sections(options.ceilings, options.gpu_memory))
+        part, text = "planned", "\n\n".join(sections(options.ceilings, options.gpu_memory))
         print(text)
-        put(options.into, "planned", text)
+    if options.into:
+        put_between_marks(options.into, part, text)
 
 
 def sections(name: str, gpu_memory: str) -> Iterator[str]:
@@ -372,15 +374,6 @@ def sections(name: str, gpu_memory: str) -> Iterator[str]:
     for model in MODELS:
         print(model, file=sys.stderr, flush=True)
         yield f"**{model}**\n\n{markdown(list(planned(model, ceilings, parse_size(gpu_memory))))}"
-
-
-def put(page: Path | None, part: str, text: str) -> None:
-    """Puts a text between two marks of a page, in the place of what stands there."""
-    if not page:
-        return
-    begin, end, content = BEGIN.format(part), END.format(part), page.read_text()
-    before, _, rest = content.partition(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@
 The adapter (all but TaskStream and run) is pure PyTorch and works in any training loop.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from codyra_llm.lazy import at_first_use
 from codyra_llm.version import __version__
 
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ __all__ = [
     "prune",
     "run",
 ]
+# The adapter alone needs neither transformers nor DeepSpeed.
 ELSEWHERE = {"TaskStream": "codyra_llm.data.stream", "run": "codyra_llm.workflows.train"}
-
-
-def __getattr__(name: str) -> Any:
-    # Imported at first use: the adapter alone needs neither transformers nor DeepSpeed, and --help not even torch.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(ELSEWHERE.get(name, "codyra_llm.adapter")), name)
+__getattr__ = at_first_use(__name__, {**dict.fromkeys(__all__, "codyra_llm.adapter"), **ELSEWHERE})

@@ -252,6 +252,20 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def put_between_marks(page: Path, part: str, text: str) -> None:
+    """Puts a text into a page of Markdown, between the marks of a part and in the place of what stands there.
+
+    Raises:
+        UserError: there is no such page, or it has no marks of that part.
+    """
+    begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
+    before, found, rest = read_text(page).partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise UserError(f"{page}: has no {begin} with {end} behind it, between which the tables are put")
+    write_text(page, f"{before}{begin}\n{text.strip()}\n{end}{after}")
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A path beside to write a file to; at the end it is flushed to the disk and renamed to `path`."""

@@ -51,6 +51,11 @@ def options(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Fie
             yield prefix + each.name, each
 
 
+def show_value(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    return ",".join(value) if isinstance(value, tuple) else "empty" if value is None else str(value)
+
+
 def check_numbers(settings: Any) -> None:
     """Raises ValueError where a setting is a number that is not finite, out of its range, or larger than it can be."""
     for name, each in options(type(settings)):

@@ -1,4 +1,4 @@
-"""Says whether kept ranks are learned: which part of their variance tasks and projections explain, against noise.
+"""Looks into finished runs: is the rank learned, where should a branch be, and what predicts forgetting?
 
 python scripts/probe.py --help
 """

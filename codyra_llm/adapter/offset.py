@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter.functional import Mix
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.merging import Deltas
 
 
 def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:

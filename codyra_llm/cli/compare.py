@@ -17,13 +17,16 @@ SLURM; the same command without it then reads what they have finished.
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codyra_llm.command import Parser
-from codyra_llm.config import RunConfig, config_fields, overrides_of, settings_parser
+from codyra_llm.config import SettingsParser, overrides_of
+from codyra_llm.config.base import method_names
 from codyra_llm.config.grid import Grid, read_grid, write_runs
-from codyra_llm.config.schema import METHOD_SECTIONS
 from codyra_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
 
 OWN = ("methods", "seeds", "orders", "sweep", "line", "write_runs")
 FACTORS = (0.5, 1.0, 2.0)
@@ -31,7 +34,7 @@ FACTORS = (0.5, 1.0, 2.0)
 
 def make_parser() -> Parser:
     """What the command line may be."""
-    parser = settings_parser(__doc__)
+    parser = SettingsParser(__doc__)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="variants of the configuration, or methods")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of each method")
     parser.add_argument("--orders", nargs="+", metavar="NAME", help="orders of the task file")
@@ -41,7 +44,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid, bool]:
+def parse_arguments(arguments: list[str]) -> "tuple[RunConfig, Grid, bool]":
     """The base configuration and the grid that a command line means, and whether its runs are written only."""
     options = make_parser().parse_args(arguments)
     if not options.config:
@@ -59,11 +62,13 @@ def parse_arguments(arguments: list[str]) -> tuple[RunConfig, Grid, bool]:
 
 
 def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, list[float]]:
+    from codyra_llm.config.schema import config_fields  # after the command line, so that mistakes answer at once
+
     name, _, values = options.sweep.partition("=")
     fields = [known for known, _ in config_fields()]
     found = [known for known in fields if name in (known, known.rpartition(".")[2])]
     if len(found) > 1:  # methods have settings of the same name as the run; they are given as section.field
-        found = [known for known in found if known.partition(".")[0] not in METHOD_SECTIONS]
+        found = [known for known in found if known.partition(".")[0] not in method_names()]
     if len(found) != 1:
         raise UserError(f"--sweep {name}: names {len(found)} settings; give one as section.field")
     try:
@@ -90,6 +95,6 @@ def command() -> None:
             f"RUNS={folder} sbatch --array=1-{count} scripts/slurm/compare_array.sbatch"
         )
         return
-    from codyra_llm.workflows.compare import compare  # after the command line, so that mistakes answer at once
+    from codyra_llm.workflows.compare import compare
 
     compare(base, grid)

@@ -10,6 +10,7 @@ from importlib import import_module
 import shtab
 
 from codyra_llm.command import Parser
+from codyra_llm.config import SettingsParser
 
 
 def make_parser() -> Parser:
@@ -28,5 +29,7 @@ def command() -> None:
     commands = everything.add_subparsers()
     for name in COMMANDS:
         own: Parser = import_module(f"codyra_llm.cli.{name}").make_parser()
+        if isinstance(own, SettingsParser):
+            own.add_methods()
         commands.add_parser(name, parents=[own], conflict_handler="resolve", help=name)
     print(shtab.complete(everything, shell))

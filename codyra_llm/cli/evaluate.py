@@ -23,18 +23,22 @@ import argparse
 import dataclasses
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from codyra_llm.command import Parser
-from codyra_llm.config import RunConfig, config_of, settings_parser
+from codyra_llm.config import SettingsParser, config_of
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand
+
+if TYPE_CHECKING:
+    from codyra_llm.config import RunConfig
 
 OWN = ("model", "run", "suites", "tasks", "after")  # options that are no settings of a run
 
 
 def make_parser() -> Parser:
     """What the command line may be."""
-    parser = settings_parser(__doc__)
+    parser = SettingsParser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
     parser.add_argument("--suites", metavar="A,B", help="the same as --general.suites, and nothing but these")
@@ -43,7 +47,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, RunConfig]:
+def parse_arguments(arguments: list[str]) -> "tuple[argparse.Namespace, RunConfig]":
     """What stands above, and the configuration that everything else on the command line means.
 
     Without --config it is, where there is one, that of the run or of the run that saved the model.

@@ -17,14 +17,14 @@ import os
 import sys
 
 from codyra_llm.command import Parser
-from codyra_llm.config import config_of, describe, settings_parser
+from codyra_llm.config import SettingsParser, config_of
 
 OWN = ("model", "gpus", "gpu_memory", "rows", "test_rows", "ceilings", "json")  # options that are no settings of a run
 
 
 def make_parser() -> Parser:
     """What the command line may be."""
-    parser = settings_parser(__doc__)
+    parser = SettingsParser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of all nodes together (default: a table for 1 to 8 of them)"
@@ -54,6 +54,7 @@ def command() -> None:
 
     # after the command line: mistakes answer at once; DeepSpeed's logger writes to what stdout is when it is imported
     with contextlib.redirect_stdout(sys.stderr):
+        from codyra_llm.config.schema import describe
         from codyra_llm.planning.ceilings import find_ceilings
         from codyra_llm.planning.footprint import parse_size, plan_footprint
         from codyra_llm.planning.report import report, table

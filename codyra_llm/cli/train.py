@@ -14,12 +14,12 @@ Every field of the configuration can be overridden: --adapter.rank 8 --train.lea
 import sys
 
 from codyra_llm.command import Parser
-from codyra_llm.config import config_of, settings_parser
+from codyra_llm.config import SettingsParser, config_of
 
 
 def make_parser() -> Parser:
     """What the command line may be."""
-    parser = settings_parser(__doc__)
+    parser = SettingsParser(__doc__)
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be done and a row of each task, and end"
     )

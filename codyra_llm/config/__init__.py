@@ -1,30 +1,30 @@
-"""A run's configuration: what can be set (schema.py), and how it is read (load.py)."""
+"""A run's configuration: what can be set (base.py, schema.py), and how it is read (load.py)."""
 
-from codyra_llm.config.load import (
-    DEFAULT_TASK_FILE,
-    config_of,
-    load_config,
-    overrides_of,
-    parse_command_line,
-    resolve_path,
-    settings_parser,
-    to_yaml,
-)
-from codyra_llm.config.schema import (
+from typing import TYPE_CHECKING
+
+from codyra_llm.config.base import (
     DataConfig,
     EvaluateConfig,
     GeneralConfig,
     MergeConfig,
     ModelConfig,
     RetentionConfig,
-    RunConfig,
     TrainConfig,
-    config_fields,
-    decisive,
-    describe,
-    differences,
-    show_value,
 )
+from codyra_llm.config.load import (
+    DEFAULT_TASK_FILE,
+    SettingsParser,
+    config_of,
+    load_config,
+    overrides_of,
+    parse_command_line,
+    resolve_path,
+    to_yaml,
+)
+from codyra_llm.lazy import at_first_use
+
+if TYPE_CHECKING:
+    from codyra_llm.config.schema import RunConfig, config_fields, decisive, describe, differences
 
 __all__ = [
     "DEFAULT_TASK_FILE",
@@ -35,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "RetentionConfig",
     "RunConfig",
+    "SettingsParser",
     "TrainConfig",
     "config_fields",
     "config_of",
@@ -45,7 +46,7 @@ __all__ = [
     "overrides_of",
     "parse_command_line",
     "resolve_path",
-    "settings_parser",
-    "show_value",
     "to_yaml",
 ]
+OF_METHODS = ("RunConfig", "config_fields", "decisive", "describe", "differences")  # which import torch
+__getattr__ = at_first_use(__name__, dict.fromkeys(OF_METHODS, "codyra_llm.config.schema"))

@@ -18,14 +18,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from codyra_llm.config.base import method_names
 from codyra_llm.config.load import find_config, load_config, read_config, to_yaml
-from codyra_llm.config.schema import METHOD_SECTIONS, RunConfig
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, validated, write_text
-from codyra_llm.methods import METHODS
 from codyra_llm.text import shown
+
+if TYPE_CHECKING:
+    from codyra_llm.config.schema import RunConfig
 
 Settings = dict[str, Any]  # by dotted name
 NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,63}")
@@ -79,7 +81,7 @@ class GridRun:
         return f"{self.point.name}/{self.order}-seed{self.seed}"
 
 
-def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> tuple[RunConfig, Grid]:
+def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> "tuple[RunConfig, Grid]":
     """The base configuration and the grid of a comparison.
 
     Args:
@@ -102,8 +104,9 @@ def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> tupl
     grid = validated(Grid, {**section, **given}, f"{file}: compare", "it is not a comparison")
     if len(grid.sweep) > 1:
         raise UserError(f"{file}: compare: sweep: names {len(grid.sweep)} settings; give one")
+    contestants = points(grid)
     base = load_config(file, overrides, content)
-    for point in points(grid):
+    for point in contestants:
         try:
             config_of_run(base, GridRun(point, grid.orders[0], grid.seeds[0]))
         except UserError as error:
@@ -124,8 +127,8 @@ def points(grid: Grid) -> list[Point]:
         if not NAME.fullmatch(name):
             raise UserError(f"compare: {name!r} is no name for a variant: letters, digits and . _ - + = only")
         settings = grid.variants.get(name)
-        if settings is None and name not in METHODS:
-            known = ", ".join([*grid.variants, *METHODS])
+        if settings is None and name not in method_names():
+            known = ", ".join([*grid.variants, *method_names()])
             raise UserError(f"compare: {name} is neither a variant of the file nor a method; there are {known}")
         settings = {"method": name} if settings is None else settings
         found.append(Point(name, name, settings))
@@ -143,7 +146,7 @@ def grid_runs(grid: Grid) -> Iterator[GridRun]:
                 yield GridRun(point, order, seed)
 
 
-def config_of_run(base: RunConfig, run: GridRun, tuned: Settings | None = None) -> RunConfig:
+def config_of_run(base: "RunConfig", run: GridRun, tuned: Settings | None = None) -> "RunConfig":
     """The configuration of a run, whose folder is below that of the base.
 
     Args:
@@ -155,14 +158,14 @@ def config_of_run(base: RunConfig, run: GridRun, tuned: Settings | None = None) 
     """
     own = {"seed": run.seed, "order": run.order, "output_dir": str(Path(base.output_dir) / run.folder)}
     content = dataclasses.asdict(base)
-    for name in set(METHOD_SECTIONS) - {run.point.settings.get("method", base.method)}:
-        del content[name]
+    for name in set(method_names()) - {run.point.settings.get("method", base.method)}:
+        content.pop(name, None)
     is_of_curve = run.point.strength is not None
     chosen = {name: value for name, value in (tuned or {}).items() if not is_of_curve or name not in run.point.settings}
     return load_config(None, {**run.point.settings, **chosen, **own}, content)
 
 
-def write_runs(base: RunConfig, grid: Grid) -> tuple[Path, int]:
+def write_runs(base: "RunConfig", grid: Grid) -> tuple[Path, int]:
     """Writes the configuration of each run, 1.yaml and on, into the folder `runs` of the base's: (it, how many).
 
     Raises:

@@ -2,6 +2,8 @@
 
 Every field can be given as `--section.field value` (or `--field value` at the top level). The resolved
 configuration is saved in the run folder and can be run again.
+
+What is not a method's own setting is checked first, since the methods' import torch, which takes seconds.
 """
 
 import argparse
@@ -11,23 +13,27 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pydantic
 import yaml
 
 from codyra_llm.command import Parser
-from codyra_llm.config.schema import RunConfig, config_fields, not_chosen, show_value
+from codyra_llm.config.base import BaseConfig, method_names
 from codyra_llm.errors import UserError
 from codyra_llm.files import expand, read_yaml, shipped
+from codyra_llm.options import options, show_value
 from codyra_llm.text import shown
 
-DEFAULT_TASK_FILE = shipped(RunConfig.task_file)
+if TYPE_CHECKING:
+    from codyra_llm.config.schema import RunConfig
+
+DEFAULT_TASK_FILE = shipped(BaseConfig.task_file)
 
 
 def load_config(
     path: Path | str | None = None, overrides: dict[str, Any] | None = None, content: dict[str, Any] | None = None
-) -> RunConfig:
+) -> "RunConfig":
     """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
 
     Args:
@@ -42,9 +48,21 @@ def load_config(
         content.pop("compare", None)  # what its runs differ in: `codyra compare` reads it (config/grid.py)
     if content is not None:
         values = dict(_flatten(content, str(path)))
-    known = {name: config_field.type for name, config_field in config_fields()}
+    given = [(str(path), values), ("command line", overrides or {})]
+    of_run = [(origin, {name: each[name] for name in each if not _is_of_method(name)}) for origin, each in given]
+    _checked(BaseConfig, of_run, path)
+    from codyra_llm.config.schema import RunConfig
+
+    return _checked(RunConfig, given, path)
+
+
+def _checked(of: type[Any], given: list[tuple[str, dict[str, Any]]], path: Path | str | None) -> Any:
+    """A dataclass of settings, from values by dotted name and where they come from; later ones replace earlier ones."""
+    known = {name: config_field.type for name, config_field in options(of)}
     parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
-    for origin, names in ((str(path), values), ("command line", overrides or {})):
+    values: dict[str, Any] = {}
+    for origin, names in given:
+        values |= names
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
@@ -52,9 +70,8 @@ def load_config(
                 raise UserError(f'{origin}: unknown key "{name[:100]}"; {hint}')
             if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
                 raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
-    values.update(overrides or {})
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(_nest(values))
+        return pydantic.TypeAdapter(of).validate_python(_nest(values))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part in parts)
@@ -65,47 +82,69 @@ def load_config(
         raise UserError(f"{path or 'configuration'}: {place}{message}{found}") from None
 
 
-def parse_command_line(arguments: Sequence[str], description: str) -> RunConfig:
+def parse_command_line(arguments: Sequence[str], description: str) -> "RunConfig":
     """The configuration that a command line means: `--config FILE`, then every field as an override.
 
     Without a file, what is not given has its default.
     """
-    parser = settings_parser(description)
-    return config_of(vars(parser.parse_args(arguments)))
+    return config_of(vars(SettingsParser(description).parse_args(arguments)))
 
 
-def settings_parser(description: str) -> Parser:
-    """A parser of `--config FILE` and of every field as an override, in a group for each section."""
-    parser = Parser(description=description, usage="%(prog)s [--config FILE] [--SECTION.FIELD VALUE ...]")
-    parser.add_argument(
-        "--config", help="YAML file, or the name of one in configs/; what it leaves out has the default below"
-    )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    groups: dict[str, Any] = {}
-    for name, config_field in config_fields():
-        section = name.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(
-                f"settings of `{section}`" if section else "settings of the run"
-            )
-        default = "" if config_field.default is None else f" (default: {show_value(config_field.default)})"
-        how: dict[str, Any] = {"nargs": "?", "const": "true"} if config_field.type is bool else {}
-        groups[section].add_argument(
-            f"--{name}",
-            help=config_field.metadata["help"].replace("%", "%%") + default,
-            metavar=_kind(config_field.type),
-            default=argparse.SUPPRESS,
-            **how,
+class SettingsParser(Parser):
+    """Takes `--config FILE` and every setting as an option, in a group for each section.
+
+    Methods' own settings become options when one is given or --help is: to know them takes the import of torch.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, usage="%(prog)s [--config FILE] [--SECTION.FIELD VALUE ...]")
+        self.add_argument(
+            "--config", help="YAML file, or the name of one in configs/; what it leaves out has the default below"
         )
-    parser.add_argument(
-        "--accept-gemma-terms",
-        dest="model.accept_gemma_terms",
-        action="store_const",
-        const="true",
-        default=argparse.SUPPRESS,
-        help="the same as --model.accept_gemma_terms true",
-    )
-    return parser
+        self.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+        self._groups: dict[str, Any] = {}
+        for name, setting in options(BaseConfig):
+            self._add(name, setting)
+        self.add_argument(
+            "--accept-gemma-terms",
+            dest="model.accept_gemma_terms",
+            action="store_const",
+            const="true",
+            default=argparse.SUPPRESS,
+            help="the same as --model.accept_gemma_terms true",
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class."""
+        _, unknown = self.parse_known_args(args)
+        if any(_is_of_method(each.removeprefix("--").partition("=")[0]) for each in unknown):
+            self.add_methods()
+        return super().parse_args(args, namespace)
+
+    def format_help(self) -> str:
+        """As the base class."""
+        self.add_methods()
+        return super().format_help()
+
+    def add_methods(self) -> None:
+        """Adds the methods' own settings, once, and what each method is."""
+        from codyra_llm.config.schema import config_fields
+
+        for name, setting in config_fields():
+            if f"--{name}" not in self._option_string_actions:
+                self._add(name, setting)
+            elif name == "method":
+                self._option_string_actions["--method"].help = _help(setting)
+
+    def _add(self, name: str, setting: "dataclasses.Field[Any]") -> None:
+        section = name.rpartition(".")[0]
+        if section not in self._groups:
+            title = f"settings of `{section}`" if section else "settings of the run"
+            self._groups[section] = self.add_argument_group(title)
+        how: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.type is bool else {}
+        self._groups[section].add_argument(
+            f"--{name}", help=_help(setting), metavar=_kind(setting.type), default=argparse.SUPPRESS, **how
+        )
 
 
 def find_config(path: str) -> Path:
@@ -121,15 +160,35 @@ def find_config(path: str) -> Path:
     return named
 
 
-def config_of(options: dict[str, Any]) -> RunConfig:
-    """The configuration that the options of `settings_parser` mean; as `load_config`."""
+def config_of(options: dict[str, Any]) -> "RunConfig":
+    """The configuration that the options of `SettingsParser` mean; as `load_config`."""
     return load_config(options["config"], overrides_of(options))
 
 
 def overrides_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings among the options of `settings_parser`, as YAML values by dotted name."""
+    """The settings among the options of `SettingsParser`, as YAML values by dotted name."""
     given = {name: text for name, text in options.items() if name not in ("config", "local_rank")}
     return {name: _parse_value(name, text) for name, text in given.items()}
+
+
+def _is_of_method(name: str) -> bool:
+    """Whether a setting, by its dotted name, is in a section of a method."""
+    section, dot, _ = name.partition(".")
+    return bool(dot) and section in method_names()
+
+
+def _setting(name: str) -> "dataclasses.Field[Any]":
+    found = dict(options(BaseConfig)).get(name)
+    if found:
+        return found
+    from codyra_llm.config.schema import config_fields
+
+    return dict(config_fields())[name]
+
+
+def _help(setting: "dataclasses.Field[Any]") -> str:
+    default = "" if setting.default is None else f" (default: {show_value(setting.default)})"
+    return str(setting.metadata["help"]).replace("%", "%%") + default
 
 
 def _kind(field_type: Any) -> str:
@@ -141,8 +200,10 @@ def _kind(field_type: Any) -> str:
     return next((shown_as for name, shown_as in names.items() if name in str(field_type)), "VALUE")
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: "RunConfig") -> str:
     """The configuration as YAML that `load_config` reads back; sections of methods that are not chosen are left out."""
+    from codyra_llm.config.schema import not_chosen
+
     content = _plain(dataclasses.asdict(config))
     for name in not_chosen(config):
         del content[name]
@@ -172,7 +233,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _flatten(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    sections = {name.split(".")[0] for name, _ in config_fields() if "." in name}
+    sections = {name.split(".")[0] for name, _ in options(BaseConfig) if "." in name} | {*method_names()}
     for key, value in values.items():
         if key not in sections:
             yield str(key), value
@@ -192,7 +253,7 @@ def _nest(values: dict[str, Any]) -> dict[str, Any]:
 
 def _parse_value(name: str, text: str) -> Any:
     """Command-line text as the YAML value it spells; `a,b` is a list where the field is one."""
-    field_type = str(dict(config_fields())[name].type)
+    field_type = str(_setting(name).type)
     if "tuple" in field_type and "," in text and not text.startswith("["):
         return [part.strip() for part in text.split(",")]
     try:

@@ -21,7 +21,8 @@ class MicroBatch:
 
     `position_ids` is there where examples are packed into one row: it starts again with each of them. `numbers` are
     those of the examples in the task's rows, in order; a pass that has none reads padding and learns nothing. `kinds`
-    says at which positions the model is kept at what it was before (engine/retention.py).
+    says at which positions the model is kept at what it was before, and `known` what it was, where that is measured
+    (engine/retention.py).
     """
 
     input_ids: torch.Tensor
@@ -29,6 +30,7 @@ class MicroBatch:
     position_ids: torch.Tensor | None = None
     numbers: tuple[int, ...] = ()
     kinds: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
 
 class GlobalBatches:

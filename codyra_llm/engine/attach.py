@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.merging import Deltas
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from codyra_llm.adapter.layer import without_branches
 from codyra_llm.data.batches import IGNORED, GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
-from codyra_llm.engine.retention import KINDS, Retention
+from codyra_llm.engine.retention import KINDS, OWN_TEXT, Retention, others
 from codyra_llm.methods.hooks import NO_HOOKS, AnswerTokens, Hooks, overrides
 from codyra_llm.models.head import answer_logits, logits_at_once
 
@@ -41,19 +41,21 @@ class AnswerLoss(nn.Module):
         position_ids: torch.Tensor | None = None,
         numbers: Sequence[int] = (),
         kinds: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of a batch, whose parts are as a MicroBatch has them, in nats, fp32.
 
         Returns:
             A scalar; with `kinds`, [1 + KINDS]: the same, and the sum of KL(before || now) over its positions of each
-            kind, where `before` is the model without its branches.
+            kind, where `before` is the model without its branches, or what is `known` of it at positions of own text,
+            the only kind then.
         """
         decoder = self.model.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
         before = teacher = places = None
-        if kinds is not None or (self.term and self.hooks.has_teacher):
+        if (kinds is not None and known is None) or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
                 before = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         if self.term:
@@ -61,8 +63,12 @@ class AnswerLoss(nn.Module):
             teacher = before[:, :-1][line, column] if before is not None and self.hooks.has_teacher else None
         answers = hidden[:, :-1][line, column], targets[line, column]
         loss = summed_loss(self.model, *answers, self.term, places, teacher)
-        if kinds is None or before is None:
+        if kinds is None:
             return loss
+        if known is not None:
+            own = summed_top_divergence(self.model, hidden[kinds == OWN_TEXT], known)
+            return torch.stack([loss, *(torch.zeros_like(loss) for _ in KINDS[1:]), own])
+        assert before is not None
         at_kinds = [kinds == kind for kind in KINDS]
         return torch.stack([loss, *(summed_divergence(self.model, hidden[at], before[at]) for at in at_kinds)])
 
@@ -107,11 +113,11 @@ class AnswerObjective:
         for number, batch in enumerate(self.batches.micro_batches(step, self.ranks.rank)):
             if retention:
                 batch = retention.with_kinds(batch, step, number, self.ranks.rank)
-            ids, labels, *optional = (
+            ids, labels, positions, kinds, known = (
                 None if part is None else part.to(device)
-                for part in (batch.input_ids, batch.labels, batch.position_ids, batch.kinds)
+                for part in (batch.input_ids, batch.labels, batch.position_ids, batch.kinds, batch.known)
             )
-            found = self.engine(ids, labels, optional[0], batch.numbers, optional[1])
+            found = self.engine(ids, labels, positions, batch.numbers, kinds, known)
             if retention:
                 yield (found * shares).sum(), found.detach()
             else:
@@ -170,6 +176,22 @@ def summed_divergence(model: PreTrainedModel, now: torch.Tensor, before: torch.T
         return functional.kl_div(answer_logits(model, now).log_softmax(-1), known, reduction="sum", log_target=True)
 
     return _in_chunks(model, loss, now, before)
+
+
+def summed_top_divergence(model: PreTrainedModel, now: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """As `summed_divergence`, with all tokens but the likeliest as one, which is never more.
+
+    Args:
+        known: `top_tokens` of the model before, [tokens, 2 k + 1].
+    """
+
+    def loss(now: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        count = known.shape[-1] // 2
+        logits, ids = answer_logits(model, now).float(), known[:, count + 1 :].long()
+        found = torch.cat([logits.log_softmax(-1).gather(-1, ids), others(logits, ids)], dim=-1)
+        return functional.kl_div(found, known[:, : count + 1], reduction="sum", log_target=True)
+
+    return _in_chunks(model, loss, now, known)
 
 
 def _in_chunks(model: PreTrainedModel, loss: Callable[..., torch.Tensor], *parts: torch.Tensor | None) -> torch.Tensor:

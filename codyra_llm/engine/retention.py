@@ -3,6 +3,7 @@
 What a task does to the model is measured where the task has nothing to teach, at the prompt tokens of its own rows and
 on text that the model has written itself before the task; and where it has, at its answers. KL(before || now) over the
 whole vocabulary is added to the loss there; `before` is the model without its branches, so nothing is held twice.
+Of own text alone, the likeliest tokens can be measured once before the task instead (`top_tokens`).
 """
 
 import math
@@ -31,12 +32,14 @@ class Retention:
     Attributes:
         texts: ids of each text that the model has written before the task.
         batches: the task's. factor: what the weights are multiplied by to meet `config.budget`.
+        known: `top_tokens` of each text where `config.top_k` is set: [its tokens - 1, 2 k + 1].
     """
 
     config: RetentionConfig
     texts: Sequence[Sequence[int]]
     batches: GlobalBatches
     factor: float = 1.0
+    known: Sequence[torch.Tensor] = ()
 
     @property
     def _weights(self) -> list[float]:
@@ -68,8 +71,13 @@ class Retention:
         examples = [self.batches.examples[row] for row in batch.numbers]
         passes = self.batches.accumulation * self.batches.world_size
         place = number * self.batches.world_size + rank
-        texts = [self.texts[text] for text in self.texts_of(step)[place::passes]]
-        return _with_texts(_with_rows(batch, examples), texts, self.batches.pad_token_id)
+        own = self.texts_of(step)[place::passes]
+        texts = [self.texts[text] for text in own]
+        if not self.known:
+            return _with_texts(_with_rows(batch, examples), texts, self.batches.pad_token_id)
+        batch = replace(batch, kinds=torch.zeros_like(batch.labels, dtype=torch.int8))
+        known = torch.cat([self.known[0][:0], *(self.known[text] for text in own)])
+        return replace(_with_texts(batch, texts, self.batches.pad_token_id), known=known)
 
     @property
     def added_cost(self) -> float:
@@ -99,18 +107,39 @@ class Retention:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint in the middle of the task holds of it."""
-        return texts_state(self.texts) | {"factor": torch.tensor(self.factor, dtype=torch.float64)}
+        known = {"known": torch.cat(list(self.known))} if self.known else {}
+        return texts_state(self.texts) | {"factor": torch.tensor(self.factor, dtype=torch.float64)} | known
 
 
 def cost_of(config: RetentionConfig, texts: float) -> float:
     """FLOPs that retention adds to an optimizer step, in those of fixed-rank LoRA; the head's are left out.
 
-    A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass.
+    A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass unless
+    `top_k` spares both.
 
     Args:
         texts: tokens of the texts of a step that measures it, in those of its rows.
     """
-    return (0.5 + 1.5 * texts) / config.every if config.measures else 0.0
+    added = texts if config.top_k else 0.5 + 1.5 * texts
+    return added / config.every if config.measures else 0.0
+
+
+def top_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The likeliest next tokens, and all others as one: [tokens, 2 k + 1], of logits [tokens, vocabulary].
+
+    Log-probabilities of k tokens, then of all others together, then the ids of the k, which fp32 holds exactly below
+    2^24. At least one token is among the others.
+    """
+    count = min(count, logits.shape[-1] - 1)
+    found, ids = logits.float().log_softmax(-1).topk(count)
+    return torch.cat([found, others(logits, ids), ids.float()], dim=-1)
+
+
+def others(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The log-probability of all tokens but those of `ids` [tokens, k] together: [tokens, 1], of logits."""
+    logits = logits.float()
+    without = logits.scatter(-1, ids, -math.inf)
+    return without.logsumexp(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True)
 
 
 def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

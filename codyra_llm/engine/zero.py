@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Deltas, Fill, add_delta_in_place, check_reach, largest_magnitude, sum_in_tiles
+from codyra_llm.adapter.merging import Deltas, Fill, add_delta_in_place, check_reach, largest_magnitude, sum_in_tiles
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.environment import local_size
 from codyra_llm.distributed.ranks import Ranks, all_gather, local_rank_in_environment

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from codyra_llm.adapter.merge import Fill
+from codyra_llm.adapter.merging import Fill
 from codyra_llm.config import RunConfig
 from codyra_llm.distributed.ranks import Ranks, broadcast, on_rank_0
 from codyra_llm.engine.zero import add_delta, first_not_finite, weight_layout, whole_weights

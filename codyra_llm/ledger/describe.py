@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from codyra_llm.adapter.merge import Factors, norm_of_product, stacked
+from codyra_llm.adapter.merging import Factors, norm_of_product, stacked
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.combination import combination
 from codyra_llm.ledger.entry import Combine, drift, summed

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from codyra_llm.adapter.merge import Deltas, Factors, largest_change, norm_of_product, stacked
+from codyra_llm.adapter.merging import Deltas, Factors, largest_change, norm_of_product, stacked
 from codyra_llm.errors import UserError
 from codyra_llm.files import replace_folder, sha256
 from codyra_llm.text import shown

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from codyra_llm.adapter.merge import Deltas, norm_of_product
+from codyra_llm.adapter.merging import Deltas, norm_of_product
 from codyra_llm.errors import UserError, reason
 from codyra_llm.files import read_json
 from codyra_llm.ledger.combination import combination

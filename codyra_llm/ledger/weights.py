@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from codyra_llm.adapter.merge import Factors, Fill, largest_magnitude, sum_in_tiles
+from codyra_llm.adapter.merging import Factors, Fill, largest_magnitude, sum_in_tiles
 from codyra_llm.errors import UserError
 
 

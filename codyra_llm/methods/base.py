@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, prune
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, deltas, difference, of_change, stacked, unwrap
+from codyra_llm.adapter.merging import Deltas, Factors, ModuleRank, deltas, difference, of_change, stacked, unwrap
 from codyra_llm.adapter.offset import subtract
 from codyra_llm.adapter.optimizer import Proximal
 from codyra_llm.errors import UserError

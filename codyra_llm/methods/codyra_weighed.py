@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_TWO, AT_LEAST_ZERO, option

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank, of_change
+from codyra_llm.adapter.merging import Deltas, Factors, ModuleRank, of_change
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import Penalty
 from codyra_llm.options import DECAY, option

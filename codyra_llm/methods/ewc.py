@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.hooks import RowPasses, Slices
 from codyra_llm.methods.seqlora import SeqLoRA
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option

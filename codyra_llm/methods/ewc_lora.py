@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import Penalty, RowPasses
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.merging import Deltas
 from codyra_llm.adapter.optimizer import sum_over_ranks
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, Factors, ModuleRank
+from codyra_llm.adapter.merging import Deltas, Factors, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_TWO, AT_LEAST_ZERO, option

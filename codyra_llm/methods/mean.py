@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from codyra_llm.adapter.merge import Factors, stacked
+from codyra_llm.adapter.merging import Factors, stacked
 from codyra_llm.methods.base import Method
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.example import Example
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.methods.seqlora import SeqLoRA

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.adapter.offset import added
 from codyra_llm.errors import UserError
 from codyra_llm.methods.base import Method, Needs

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.merging import Deltas
 from codyra_llm.methods.base import Method
 from codyra_llm.methods.hooks import Penalty
 from codyra_llm.options import AT_LEAST_ZERO, option

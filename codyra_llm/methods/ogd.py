@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.hooks import RowPasses, Slices
 from codyra_llm.methods.memory import MemorySettings, WithMemory
 from codyra_llm.options import option

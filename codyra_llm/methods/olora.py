@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import Penalty
 from codyra_llm.options import AT_LEAST_ZERO, option

@@ -7,7 +7,7 @@ from torch import nn
 
 from codyra_llm.adapter import CoDyRAConfig
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.osft_lora import block_leading
 from codyra_llm.options import SHARE, option

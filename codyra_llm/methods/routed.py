@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.adapter.offset import added
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank, difference
+from codyra_llm.adapter.merging import Deltas, ModuleRank, difference
 from codyra_llm.methods.base import Method, Needs
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from codyra_llm.adapter.merge import Factors
+from codyra_llm.adapter.merging import Factors
 from codyra_llm.methods.base import Method
 from codyra_llm.options import ABOVE_ZERO, SHARE, option
 

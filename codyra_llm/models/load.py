@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from codyra_llm.adapter.merge import Fill, largest_magnitude
+from codyra_llm.adapter.merging import Fill, largest_magnitude
 from codyra_llm.errors import UserError, reason
 from codyra_llm.models.family import hold_scalars, model_class
 from codyra_llm.models.folder import weight_files

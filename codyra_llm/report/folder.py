@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.adapter.merge import ModuleRank
+from codyra_llm.adapter.merging import ModuleRank
 from codyra_llm.config import RunConfig, differences, load_config, to_yaml
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.matrix import write_matrix_csv

@@ -20,8 +20,8 @@ def shares_table(shares: Shares) -> str:
     return align([["explained by", "variance of kept rank"], *rows])
 
 
-def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
-    """Mean kept rank of each task (rows) in each kind of projection and in each layer (columns)."""
+def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> Path:
+    """Mean kept rank of each task (rows) in each kind of projection and in each layer (columns); returns the path."""
     groups = [*_members([kind_of(name) for name in kept.projections]).items()]
     groups += _members([f"layer {number_of_layer(name)}" for name in kept.projections]).items()
     means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)
@@ -37,6 +37,7 @@ def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> None:
         return figure
 
     plots.save_figure(plots.draw(of), path)
+    return path
 
 
 def _members(names: Sequence[str]) -> dict[str, list[int]]:

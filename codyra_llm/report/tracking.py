@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from codyra_llm.config import RunConfig, decisive, show_value
+from codyra_llm.config import RunConfig, decisive
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, write_text
+from codyra_llm.options import show_value
 
 LOG = logging.getLogger(__name__)
 PROJECT = "codyra_llm"

@@ -49,7 +49,7 @@ def merges(rows: int, columns: int, device: str = "cpu") -> dict[str, Callable[[
     import torch
     from torch import nn
 
-    from codyra_llm.adapter.merge import add_delta_in_place
+    from codyra_llm.adapter.merging import add_delta_in_place
 
     narrow = nn.Linear(columns, rows, dtype=torch.bfloat16, device=device)
     wide = nn.Linear(columns, rows, device=device)

@@ -40,7 +40,7 @@ def _gradient(model: Any, impl: str) -> Any:
 
     from codyra_llm.adapter import CoDyRAConfig, inject
     from codyra_llm.adapter.layer import gated_layers
-    from codyra_llm.adapter.merge import unwrap
+    from codyra_llm.adapter.merging import unwrap
     from codyra_llm.engine.loss import AnswerLoss
 
     inject(model, CoDyRAConfig(rank=8, impl=impl))  # type: ignore[arg-type]

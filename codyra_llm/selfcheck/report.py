@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.errors import UserError
-from codyra_llm.files import read_json, read_text, write_text
+from codyra_llm.files import put_between_marks, read_json, write_text
 from codyra_llm.selfcheck.outcome import Outcome, Row
 
 SCHEMA_VERSION = 1
-BEGIN, END = "<!-- begin selfcheck -->", "<!-- end selfcheck -->"
 
 
 def write(folder: Path, device: str, seconds: float, command: list[str], outcomes: Iterable[Outcome]) -> None:
@@ -61,12 +58,7 @@ def put_into(page_path: Path, folder: Path) -> None:
         UserError: there is no such page or result, or the page has no marks.
     """
     content = read_json(folder / "selfcheck.json", "codyra selfcheck --output_dir FOLDER writes it")
-    text = read_text(page_path)
-    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
-        raise UserError(f"{page_path}: has no {BEGIN} with {END} behind it, between which the tables are put")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page_path, f"{before}{BEGIN}\n{page(content)}{END}{after}")
+    put_between_marks(page_path, "selfcheck", page(content))
 
 
 def _cell(value: object) -> str:

@@ -47,7 +47,7 @@ def short_run(way: str, dtype: str, on_step: Any = lambda report, read: None) ->
     """(loss of each step, norm of the update) of a few steps of the default method on this process's device."""
     import torch
 
-    from codyra_llm.adapter.merge import deltas, norm_of_product
+    from codyra_llm.adapter.merging import deltas, norm_of_product
     from codyra_llm.config import load_config
     from codyra_llm.data.batches import GlobalBatches
     from codyra_llm.distributed.ranks import start

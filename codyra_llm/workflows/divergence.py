@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.adapter.merge import Deltas, difference
+from codyra_llm.adapter.merging import Deltas, difference
 from codyra_llm.adapter.offset import added
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.config import RetentionConfig
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.engine.passes import ModelPasses
-from codyra_llm.engine.retention import STATE, Retention, texts_of_state
+from codyra_llm.engine.retention import STATE, Retention, texts_of_state, top_tokens
 from codyra_llm.engine.state import TaskState, taken
 from codyra_llm.example import Example
 from codyra_llm.methods.hooks import of_inputs
@@ -35,15 +36,19 @@ def prepare_retention(
         return None, {}
     state = taken(resumed, STATE)
     texts, protected = texts_of_state(state) if state else [], {}
+    known = state["known"].split([len(text) - 1 for text in texts]) if state and config.top_k else ()
     if config.own_text or config.protected:
         with before() as passes:
             if not texts:
                 texts = passes.write(config.texts, config.text_length)
                 LOG.info(f"the model wrote {len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} tokens")
+            rows = [Example(text[:1], text[1:]) for text in texts]
+            if config.top_k and not known:
+                known = tuple(passes.outputs(rows, partial(top_tokens, count=config.top_k)))
             if config.protected:
-                moments = passes.input_moments([Example(text[:1], text[1:]) for text in texts])
+                moments = passes.input_moments(rows)
                 protected = leading_directions(moments, config.protected, config.protected_softly)
-    retention = Retention(config, texts, batches)
+    retention = Retention(config, texts, batches, known=known)
     if state:
         retention.factor = float(state["factor"])
     return retention, protected

@@ -9,7 +9,7 @@ import torch
 
 from codyra_llm.adapter.injection import describe_targets, kind_of
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import ModuleRank
+from codyra_llm.adapter.merging import ModuleRank
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
 from codyra_llm.engine.passes import measure_before, passes_before

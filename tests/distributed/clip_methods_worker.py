@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.adapter.merging import apply_deltas
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.passes import measure_before, passes_before
 from codyra_llm.engine.state import TaskState, taken

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
-from codyra_llm.adapter.merge import Deltas, ModuleRank
+from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.example import Example
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.agem import AGEM, AGEMSettings

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.adapter.merging import apply_deltas
 from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.train import train_task

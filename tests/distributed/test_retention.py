@@ -20,6 +20,8 @@ RETENTION = {
     "retention.texts_per_step": 3,
 }
 SOFTLY = {**RETENTION, "retention.protected_softly": True, "retention.every": 2}
+TOP = {name: value for name, value in RETENTION.items() if name not in ("retention.prompts", "retention.answers")}
+TOP |= {"retention.top_k": 9}
 CHUNKED = {"logits_bytes": 4 * 768 * 3}  # three tokens at once: ranks call the head differently often
 JOBS: dict[str, dict[str, Any]] = {
     "one": job("codyra", **RETENTION),
@@ -36,6 +38,11 @@ JOBS: dict[str, dict[str, Any]] = {
         f"softly{way}": job("lora", *ranks, **SOFTLY)
         for way, ranks in (("", ()), ("-zero2-2", ("zero2", 2)), ("-zero3-2", ("zero3", 2)))
     },
+    "top": job("lora", **TOP),
+    "top-zero2-2": job("lora", "zero2", 2, **TOP),
+    "top-zero3-2-chunked": job("lora", "zero3", 2, **TOP) | CHUNKED,
+    "top-packed": job("lora", **TOP, **{"data.packing": "pack"}),
+    "all of own_text alone": job("lora", **{"retention.own_text": 0.5, "retention.top_k": 10**6}),
     "lora": job("lora"),
     "seqlora": job("seqlora", **{**RETENTION, "retention.protected": 0.0}),
     "seqlora-zero2": job("seqlora", "zero2", 2, **{**RETENTION, "retention.protected": 0.0}),
@@ -52,11 +59,12 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in JOBS if name not in ("one", "off", "lora", "seqlora", "softly") and "alone" not in name]
+    "name",
+    [name for name in JOBS if name not in ("one", "off", "lora", "seqlora", "softly", "top") and "alone" not in name],
 )
 def test_it_is_the_same_however_it_runs(results: dict[str, dict[str, Any]], name: str) -> None:
     one, other = (
-        results[name.partition("-")[0] if name.startswith(("seqlora", "off", "softly")) else "one"],
+        results[name.partition("-")[0] if name.startswith(("seqlora", "off", "softly", "top")) else "one"],
         results[name],
     )
     assert other["losses"] == pytest.approx(one["losses"], abs=1e-5)
@@ -65,6 +73,13 @@ def test_it_is_the_same_however_it_runs(results: dict[str, dict[str, Any]], name
         assert ours == pytest.approx({kind: theirs[kind] for kind in ours}, abs=1e-5)
     for key, weight in one["weights"].items():
         torch.testing.assert_close(other["weights"][key], weight, atol=2e-5, rtol=1e-4, msg=key)
+
+
+def test_with_all_tokens_kept_it_is_what_it_is_without(results: dict[str, dict[str, Any]]) -> None:
+    ours, theirs = results["all of own_text alone"], results["own_text alone"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
+    for mine, other in zip(ours["divergence"], theirs["divergence"], strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
 
 
 def test_it_starts_at_nothing_and_moves_the_factor(results: dict[str, dict[str, Any]]) -> None:

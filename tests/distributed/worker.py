@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import apply_deltas, stacked
+from codyra_llm.adapter.merging import apply_deltas, stacked
 from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.passes import measure_before, passes_before

@@ -26,6 +26,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "retention.texts": 6,
         "retention.text_length": 12,
     },
+    "own text": {
+        "method": "lora",
+        "retention.own_text": 5.0,
+        "retention.top_k": 7,
+        "retention.texts": 6,
+        "retention.text_length": 12,
+    },
     "seqlora": {},
     "replay": {"replay.fraction": 0.2},
     "ewc": {"ewc.strength": 100.0, "ewc.rows": 8},

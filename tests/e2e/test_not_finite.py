@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from codyra_llm import run
 from codyra_llm.adapter import inject, merge
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import deltas
+from codyra_llm.adapter.merging import deltas
 from codyra_llm.distributed.ranks import start
 from codyra_llm.domains.text import domain
 from codyra_llm.engine.ds_config import read_deepspeed_json

@@ -1,6 +1,7 @@
 """Commands: nothing applies unsaid, values in errors are bounded, and how a command ends."""
 
 import errno
+import json
 import math
 import os
 import subprocess
@@ -24,7 +25,57 @@ from codyra_llm.planning.footprint import parse_size
 from codyra_llm.text import LINE, SHOWN, shown
 from tests.conftest import REPOSITORY
 
+WRONG = {
+    "train --tran.steps 3": "did you mean --train.steps?",
+    "train --train.learning_rate -3": "train.learning_rate is -3.0; it must be above 0",
+    "train --train.learning_rate fast": "found 'fast'",
+    "train --config smke": "did you mean smoke?",
+    "train --method ewcc": "method is 'ewcc'; there are agem, codyra, codyra_protected,",
+    "train --method memory": "method is 'memory'",
+    "train --config {folder}/config.yaml": 'config.yaml: unknown key "adapter.rnk"; did you mean "adapter.rank"?',
+    "evaluate --model x --adapter.rank 0": "adapter.rank is 0; it must be at least 1",
+    "evaluate --run {folder} --model x": "give one of them",
+    "plan --gpu-memory 80GB --adapter.rank 0": "adapter.rank is 0; it must be at least 1",
+    "compare --config compare_nano --adapter.rank 0": "adapter.rank is 0; it must be at least 1",
+    "compare --config compare_nano --methods lara": "lara is neither a variant of the file nor a method",
+    "prepare --data_dr x": "required: --data_dir",
+    "score --task FOMC": "give --task NAME FILE.jsonl",
+    "judge --model x": "required: --against, --prompts",
+    "selfcheck --gpus": "did you mean --gpu?",
+    **dict.fromkeys(
+        (
+            f"{name} --bogus"
+            for name in ("probe ranks x", "chat", "push", "init", "report", "metrics", "ledger", "materialize")
+        ),
+        "see --help",
+    ),
+}
+EARLY = """
+import json, sys
+from importlib import import_module
+from codyra_llm.errors import UserError
+
+said = {}
+for line in json.loads(sys.argv[1]):
+    sys.argv = line.split()
+    try:
+        import_module(f"codyra_llm.cli.{sys.argv[0]}").command()
+    except UserError as error:
+        said[line] = str(error)
+print(json.dumps([said, "torch" in sys.modules]))
+"""
+
 NUMERIC = [name for name, field in config_fields() if {int, float} & {field.type, *get_args(field.type)}]
+
+
+def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("adapter: {rnk: 8}")
+    wrong = {line.format(folder=tmp_path): answer for line, answer in WRONG.items()}
+    program = [sys.executable, "-c", EARLY, json.dumps(list(wrong))]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120)
+    said, has_torch = json.loads(done.stdout)
+    assert not [(line, said.get(line)) for line, answer in wrong.items() if answer not in said.get(line, "")]
+    assert not has_torch
 
 
 def test_without_a_file_every_setting_has_its_default() -> None:

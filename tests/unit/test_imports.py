@@ -12,6 +12,7 @@ ORDER = [
     "files",
     "locks",
     "options",
+    "lazy",
     "example",
     "ranks",
     "adapter",

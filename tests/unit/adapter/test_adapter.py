@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 from codyra_llm import CoDyRAConfig, inject, merge, prune
 from codyra_llm.adapter.injection import describe_targets, number_of_layer
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
-from codyra_llm.adapter.merge import norm_of_product
+from codyra_llm.adapter.merging import norm_of_product
 from tests.models import CONFIGS, tiny_model
 
 IDS = torch.arange(3, 27).reshape(2, 12)

@@ -1,6 +1,8 @@
 """What retention adds to the loss, on which tokens, and the text that a model writes for it."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from codyra_llm.config import RetentionConfig, load_config
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import start
 from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.engine.retention import KINDS, Retention, texts_of_state, texts_state
+from codyra_llm.engine.retention import KINDS, Retention, texts_of_state, texts_state, top_tokens
 from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
@@ -29,7 +31,7 @@ TEXTS = [[1, 20, 21], [1, *range(30, 45)], [1, 7], [1, *range(60, 70)]]
 EACH = {"prompts": 0.5, "answers": 1.5, "own_text": 2.0, "texts_per_step": 3}
 
 
-def retention(packing: str = "bucket", world: int = 1, micro: int = 4, **settings: float) -> Retention:
+def retention(packing: str = "bucket", world: int = 1, micro: int = 4, **settings: Any) -> Retention:
     batches = GlobalBatches(EXAMPLES, 8, micro, 1, 0, "task", world, packing=packing)
     return Retention(RetentionConfig(**{**EACH, **settings}), TEXTS, batches)
 
@@ -70,6 +72,36 @@ def divergence(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with without_branches(model):
         before = model(ids).logits[0].log_softmax(-1)
     return (before.exp() * (before - now)).sum(-1)
+
+
+@pytest.mark.parametrize("packing", ["none", "pack"])
+def test_of_the_likeliest_tokens_it_is_at_most_what_it_is_of_all(packing: str) -> None:
+    model = tiny_model()
+    rows = [torch.tensor([text]) for text in TEXTS]
+    with torch.no_grad():
+        logits = [model(ids).logits[0, :-1] for ids in rows]
+    inject(model, CoDyRAConfig(rank=4), seed="0")
+    for _, layer in gated_layers(model):
+        torch.nn.init.normal_(layer.B, std=0.3)
+    found = []
+    for count in (1, 4, 10**9):
+        ours = retention(packing, micro=8, prompts=0.0, answers=0.0, top_k=count)
+        ours.known = [top_tokens(each, count) for each in logits]
+        (batch,) = ours.batches.micro_batches(0, 0)
+        batch = ours.with_kinds(batch, 0, 0, 0)
+        parts = (batch.input_ids, batch.labels, batch.position_ids, batch.numbers, batch.kinds, batch.known)
+        loss = AnswerLoss(model)(*parts)
+        found.append(float(loss[3]))
+        assert loss[1] == loss[2] == 0
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss[3], [*_branches(model)]))
+    whole = sum(float(divergence(model, rows[text])[:-1].sum()) for text in ours.texts_of(0))
+    assert 0 < found[0] < found[1] < found[2] == pytest.approx(whole, rel=1e-4)
+    with pytest.raises(ValueError, match=r"retention\.top_k goes with retention\.own_text alone"):
+        RetentionConfig(own_text=1.0, prompts=1.0, top_k=3).check()
+
+
+def _branches(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    return (layer.B for _, layer in gated_layers(model))
 
 
 def test_texts_of_a_step_are_drawn_by_the_step_alone() -> None:

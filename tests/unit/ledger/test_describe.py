@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codyra_llm.adapter.merge import Deltas
+from codyra_llm.adapter.merging import Deltas
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.describe import compare
 from codyra_llm.ledger.entry import write_entry

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from codyra_llm.adapter import CoDyRAConfig, inject, prune
 from codyra_llm.adapter.layer import gated_layers
-from codyra_llm.adapter.merge import apply_deltas, deltas, unwrap
+from codyra_llm.adapter.merging import apply_deltas, deltas, unwrap
 from codyra_llm.ledger.entry import read_entry, write_entry
 from tests.models import tiny_model
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codyra_llm.adapter.merge import sum_in_tiles
+from codyra_llm.adapter.merging import sum_in_tiles
 from codyra_llm.engine.zero import add_delta
 from codyra_llm.ledger.entry import read_entry, summed, write_entry
 from codyra_llm.models.load import load_model, original_weights

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from codyra_llm.adapter.merge import apply_deltas
+from codyra_llm.adapter.merging import apply_deltas
 from codyra_llm.errors import UserError
 from codyra_llm.ledger.entry import CONFIG, WEIGHTS, read_entry, write_entry
 from codyra_llm.ledger.peft_io import read_adapter

@@ -34,6 +34,12 @@ assert "decay.rate" in dict(config_fields())
     assert done.returncode == 0, done.stderr
 
 
+def test_a_file_has_the_name_of_its_method() -> None:
+    for name, method in METHODS.items():
+        if method.__module__.startswith("codyra_llm."):  # tests add others
+            assert method.__module__ == f"codyra_llm.methods.{name}"  # `--method` is checked by it
+
+
 def test_every_method_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs" / "methods.md").read_text(), re.MULTILINE)
     ours = {name for name, method in METHODS.items() if method.__module__.startswith("codyra_llm.")}  # tests add others

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codyra_llm.adapter.merge import ModuleRank
+from codyra_llm.adapter.merging import ModuleRank
 from codyra_llm.config import RunConfig, load_config
 from codyra_llm.errors import UserError
 from codyra_llm.generation.generate import Answered

@@ -1,0 +1,122 @@
+"""Where should a branch be? Runs of a comparison whose variants differ in which projections have one: task by task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codyra_llm.config.grid import grid_runs
+from codyra_llm.errors import UserError
+from codyra_llm.report import plots
+from codyra_llm.report.comparison import read_comparison
+from codyra_llm.results.measures import row_losses
+from codyra_llm.results.schema import read_results
+from codyra_llm.text import align
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs with branches in some projections have learned; means over orders and seeds.
+
+    Attributes:
+        name: of the variant. rank: that a branch begins with. trainable: values that train.
+        tasks: by name. learned: [tasks], NLL right after each. forgotten: [tasks], its rise until the end.
+    """
+
+    name: str
+    rank: int
+    trainable: int
+    tasks: list[str]
+    learned: Array
+    forgotten: Array
+
+    @property
+    def final(self) -> Array:
+        """[tasks], the NLL at the end."""
+        return self.learned + self.forgotten
+
+
+def read_placements(folder: Path) -> list[Placement]:
+    """Every variant and rank of a comparison, in its order; points that differ in something else are left out.
+
+    Raises:
+        UserError: it is no comparison, or none of its runs has finished in this folder.
+    """
+    found: dict[tuple[str, int], list[Placement]] = {}
+    for each in grid_runs(read_comparison(folder).grid):
+        run = folder / each.folder
+        if not (run / "results.json").is_file() or each.point.settings.get("merge.scale", 1) != 1:
+            continue
+        results = read_results(run)
+        losses = row_losses(results, run)
+        learned = np.array([task.learned.mean() for task in losses])
+        forgotten = np.array([task.last.mean() for task in losses]) - learned
+        rank = int(results.config["adapter"]["rank"])
+        placement = Placement(each.point.variant, rank, results.trainable_parameters, results.tasks, learned, forgotten)
+        found.setdefault((placement.name, rank), []).append(placement)
+    if not found:
+        raise UserError(f"{folder}: none of the comparison's runs is here; give the folder that it was run in")
+    return [_mean(runs) for runs in found.values()]
+
+
+def best_of_each(placements: Sequence[Placement]) -> list[Placement]:
+    """Of each placement, the rank with the lowest mean NLL at the end."""
+    by_name = sorted(placements, key=lambda each: [one.name for one in placements].index(each.name))
+    groups = groupby(by_name, key=lambda each: each.name)
+    return [min(group, key=lambda each: float(each.final.mean())) for _, group in groups]
+
+
+def placement_table(placements: Sequence[Placement]) -> str:
+    """Means over tasks, and for how many tasks each rank of a placement is its best one at the end."""
+    rows = [
+        [
+            "placement",
+            "rank",
+            "values that train",
+            "NLL learned",
+            "NLL forgotten",
+            "NLL at the end",
+            "best of its ranks",
+        ]
+    ]
+    for each in placements:
+        siblings = np.stack([other.final for other in placements if other.name == each.name])
+        wins = int((each.final <= siblings.min(axis=0)).sum())
+        means = [f"{values.mean():.3f}" for values in (each.learned, each.forgotten, each.final)]
+        rows.append([each.name, str(each.rank), str(each.trainable), *means, f"for {wins} of {len(each.tasks)} tasks"])
+    return align(rows)
+
+
+def plot_placements(placements: Sequence[Placement], output: Path) -> list[Path]:
+    """OUTPUT-learned.png and OUTPUT-forgotten.png: each placement at its best rank (rows) on each task (columns)."""
+    best, paths = best_of_each(placements), []
+    rows = [f"{each.name}, rank {each.rank}" for each in best]
+    for part, title in (("learned", "NLL right after a task"), ("forgotten", "Its rise until the end")):
+        values = np.stack([getattr(each, part) for each in best])
+
+        def of(values: Array = values, title: str = title) -> Any:
+            low, high = float(values.min()), float(values.max())
+            figure, axes = plots.heatmap(values, rows, best[0].tasks, low, high, "nats a token", "{:.2f}")
+            axes.set_title(title)
+            return figure
+
+        paths.append(output.with_name(f"{output.name}-{part}.png"))
+        plots.save_figure(plots.draw(of), paths[-1])
+    return paths
+
+
+def _mean(runs: Sequence[Placement]) -> Placement:
+    """Of runs with the same branches; their tasks may come in different orders."""
+    first = runs[0]
+
+    def mean(part: str) -> Array:
+        in_order = [[getattr(run, part)[run.tasks.index(task)] for task in first.tasks] for run in runs]
+        return np.array(in_order).mean(axis=0)
+
+    return Placement(first.name, first.rank, first.trainable, first.tasks, mean("learned"), mean("forgotten"))
