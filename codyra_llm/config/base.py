@@ -263,9 +263,13 @@ class GeneralConfig:
     """What general ability is measured on, beside the tasks that are learned."""
 
     suites: tuple[str, ...] = option(
-        (), "mmlu, gsm8k, bbh, tydiqa, boolq, piqa, any task of lm-eval, or a YAML file in its format; empty: none"
+        (),
+        "mmlu, gsm8k, bbh, tydiqa, boolq, piqa, any task of lm-eval, or a YAML file in its format; of images, tasks of "
+        "the task file that the order does not have, which are told zero-shot; empty: none",
     )
-    data_dir: str | None = option(None, "folder with the suites' data; empty: from the hub")
+    data_dir: str | None = option(
+        None, "folder with the suites' data; empty: from the hub, and of images the run's data_dir"
+    )
     allow_code: bool = option(
         False, "run the code that a suite's YAML file names (!function); read it first: it can do all that you can"
     )

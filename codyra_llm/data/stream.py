@@ -113,6 +113,30 @@ class Task:
     row_numbers: dict[str, list[int]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
+    def keys(self, split: Split) -> list[str]:
+        """What two rows of train or test that ask the same have in common: the prompt or, of raw text, the text."""
+        return [str(row["prompt"] or row["answer"]) for row in (self.train if split == "train" else self.test)]
+
+    def parted(self, left: Sequence[int], validation: Sequence[int]) -> "Task":
+        """The task with some of its training rows, by place from 0, left to learn from and others to validate on."""
+        numbers = self.row_numbers.get("train") or range(1, len(self.train) + 1)
+        return dataclasses.replace(
+            self,
+            train=[self.train[number] for number in left],
+            validation=[self.train[number] for number in validation],
+            row_numbers={
+                **self.row_numbers,
+                "train": [numbers[number] for number in left],
+                "eval": [numbers[number] for number in validation],
+            },
+            places={**self.places, **({"eval": self.places["train"]} if "train" in self.places else {})},
+        )
+
+    def tested_on_validation(self) -> "Task":
+        """The task with its validation rows in the place of the test rows."""
+        numbers = {"train": self.row_numbers["train"], "test": self.row_numbers["eval"]}
+        return dataclasses.replace(self, test=self.validation, validation=[], row_numbers=numbers)
+
 
 @dataclass(frozen=True)
 class TaskStream:

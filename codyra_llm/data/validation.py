@@ -1,9 +1,7 @@
 """Rows to validate on while a task is learned: a split of their own, or some of the training rows."""
 
-import dataclasses
 import random
 
-from codyra_llm.data.rows import Row
 from codyra_llm.data.stream import Task
 from codyra_llm.errors import UserError
 
@@ -23,10 +21,11 @@ def with_validation(task: Task, setting: Setting, seed: int) -> Task:
         return task
     if setting == "eval":
         return _checked(task)
+    keys = task.keys("train")
     first: dict[str, int] = {}
-    for number, row in enumerate(task.train):
-        first.setdefault(_key(row), number)
-    tested = {_key(row) for row in task.test}
+    for number, key in enumerate(keys):
+        first.setdefault(key, number)
+    tested = set(task.keys("test"))
     usable = [number for key, number in first.items() if key not in tested]
     assert not isinstance(setting, str)
     size = round(setting * len(usable)) if setting < 1 else int(setting)
@@ -36,20 +35,8 @@ def with_validation(task: Task, setting: Setting, seed: int) -> Task:
             "prompts of their own; some must be left to learn from"
         )
     chosen = sorted(random.Random(f"{seed}/{task.name}/validation").sample(usable, size))
-    keys = {_key(task.train[number]) for number in chosen}
-    left = [number for number, row in enumerate(task.train) if _key(row) not in keys]
-    numbers = task.row_numbers.get("train") or range(1, len(task.train) + 1)
-    return dataclasses.replace(
-        task,
-        train=[task.train[number] for number in left],
-        validation=[task.train[number] for number in chosen],
-        row_numbers={
-            **task.row_numbers,
-            "train": [numbers[number] for number in left],
-            "eval": [numbers[number] for number in chosen],
-        },
-        places={**task.places, **({"eval": task.places["train"]} if "train" in task.places else {})},
-    )
+    taken = {keys[number] for number in chosen}
+    return task.parted([number for number, key in enumerate(keys) if key not in taken], chosen)
 
 
 def _checked(task: Task) -> Task:
@@ -62,8 +49,3 @@ def _checked(task: Task) -> Task:
             "set train.validation to a share of the training rows, such as 0.05"
         )
     return task
-
-
-def _key(row: Row) -> str:
-    """What two rows that ask the same have in common: the prompt or, of raw text, the text."""
-    return str(row["prompt"] or row["answer"])

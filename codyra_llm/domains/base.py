@@ -16,8 +16,9 @@ from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.stream import Task, TaskStream
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.domains.facts import Facts
-from codyra_llm.engine.loss import Learning
+from codyra_llm.engine.learning import Learning
 from codyra_llm.evaluation.evaluate import TaskScores
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question
 from codyra_llm.methods.base import Method
@@ -55,6 +56,26 @@ class Answer(Protocol):
         synced: bool = False,
     ) -> list[Answered]:
         """Answers questions, in their order, the same on every rank."""
+
+
+class Suite(Protocol):
+    """What a model's general ability is measured on, beside the tasks that it learns."""
+
+    @property
+    def name(self) -> str:
+        """As the configuration names it."""
+
+    @property
+    def label(self) -> str:
+        """The name as part of a file's."""
+
+    @property
+    def items(self) -> dict[str, list[int]]:
+        """The numbers of the items that are asked, by the task that they are of."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with what is asked, and how."""
 
 
 class Domain(Protocol):
@@ -98,6 +119,24 @@ class Domain(Protocol):
         Raises:
             UserError: the model cannot read one.
         """
+
+    def hashes(self, task: Task) -> dict[str, str]:
+        """SHA-256 of what a task's data are, by name of a file or a part."""
+
+    def suites(self, config: RunConfig, source: Source, learned: Sequence[str]) -> Sequence[Suite]:
+        """The suites that a configuration names, their data read.
+
+        Args:
+            learned: names of the tasks that are.
+
+        Raises:
+            UserError: one is unknown, named twice or cannot be read.
+        """
+
+    def score_suites(
+        self, suites: Sequence[Any], source: Source, template: ChatTemplate | None, ask: Ask
+    ) -> tuple[dict[str, SuiteScore | SuiteFailure], dict[str, list[dict[str, Any]]]]:
+        """Scores a model on suites: (score by the suite's name, every answer by its label)."""
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         """Raises UserError where a loaded model cannot be run as it is run here."""

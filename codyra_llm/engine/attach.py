@@ -25,17 +25,23 @@ class Attached:
     Args:
         hooks: the method's.
         engine: DeepSpeed's, over a model with gated branches.
+        passes: makes passes over single rows, of what `ModelPasses` takes.
     """
 
     def __init__(
-        self, hooks: Hooks, model: nn.Module, engine: Any, optimizer: Proximal, batches: GlobalBatches, ranks: Ranks
+        self,
+        hooks: Hooks,
+        model: nn.Module,
+        engine: Any,
+        optimizer: Proximal,
+        batches: GlobalBatches,
+        ranks: Ranks,
+        passes: Callable[..., ModelPasses] = ModelPasses,
     ) -> None:
         self.hooks, self.model, self.engine, self.optimizer = hooks, model, engine, optimizer
         how = (batches.pad_token_id, ranks, self._after_pass)
         projections = dict(gated_layers(model))
-        self.passes = ModelPasses(
-            engine.module, projections, *how, most=batches.micro_batch_size, rows_of=batches.rows_of
-        )
+        self.passes = passes(engine.module, projections, *how, most=batches.micro_batch_size, rows_of=batches.rows_of)
         self._gradients: dict[str, torch.Tensor] = {}
         if overrides(hooks, "penalty") or overrides(hooks, "on_gradient"):
             for name, parameter, _ in trainable(model):

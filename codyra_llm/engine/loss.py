@@ -1,8 +1,7 @@
 """The loss of a causal model at answer positions only: nothing else of the vocabulary's width is ever computed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -104,32 +103,6 @@ def _places(
     return torch.stack([of_examples[example], torch.arange(len(example), device=line.device) - first], dim=1)
 
 
-class Objective(Protocol):
-    """The optimizer steps of a task in an engine, as passes of this rank."""
-
-    def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(what to call backward on, a scalar; [1 + KINDS], detached: its part of the loss, divergences) of each pass.
-
-        There are as many on every rank as the engine has accumulation steps. The engine averages gradients over both.
-        """
-
-    def mean(self, step: int, summed: float) -> float:
-        """The value of a step, in nats, from the sum of its passes' parts over all ranks."""
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How a domain is learned.
-
-    Attributes:
-        module: makes what an engine wraps, of a model (its `model`) and a method's hooks.
-        objective: makes the steps, of an engine around that, batches, ranks and retention.
-    """
-
-    module: Callable[[PreTrainedModel, Hooks], Any]
-    objective: Callable[[Any, GlobalBatches, Ranks, Retention | None], Objective]
-
-
 class AnswerObjective:
     """The mean loss per answer token of an optimizer step, as passes of this rank: one for each of its micro batches.
 
@@ -169,9 +142,6 @@ class AnswerObjective:
     def mean(self, step: int, summed: float) -> float:
         """The value of a step, in nats, from the sum of its passes' losses over all ranks."""
         return summed / self.batches.answer_tokens(step)
-
-
-ANSWERS = Learning(AnswerLoss, AnswerObjective)
 
 
 def summed_loss(

@@ -50,11 +50,14 @@ def passes_before(
     seed: int,
     gather: str,
     ranks: Ranks,
+    module: Callable[[PreTrainedModel], Any] = AnswerLoss,
+    passes: "Callable[..., ModelPasses] | None" = None,
 ) -> "Iterator[ModelPasses]":
     """A context with passes over the model as a task finds it, without branches, and texts that it writes itself.
 
     Args:
         adapter: says which projections will have a branch. gather: as of `gathered_for_inference`.
+        module, passes: of `engine.learning.Learning`; by default those of answers.
     """
     projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
     with gathered_for_inference(model.eval(), gather, ranks) as synced:
@@ -62,7 +65,7 @@ def passes_before(
         def write(count: int, length: int) -> list[list[int]]:
             return sample_texts(model, tokenizer, count, length, f"{seed}/{batches.task}", ranks, synced)
 
-        yield ModelPasses(AnswerLoss(model), projections, batches.pad_token_id, ranks, write=write)
+        yield (passes or ModelPasses)(module(model), projections, batches.pad_token_id, ranks, write=write)
 
 
 class ModelPasses:
@@ -104,11 +107,11 @@ class ModelPasses:
 
     def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.gradient`."""
-        return self._mean_gradient(rows, self._pass)
+        return self._mean_gradient(rows, self.nll)
 
     def divergence_gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As `RowPasses.divergence_gradient`."""
-        return self._mean_gradient(rows, partial(self._pass, of_divergence=True))
+        return self._mean_gradient(rows, self.divergence)
 
     def _mean_gradient(
         self, rows: Sequence[Example], run: Callable[[Sequence[Example]], torch.Tensor]
@@ -121,7 +124,7 @@ class ModelPasses:
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """As `RowPasses.mean_of_gradients`."""
-        sums = self._sum([[row] for row in rows], of, self._pass)
+        sums = self._sum([[row] for row in rows], of, self.nll)
         return {name: total / len(rows) for name, total in sums.items()}
 
     def mean_of_weight_gradients(
@@ -136,7 +139,7 @@ class ModelPasses:
 
         with _hooked(self.projections, nn.Module.register_forward_hook, note):
             for number, counts in self._numbers(rows):
-                loss = self._pass([rows[number]])
+                loss = self.nll([rows[number]])
                 gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
                 self.after_pass()
                 for (name, (x, _)), of_output in zip(seen.items(), gradients, strict=True):
@@ -155,7 +158,7 @@ class ModelPasses:
             parts: list[torch.Tensor] = []
             self.loss.term = partial(_append_to, parts, of)
             with torch.no_grad():
-                self._pass([rows[number]])
+                self.nll([rows[number]])
             if counts:
                 own[number] = torch.cat(parts)
         self.loss.term = None
@@ -178,10 +181,10 @@ class ModelPasses:
                 if counts:
                     sums[name].addmm_(x.T, x)
 
-        self._read(rows, nn.Module.register_forward_pre_hook, add)
-        for total in sums.values():
+        counted = self._read(rows, nn.Module.register_forward_pre_hook, add)
+        for name, total in sums.items():
             dist.all_reduce(total)
-            total /= sum(map(len, rows))
+            total /= counted[name]
         return {name: sums[same.get(name, name)] for name in self.projections}
 
     def prompt_states(self, rows: Sequence[Example]) -> torch.Tensor:
@@ -196,7 +199,7 @@ class ModelPasses:
         middle = {"": layers[len(layers) // 2]}
         with _hooked(middle, nn.Module.register_forward_hook, note), torch.no_grad():
             for number, counts in self._numbers(rows):
-                self._pass([rows[number]])
+                self.nll([rows[number]])
                 if counts:
                     own[number] = states[0][0, : len(rows[number].prompt)].float().mean(0).cpu()
         every = {number: state for of_rank in all_gather(own) for number, state in of_rank.items()}
@@ -225,24 +228,37 @@ class ModelPasses:
             found = output.detach().flatten(0, -2).double().abs().sum(0)
             sums[name] = sums.get(name, torch.zeros_like(found)) + found * counts
 
-        self._read(rows, nn.Module.register_forward_hook, add)
+        counted = self._read(rows, nn.Module.register_forward_hook, add)
         for total in sums.values():
             dist.all_reduce(total)
-        return {name: (total / sum(map(len, rows))).float().cpu() for name, total in sums.items()}
+        return {name: (total / counted[name]).float().cpu() for name, total in sums.items()}
 
     def _read(
         self, rows: Sequence[Example], register: Callable[..., RemovableHandle], hook: Callable[..., None]
-    ) -> None:
-        """Reads this rank's rows; each projection calls the hook with whether the row counts and its own name first."""
-        counting = [False]
+    ) -> dict[str, int]:
+        """Reads this rank's rows; each projection calls the hook with whether the row counts and its own name first.
 
-        def watch(name: str, *called: Any) -> None:
-            hook(counting[0], name, *called)
+        Returns:
+            How many tokens that count each projection has read, over all ranks.
+        """
+        counting, tokens = [False], dict.fromkeys(self.projections, 0)
+
+        def watch(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], *output: Any) -> None:
+            tokens[name] += counting[0] * inputs[0].shape[:-1].numel()
+            hook(counting[0], name, module, inputs, *output)
 
         with _hooked(self.projections, register, watch), torch.no_grad():
-            for number, counts in self._numbers(rows):
+            for read, counts in self._readings(rows):
                 counting[0] = counts
-                self._pass([rows[number]])
+                read()
+        every = torch.tensor(list(tokens.values()), device=self.ranks.device)
+        dist.all_reduce(every)
+        return dict(zip(tokens, every.tolist(), strict=True))
+
+    def _readings(self, rows: Sequence[Example]) -> Iterator[tuple[Callable[[], object], bool]]:
+        """What this rank reads of rows, and whether it counts."""
+        for number, counts in self._numbers(rows):
+            yield partial(self.nll, [rows[number]]), counts
 
     def _sum(
         self,
@@ -275,15 +291,21 @@ class ModelPasses:
             number = first + self.ranks.rank
             yield (number, True) if number < len(passes) else (first, False)
 
-    def _pass(self, rows: Sequence[Example], of_divergence: bool = False) -> torch.Tensor:
-        """The summed NLL of the rows' answers, or in its place KL(before || now) over their tokens."""
-        batch, device = collate(rows, self.pad_token_id), self.ranks.device
-        ids, labels = batch.input_ids.to(device), batch.labels.to(device)
-        if not of_divergence:
-            loss: torch.Tensor = self.loss(ids, labels)
-            return loss
+    def nll(self, rows: Sequence[Example]) -> torch.Tensor:
+        """The NLL of the rows' answers in nats, summed over their tokens, in one pass of this rank."""
+        loss: torch.Tensor = self.loss(*self._collated(rows))
+        return loss
+
+    def divergence(self, rows: Sequence[Example]) -> torch.Tensor:
+        """KL(before || now) in nats, `before` the model without its branches, summed over the rows' answer tokens."""
+        ids, labels = self._collated(rows)
         kinds = functional.pad((labels[:, 1:] != IGNORED) * ANSWER, (0, 1))
-        return self.loss(ids, labels, kinds=kinds)[ANSWER]
+        found: torch.Tensor = self.loss(ids, labels, kinds=kinds)[ANSWER]
+        return found
+
+    def _collated(self, rows: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, device = collate(rows, self.pad_token_id), self.ranks.device
+        return batch.input_ids.to(device), batch.labels.to(device)
 
 
 @contextmanager

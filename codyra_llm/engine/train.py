@@ -22,7 +22,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.loss import ANSWERS, Learning
+from codyra_llm.engine.learning import ANSWERS, Learning
 from codyra_llm.engine.retention import KINDS, STATE, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
@@ -104,7 +104,7 @@ def train_task(
     initial_ranks = [layer.rank for _, layer in gated_layers(model)]
     first_step = resumed.step if resumed else 0
     engine = _engine(learning.module(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
-    attached = Attached(hooks, model, engine, optimizer, batches, ranks)
+    attached = Attached(hooks, model, engine, optimizer, batches, ranks, learning.passes)
     engine.train()
     measured = retention if retention and retention.config.measures else None
     objective = learning.objective(engine, batches, ranks, measured)

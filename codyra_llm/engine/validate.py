@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from codyra_llm.config import TrainConfig
-from codyra_llm.data.batches import collate
 from codyra_llm.distributed.ranks import Ranks, broadcast
 from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import trainable
@@ -61,8 +60,7 @@ class Validation:
         with passes.apart(), torch.no_grad():
             for first in range(0, len(batches), ranks.size):  # at stage 3 every rank must take part in every pass
                 number = first + ranks.rank
-                batch = collate(batches[min(number, len(batches) - 1)], passes.pad_token_id)
-                loss = passes.loss(batch.input_ids.to(ranks.device), batch.labels.to(ranks.device))
+                loss = passes.nll(batches[min(number, len(batches) - 1)])
                 if number < len(batches):
                     total += loss.double()
         passes.loss.train()

@@ -1,5 +1,6 @@
 """A-GEM: a gradient that conflicts with that of earlier tasks' rows loses the part that does (arXiv 1812.00420)."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class AGEM(WithMemory):
     name = "agem"
     summary = "A-GEM: seqlora whose gradient is projected off that of kept rows where both conflict"
     Settings = AGEMSettings
+    needs = dataclasses.replace(WithMemory.needs, domains=("text",))
     _reference: dict[str, torch.Tensor] | None = None
 
     @property

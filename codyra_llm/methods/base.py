@@ -38,6 +38,8 @@ class Needs:
         whole_updates: whether all of an update must be merged (merge.scale 1).
         first_task: whether it must see every task from the first one on: no `extend`.
         continues: whether branches start as something else than zero, which must not lose directions.
+        domains: kinds of data that it can learn from, as task files name them; text alone where it needs a language
+            model: text that the model writes, states of prompts, rows as token ids.
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -45,6 +47,7 @@ class Needs:
     whole_updates: bool = False
     first_task: bool = False
     continues: bool = False
+    domains: tuple[str, ...] = ("text", "images")
 
 
 @dataclass(frozen=True)

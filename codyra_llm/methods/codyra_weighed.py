@@ -9,7 +9,7 @@ from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear, gated_layers
 from codyra_llm.adapter.merging import Deltas, ModuleRank
-from codyra_llm.methods.base import Method
+from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_TWO, AT_LEAST_ZERO, option
 
@@ -48,6 +48,7 @@ class WeighedCoDyRA(Method):
     name = "codyra_weighed"
     summary = "LoRA whose components stay where their benefit to the task outweighs their harm to the model"
     Settings = WeighedSettings
+    needs = Needs(domains=("text",))
     trains_gates = True
     _texts: "Sequence[Example]" = ()
     _worth: dict[str, torch.Tensor]

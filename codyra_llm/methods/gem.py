@@ -1,5 +1,6 @@
 """GEM: the closest gradient that conflicts with none of the earlier tasks' rows (arXiv 1706.08840)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ class GEM(WithMemory):
     name = "gem"
     summary = "GEM: seqlora whose gradient conflicts with that of no earlier task's kept rows"
     Settings = GEMSettings
+    needs = dataclasses.replace(WithMemory.needs, domains=("text",))
     _references: list[dict[str, torch.Tensor]]
 
     @property

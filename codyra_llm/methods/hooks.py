@@ -59,10 +59,10 @@ class Slices(list[Slice]):
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """The answer tokens that logits are given for.
+    """The answer tokens that logits are given for; of images, a picture is one, and its classes are the vocabulary.
 
     Attributes:
-        targets: [tokens], ids.
+        targets: [tokens], ids; of images, columns of the logits.
         rows: [tokens]; the row of each, a number in the task's own rows followed by the replayed ones.
         places: [tokens]; which of its row's answer tokens each is, from 0.
     """
@@ -76,6 +76,7 @@ class RowPasses(Protocol):
     """Passes over any rows at the weights as they are, apart from those of a step; the same on every rank.
 
     Gradients are those of the branches, by parameter name, whole, not clipped; before training there are no branches.
+    Of images, a row's answer is the class of its picture, one token, among the classes of its own task.
     """
 
     def gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
@@ -110,6 +111,8 @@ class RowPasses(Protocol):
         """The mean over all tokens of x x^T [in_features, in_features], fp32, of the input x of each projection.
 
         Projections that read the same input share a tensor. It is as large as they are: ask for it where it is needed.
+        Of images, the tokens are the patches of the rows' pictures and, in the other tower, those of the prompts of
+        their tasks' classes.
         """
 
     def prompt_states(self, rows: "Sequence[Example]") -> torch.Tensor:
@@ -148,6 +151,7 @@ class Hooks:
     """The hooks of the training loop; by default they do nothing, and the loop costs nothing for those."""
 
     has_teacher: ClassVar[bool] = False  # whether `output_loss` is given the logits of the model without its branches
+    among_all: bool = False  # of images: whether its logits are among the classes of all tasks so far
 
     def __init__(self) -> None:
         # what it has gathered within the task, whole on every rank: a checkpoint in the middle of the task holds it
@@ -165,7 +169,8 @@ class Hooks:
         """A term that is added to the loss, summed over answer tokens as the loss is; None: no term.
 
         Args:
-            logits: [tokens, vocabulary], fp32, of some of the answer tokens.
+            logits: [tokens, vocabulary], fp32, of some of the answer tokens. Of images, [pictures, classes]: of all
+                pictures of one task in the step, among its classes; or of all of them (`among_all`).
             teacher: [tokens, vocabulary], without gradient: the model's as the task found it (`has_teacher`).
         """
         return None

@@ -34,7 +34,8 @@ class InfLoRA(Method):
     their second moment, over sqrt(3)). After the task a second pass adds the directions that its inputs use (DualGPM).
     The threshold is the same for all tasks (released: it rises with the task's number and needs to know the last one).
     Kept: "<projection>.basis" [in_features, directions] and "<projection>.free": 1 where the basis is of what is free.
-    Projections that read the same input share theirs.
+    Projections that read the same input share theirs. Of images, inputs of one tower are measured on pictures, those of
+    the other on the prompts of the task's classes.
     """
 
     name = "inflora"

@@ -41,7 +41,7 @@ class LoRANull(Method):
     name = "lora_null"
     summary = "LoRA-Null: the branch starts as the weight's part that the model's own text uses least"
     Settings = LoRANullSettings
-    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True)
+    needs = Needs(zero_stages=(0, 1, 2), quantized_base=False, whole_updates=True, continues=True, domains=("text",))
     _null: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:

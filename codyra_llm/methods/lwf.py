@@ -23,6 +23,8 @@ class LwF(Method):
     The teacher is the model itself with its branches switched off, so nothing is kept; it costs a forward pass. With
     T = 1 this is the KL penalty to the previous model. TRACE's LwF reverses the divergence, leaves out T^2, counts
     prompt and padding, and looks the teacher's logits up by the number of the step; none of this is done here.
+    Of images, an answer is a picture's class among those of its task, so that the step's own pictures keep the
+    similarities to these that they had; `zscl` holds those to earlier tasks' classes as well.
     """
 
     name = "lwf"

@@ -28,7 +28,7 @@ class Prompting(Method):
     `adapter` has no part in it. Serving needs this program, which alone knows the ids of prompts.
     """
 
-    needs = Needs(first_task=True, whole_updates=True)
+    needs = Needs(first_task=True, whole_updates=True, domains=("text",))
     learns_keys: bool = False
     sees_answers: bool = False  # in the queries of training rows
 

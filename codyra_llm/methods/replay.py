@@ -30,7 +30,9 @@ class ReplaySettings:
 class Replay(Method):
     """Own and kept rows are shuffled together, so a step has a kept row with the share that these have of all.
 
-    Which rows are kept depends on the seed and the tasks alone, so nothing has to be saved for a resume.
+    Which rows are kept depends on the seed and the tasks alone, so nothing has to be saved for a resume. A kept picture
+    is told among the classes of its own task, as when that was learned, not among all learned ones: the loss of a task
+    is the same whether its pictures come first or come back (domains/images/contrastive.py).
     """
 
     name = "replay"

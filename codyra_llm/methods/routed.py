@@ -43,7 +43,7 @@ class Routed(Method):
     name = "routed"
     summary = "an adapter for each task, chosen by an oracle (a bound) or by a router, none of them merged"
     Settings = RoutedSettings
-    needs = Needs(first_task=True)
+    needs = Needs(first_task=True, domains=("text",))
 
     _states: torch.Tensor  # of the task's prompts
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -20,7 +20,7 @@ from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.data.encode import check_tokenizer, padding_id
 from codyra_llm.data.stream import Task, TaskSpec, TaskStream
 from codyra_llm.distributed.ranks import Ranks, check_same
-from codyra_llm.domains.base import Domain
+from codyra_llm.domains.base import Domain, Suite
 from codyra_llm.domains.find import find_domain
 from codyra_llm.engine.ds_config import read_deepspeed_json, zero_stage
 from codyra_llm.errors import UserError
@@ -34,9 +34,6 @@ from codyra_llm.models.quantize import check_widths
 from codyra_llm.models.source import Source
 from codyra_llm.results.schema import Data, TaskData
 from codyra_llm.text import shown
-
-if TYPE_CHECKING:
-    from codyra_llm.evaluation.general.suites import Suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ class RunPlan:
     batches: list[GlobalBatches]
     test_examples: list[Sequence[Example]]
     validation: list[Sequence[Example]]
-    suites: "list[Suite]"
+    suites: Sequence[Suite]
     templates: list[ChatTemplate | None]
     general_template: ChatTemplate | None
     notes: list[str]
@@ -75,7 +72,7 @@ class RunPlan:
                 dropped_train_rows=0,
                 test_rows=len(task.test),
                 steps=0,
-                sha256=task.files,
+                sha256=self.domain.hashes(task),
                 validation_rows=len(task.validation),
                 scorer=task.spec.scorers[0],
                 chat_template=template.facts(self.source.tokenizer) if template else None,
@@ -163,7 +160,8 @@ def plan_run(
     batches: list[GlobalBatches] = []
     for task, examples in zip(stream, rows.train if to_train else (), strict=to_train):
         batches.append(_batches(config, task, examples, batches, method, ranks, padding_id(tokenizer)))
-    suites = _suites(config, stream)
+    _check_after(config, stream)
+    suites = domain.suites(config, source, stream.names)
     _check_file_names(stream, suites)
     notes = [*stream.notes, *rows.notes]
     how = (rows.test, rows.validation, suites, rows.templates, general_template, notes)
@@ -246,18 +244,14 @@ def _check_quantization(
         )
 
 
-def _suites(config: RunConfig, stream: TaskStream) -> "list[Suite]":
+def _check_after(config: RunConfig, stream: TaskStream) -> None:
+    """Raises UserError where general ability is to be measured after a task that the run does not have."""
     unknown = set(config.general.after) - {*stream.names, "last"}
     if unknown:
         raise UserError(f"general.after: {', '.join(sorted(unknown))}: not a task of this run; it has {stream.names}")
-    if not config.general.suites:
-        return []
-    from codyra_llm.evaluation.general.suites import load_suites  # the harness takes seconds to import
-
-    return load_suites(config.general)
 
 
-def _check_file_names(stream: TaskStream, suites: "Sequence[Suite]") -> None:
+def _check_file_names(stream: TaskStream, suites: Sequence[Suite]) -> None:
     """Raises UserError where a file of the run folder would have a name longer than file systems take."""
     seconds = [*stream.names, *(f"general.{suite.label}" for suite in suites)]
     for task in stream.names:

@@ -45,7 +45,7 @@ class TaskData:
         train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
         replayed_rows: rows of earlier tasks among those that are trained on.
         validation_rows: rows to validate on. test_rows: rows that are scored.
-        steps: optimizer steps. sha256: of its files, by name.
+        steps: optimizer steps. sha256: of its files, or of images of its splits and classes, by name.
         scorer: by name; bits_per_byte of raw text. chat_template: that of its prompts; None: they are used as they are.
     """
 

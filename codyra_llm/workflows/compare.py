@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.config import RunConfig
 from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_runs, points
 from codyra_llm.data.stream import TaskStream
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
 from codyra_llm.distributed.stop import StopRequest
 from codyra_llm.domains.find import find_domain
-from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.files import expand, write_text
 from codyra_llm.report.comparison import Comparison, write_comparison
@@ -124,8 +123,7 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
     """
     if not grid.sweep:
         return {}
-    if find_domain(base) is not TEXT:
-        raise UserError("sweep: carves rows from train, which only text has enough of; give each method its settings")
+    scores: Any = "nll" if find_domain(base).facts.generates else base.evaluate.scores
     ((name, values),) = grid.sweep.items()
     order, seed = grid.orders[0], grid.seeds[0]
     chosen: dict[str, Settings] = {}
@@ -139,7 +137,7 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
             config = dataclasses.replace(
                 config,
                 output_dir=str(Path(base.output_dir) / folder),
-                evaluate=dataclasses.replace(config.evaluate, tasks="last", scores="nll"),
+                evaluate=dataclasses.replace(config.evaluate, tasks="last", scores=scores),
                 general=dataclasses.replace(config.general, suites=()),
             )
             results = run_stream(config, _carved(config, grid.validation))
@@ -154,15 +152,10 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
 
 def _carved(config: RunConfig, share: float) -> TaskStream:
     """The stream of a configuration with rows carved from train in the place of test."""
-    limits = config.data.max_train_examples, config.data.max_test_examples
-    task_file, data_dir = resolve_path(config.task_file), resolve_path(config.data_dir)
-    stream = TaskStream.load(task_file, data_dir, config.order, *limits, ("train", "test"))
-    tasks = []
-    for task in stream:
-        carved = with_validation(task, share, seed=0)
-        numbers = {"train": carved.row_numbers["train"], "test": carved.row_numbers["eval"]}
-        tasks.append(dataclasses.replace(carved, test=carved.validation, validation=[], row_numbers=numbers))
-    return dataclasses.replace(stream, tasks=tuple(tasks))
+    train = dataclasses.replace(config.train, validation=None, early_stopping=None, keep_best=False)
+    stream = find_domain(config).stream(dataclasses.replace(config, train=train), None, to_train=True)
+    tasks = tuple(with_validation(task, share, seed=0).tested_on_validation() for task in stream)
+    return dataclasses.replace(stream, tasks=tasks)
 
 
 def _last_nll(results: RunResults) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from codyra_llm.adapter.merging import Deltas, difference
 from codyra_llm.adapter.offset import added
@@ -59,7 +60,8 @@ def _last_change(folders: Sequence[Path], combine: Combine | None) -> Deltas:
 
 def _texts(plan: RunPlan) -> list[Example]:
     """The windows of the suites that measure the likelihood of whole texts, every token of which is predicted."""
-    rolling = [suite for suite in plan.suites if {task.OUTPUT_TYPE for task in suite.tasks.values()} == {ROLLING}]
+    suites: Sequence[Any] = plan.suites  # of the harness: only text measures divergence
+    rolling = [suite for suite in suites if {task.OUTPUT_TYPE for task in suite.tasks.values()} == {ROLLING}]
     if not rolling:
         return []
     from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import

@@ -101,7 +101,15 @@ def score_model(config: RunConfig) -> ModelScores:
         scored = score_tasks(session, model, plan, tasks, config.evaluate, name, trained=False)
         identity = base_identity(session, config, plan.source, model) if plan.suites else None
         found = score_general(
-            session, plan.source, model, plan.suites, plan.general_template, config.evaluate, "model", identity
+            session,
+            plan.source,
+            model,
+            plan.suites,
+            plan.general_template,
+            config.evaluate,
+            "model",
+            identity,
+            plan.domain,
         )
         by_task, variants = dict(zip(plan.stream.names, scored, strict=True)), plan.domain.facts.variants
         scores = {variant: {task: each.totals[variant] for task, each in by_task.items()} for variant in variants}

@@ -5,13 +5,13 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
 from codyra_llm.config import EvaluateConfig, RunConfig, decisive, describe
 from codyra_llm.data.chat import ChatTemplate, end_ids, find_chat_template
 from codyra_llm.distributed.ranks import broadcast, start
+from codyra_llm.domains.base import Domain, Suite
 from codyra_llm.domains.find import find_domain
 from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.engine.ds_config import read_deepspeed_json
@@ -31,9 +31,6 @@ from codyra_llm.workflows.asking import asking
 from codyra_llm.workflows.finished_run import open_finished, rebuilt, saved_config
 from codyra_llm.workflows.session import Session, open_session
 
-if TYPE_CHECKING:
-    from codyra_llm.evaluation.general.suites import Suite
-
 LOG = logging.getLogger(__name__)
 
 
@@ -41,11 +38,12 @@ def score_general(
     session: Session,
     source: Source,
     model: PreTrainedModel,
-    suites: "Sequence[Suite]",
+    suites: Sequence[Suite],
     template: ChatTemplate | None,
     config: EvaluateConfig,
     name: str,
     identity: str | None = None,
+    domain: Domain = TEXT,
 ) -> dict[str, SuiteScore | SuiteFailure]:
     """Scores a model on suites of general ability, by name of the suite; every rank returns the same.
 
@@ -54,24 +52,22 @@ def score_general(
 
     Args:
         template: that the prompts are put into, as lm-eval does with --apply_chat_template. identity: as for `asking`.
+        domain: that the suites are of.
 
     Raises:
         Stopped: the command was asked to stop.
     """
     if not suites:
         return {}
-    from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import
-    from codyra_llm.evaluation.general.score import score_suite
-
     answers = f"general-{name}-{hashlib.sha256(str(identity).encode()).hexdigest()[:8]}"
     doing = f"measuring general ability (general-{name})"
-    scores, rows = {}, {}
-    with asking(session, model, source.tokenizer, config, answers, doing, identity=identity) as ask:
-        lm = BatchedLM(source.tokenizer, ask, source.context_length, template)
-        for suite in suites:
-            scores[suite.name], rows[suite.label] = found, _ = score_suite(suite, lm, in_turns=template is not None)
-            if isinstance(found, SuiteFailure):
-                LOG.warning(f"general ability: {suite.name} failed: {found.failed}")
+    with asking(
+        session, model, source.tokenizer, config, answers, doing, identity=identity, answer=domain.answer
+    ) as ask:
+        scores, rows = domain.score_suites(suites, source, template, ask)
+    for suite, found in scores.items():
+        if isinstance(found, SuiteFailure):
+            LOG.warning(f"general ability: {suite} failed: {found.failed}")
 
     def write() -> None:
         for label, of_suite in rows.items():
@@ -108,7 +104,7 @@ def base_identity(
     return found
 
 
-def general_of_model(suites: "Sequence[Suite]", found: dict[str, SuiteScore | SuiteFailure]) -> General:
+def general_of_model(suites: Sequence[Suite], found: dict[str, SuiteScore | SuiteFailure]) -> General:
     """General ability of a model that was not trained."""
     return General(items={suite.name: suite.items for suite in suites}, scores={"model": found} if found else {})
 
@@ -135,7 +131,7 @@ def score_suites(config: RunConfig) -> GeneralScores:
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
-    suites = _load_suites(config)
+    suites = _suites(TEXT, config, source)
     check_ranks_agree(config, ranks, source)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         template = find_chat_template(source.tokenizer, config.data.chat_template)
@@ -176,15 +172,14 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
         Stopped: it was asked to stop; started again, it resumes.
     """
-    if find_domain(config) is not TEXT:
-        raise UserError(f"--run {run}: images have no general ability to measure; --tasks scores the run's tasks again")
+    domain = find_domain(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     with open_session(ranks, lambda: RunFolder(saved_config(run)), "train.log") as session:
         folder = session.folder
         finished = open_finished(session, run, after)
         results = finished.results
-        source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
-        suites = _load_suites(config)
+        source = domain.open(config)
+        suites = _suites(domain, config, source, results.tasks)
         check_ranks_agree(config, ranks, source)
         left_out = {stage for stage in results.stages if stage.number and after and stage.task not in after}
         _forget_other_items(results.general, suites, left_out, after)
@@ -192,7 +187,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
         template = find_chat_template(source.tokenizer, config.data.chat_template)
         of_tasks = {task.chat_template.end_token_id for task in results.data.tasks if task.chat_template}
         ends = of_tasks | end_ids(source.tokenizer, template)
-        model = session.load(source, config, read_deepspeed_json(config.deepspeed), ends)
+        model = session.load(source, config, read_deepspeed_json(config.deepspeed), ends, domain)
         identity = base_identity(session, config, source, model, finished.extended)
         measured: list[dict[str, SuiteScore | SuiteFailure]] = []
         for stage in rebuilt(finished, session, config, source, model):
@@ -201,7 +196,9 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
             if not missing or stage in left_out:
                 continue
             of_base = None if stage.number else identity
-            found = score_general(session, source, model, missing, template, config.evaluate, stage.name, of_base)
+            found = score_general(
+                session, source, model, missing, template, config.evaluate, stage.name, of_base, domain
+            )
             delta = results.general.add(results.stages, stage, found)
             measured.append(found)
             change = "" if delta is None else f"; general ability {delta:+.2f}"
@@ -218,9 +215,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
     return results
 
 
-def _forget_other_items(
-    general: General, suites: "Sequence[Suite]", left_out: set[Stage], after: Sequence[str]
-) -> None:
+def _forget_other_items(general: General, suites: Sequence[Suite], left_out: set[Stage], after: Sequence[str]) -> None:
     """Takes out the scores of suites that were measured on other items, which is refused where it would lose some."""
     for suite in suites:
         if general.items.get(suite.name) == suite.items:
@@ -235,9 +230,10 @@ def _forget_other_items(
             found.pop(suite.name, None)
 
 
-def _load_suites(config: RunConfig) -> "list[Suite]":
-    from codyra_llm.evaluation.general.suites import load_suites  # the harness takes seconds to import
-
+def _suites(domain: Domain, config: RunConfig, source: Source, learned: Sequence[str] = ()) -> Sequence[Suite]:
     if not config.general.suites:
-        raise UserError("no suite is named; --suites takes general, mmlu, gsm8k, bbh, tydiqa, boolq, piqa or others")
-    return load_suites(config.general)
+        raise UserError(
+            "no suite is named; --suites takes general, mmlu, gsm8k, bbh, tydiqa, boolq, piqa or others, and of images "
+            "tasks of the task file that are not learned"
+        )
+    return domain.suites(config, source, learned)

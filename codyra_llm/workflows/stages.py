@@ -12,8 +12,7 @@ from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.merging import ModuleRank
 from codyra_llm.data.encode import padding_id
 from codyra_llm.distributed.ranks import broadcast
-from codyra_llm.engine.loss import AnswerLoss
-from codyra_llm.engine.passes import ModelPasses, measure_before, passes_before
+from codyra_llm.engine.passes import measure_before, passes_before
 from codyra_llm.engine.state import TaskState, taken
 from codyra_llm.engine.train import GATHERED, StepReport, train_task
 from codyra_llm.engine.validate import BEST, Validation
@@ -46,7 +45,9 @@ def train(run: RunState, stage: Stage) -> None:
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
     how = (run.method.adapter, batches, run.config.seed, run.config.evaluate.gather, run.session.ranks)
-    before = partial(passes_before, run.model, run.plan.source.tokenizer, *how)
+    learning = run.plan.domain.learning
+    over = partial(passes_before, module=learning.module, passes=learning.passes)
+    before = partial(over, run.model, run.plan.source.tokenizer, *how)
     measure_before(run.method, batches.own, before)
     retention, protected = prepare_retention(run.config.retention, batches, before, run.resumed)
     prepared = run.method.prepare(run.model, stage.task, batches.total_steps)
@@ -91,7 +92,7 @@ def train(run: RunState, stage: Stage) -> None:
         run.method,
         validation,
         retention,
-        run.plan.domain.learning,
+        learning,
     )
     progress.close()
     if validation:
@@ -231,7 +232,8 @@ def _routing(run: RunState, stage: Stage, task: int) -> Callable[[Ask], Ask] | N
     if not overrides(run.method, "routes"):
         return None
     with gathered_for_inference(run.model.eval(), run.config.evaluate.gather, ranks):
-        passes = ModelPasses(AnswerLoss(run.model), {}, padding_id(run.plan.source.tokenizer), ranks)
+        learning = run.plan.domain.learning
+        passes = learning.passes(learning.module(run.model), {}, padding_id(run.plan.source.tokenizer), ranks)
         routes = run.method.routes(rows, passes)
     if routes is None:
         return None
@@ -258,7 +260,7 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
     model, source, config, identity = run.model, run.plan.source, run.config, _identity_of_base(run, stage)
     with run.method.serving(model, None):
         how = (run.plan.suites, run.plan.general_template, config.evaluate, stage.name, identity)
-        found = score_general(run.session, source, model, *how)
+        found = score_general(run.session, source, model, *how, run.plan.domain)
     run.report.general(stage, run.results.general.add(run.plan.stages, stage, found))
 
 

@@ -143,6 +143,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         {"adapter.threshold_mode": "budget"},
         {"adapter.threshold_mode": "reference", "adapter.ramp_levels": 3, "adapter.threshold_strength": 0.1},
         {"merge.scale": 0.5},
+        {"method": "replay", "replay.fraction": 0.5},
+        {"method": "lora", "train.validation": 0.25, "train.validate_every": 3, "train.keep_best": True},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -151,6 +153,9 @@ def test_methods_and_modes(model: Path, tmp_path: Path, settings: dict[str, Any]
     assert results.finished
     for losses in results.losses:
         assert losses.loss[-1] < losses.loss[0]
+        assert [found.step for found in losses.validation] == ([3, 6] if "train.validation" in settings else [])
+    assert [task.replayed_rows for task in results.data.tasks] == ([0, 6] if "replay.fraction" in settings else [0, 0])
+    assert all(set(task.sha256) >= {"train", "test", "classes"} for task in results.data.tasks)
 
 
 def test_the_ledger_makes_the_same_model(
@@ -207,6 +212,47 @@ def test_a_run_from_files(model: Path, tmp_path: Path, files: dict[str, object],
     assert read_results(again).matrices == results.matrices
 
 
+def test_data_outside_of_the_stream_is_told_zero_shot(
+    model: Path, tmp_path: Path, files: dict[str, object], command: Command
+) -> None:
+    """Before the stream and after each task, as general ability is; and later, of a finished run."""
+    only = {"order": ["warm"], "train.steps": 4, **files}
+    config = clip_run(model, tmp_path / "run", **only, **{"general.suites": ["cold"], "general.limit": 12})
+    results = run(config)
+    assert results.tasks == ["warm"]
+    (numbers,) = results.general.items["cold"].values()
+    assert len(numbers) == 12 and numbers == sorted(numbers)
+    base, after = (results.general.scores[stage]["cold"] for stage in ("0-base", "1-warm"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "1-warm.general.cold.jsonl").open()]
+    assert [row["item"] for row in rows] == numbers
+    assert after.score == pytest.approx(sum(row["score"] for row in rows) / 12)
+    assert all(row["prediction"] in COLORS["cold"] for row in rows), "told among its own classes alone"
+    assert results.general.delta["1-warm"] == pytest.approx(after.score - base.score)
+    log, page = (tmp_path / "run" / "train.log").read_text(), (tmp_path / "run" / "report.html").read_text()
+    assert "general ability: cold" in log and "cold" in page
+    plain = run(clip_run(model, tmp_path / "plain", **only))
+    assert plain.losses == results.losses, "what is told beside a run does not change it"
+    later = ("--run", tmp_path / "plain", "--suites", "cold", "--general.limit", 12)
+    command("evaluate.py", *later)
+    assert read_results(tmp_path / "plain").general == results.general
+
+
+def test_a_learning_rate_is_chosen_on_pictures_carved_from_train(
+    model: Path, tmp_path: Path, files: dict[str, object], command: Command
+) -> None:
+    config = clip_run(model, tmp_path / "grid", **files, **{"train.steps": 3, "order": ["warm"]})
+    content = {**yaml.safe_load(to_yaml(config)), "compare": {"methods": ["lora"], "seeds": [1], "orders": ["warm"]}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    command("compare.py", "--config", tmp_path / "grid.yaml", "--sweep", "learning_rate=0.00001,0.01")
+    sweep = json.loads((tmp_path / "grid" / "sweep.json").read_text())
+    assert sweep["chosen"] == {"lora": {"train.learning_rate": 0.01}}
+    carved = read_results(tmp_path / "grid" / "sweep" / "lora" / "learning_rate=0.01").data.tasks[0]
+    assert (carved.train_rows, carved.test_rows) == (10, 2)
+    whole = read_results(tmp_path / "grid" / "lora" / "warm-seed1")
+    assert (whole.data.tasks[0].train_rows, whole.data.tasks[0].test_rows) == (12, 15)
+    assert whole.config["train"]["learning_rate"] == 0.01
+
+
 def test_a_dry_run_shows_a_picture_and_its_prompt(
     model: Path, tmp_path: Path, files: dict[str, object], command: Command
 ) -> None:
@@ -255,10 +301,13 @@ def test_a_ledger_is_extended_by_other_domains(model: Path, tmp_path: Path) -> N
 
 def test_the_built_in_model_and_its_stream(tmp_path: Path, command: Command) -> None:
     how = {"order": "land,textures", "train.steps": 4, "data.max_test_examples": 16, "tracking": "[]"}
+    how |= {"general.suites": "digits", "general.limit": 16}
     arguments = [part for name, value in how.items() for part in (f"--{name}", value)]
     command("train_trace.py", "--config", "quickstart_clip", "--output_dir", tmp_path / "run", *arguments)
     results = read_results(tmp_path / "run")
     assert results.tasks == ["land", "textures"]
+    assert list(results.general.scores) == ["0-base", "1-land", "2-textures"]
+    assert results.general.scores["0-base"]["digits"].score > 15, "digits, which are not learned, are told by sight"
     assert sum(results.matrices["within_task"][0]) > 40, "it has seen such pictures, though not by class"
     CLIPModel.from_pretrained(tmp_path / "run" / "model")
 
@@ -279,6 +328,4 @@ def test_commands_of_language_models_refuse_its_tasks(model: Path, tmp_path: Pat
     assert "is one of images" in refused("plan.py", "--config", "quickstart_clip", "--model", "google/gemma-2-9b",
                                          "--gpu-memory", "24GB")  # fmt: skip
     run(clip_run(model, tmp_path / "run", task_file="tasks/shapes/shapes.yaml"), color_stream(2, ("warm",)))
-    assert "images have no general ability to measure; --tasks scores" in refused(
-        "evaluate.py", "--run", tmp_path / "run"
-    )
+    assert "no suite is named; --suites takes general, mmlu" in refused("evaluate.py", "--run", tmp_path / "run")

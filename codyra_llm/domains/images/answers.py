@@ -8,12 +8,11 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codyra_llm.config import EvaluateConfig
 from codyra_llm.data.stream import Task
 from codyra_llm.distributed.ranks import Ranks, all_gather
 from codyra_llm.domains.facts import UNION, WITHIN_TASK
-from codyra_llm.domains.images.contrastive import image_features, padded, text_features
 from codyra_llm.domains.images.rows import ImageExample, Space
+from codyra_llm.domains.images.towers import image_features, padded, text_features
 from codyra_llm.evaluation.evaluate import TaskScores
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Answered, Ask, Question, in_rounds
@@ -51,9 +50,7 @@ def answer_pictures(
     return [answered[number] for number in range(len(questions))]
 
 
-def score_pictures(
-    tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
-) -> list[TaskScores]:
+def score_pictures(tasks: Sequence[Task], examples: Sequence[Sequence[Example]], ask: Ask) -> list[TaskScores]:
     """The accuracy of tasks in both variants, from one pass over their pictures."""
     given = iter(ask([Question(example, 0) for rows in examples for example in rows]))
     return [_score(task, rows, [next(given) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]

@@ -8,67 +8,106 @@ the temperature s = exp(logit_scale), and S classes of earlier tasks:
 
 The released code forms both over the prompts of all tasks so far: the image term masks the classes of earlier tasks,
 and in the text term they have no picture, so that of them nothing but their number is in value or gradient.
+
+A picture of an earlier task (`Method.replayed`) is learned as it was then: the image term tells it among the classes of
+its own task, with that task's prompts read with gradient as well. In the text term it is one of the step's pictures, as
+the formula has it: what its class must find, and what the task's own classes must not. A step without one is as above.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
+from codyra_llm.adapter.layer import without_branches
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
-from codyra_llm.domains.images.rows import Space
-from codyra_llm.engine.loss import Learning
+from codyra_llm.domains.images.passes import PicturePasses
+from codyra_llm.domains.images.rows import ImageExample, Space
+from codyra_llm.domains.images.towers import Features, padded
+from codyra_llm.engine.learning import Learning
 from codyra_llm.engine.retention import KINDS, Retention
-from codyra_llm.methods.hooks import Hooks
+from codyra_llm.methods.hooks import AnswerTokens
 
 
 def contrastive_loss(
-    images: torch.Tensor, texts: torch.Tensor, labels: torch.Tensor, earlier: int, scale: torch.Tensor | float
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    labels: torch.Tensor,
+    earlier: int,
+    scale: torch.Tensor | float,
+    own: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(image term, text term) in nats.
 
     Args:
-        images: [B, d], unit features. texts: [C, d], likewise, of the task's classes. labels: [B], from 0.
-        earlier: how many classes earlier tasks have. scale: the temperature.
+        images: [B, d], unit features. texts: [C, d], likewise, of the step's classes. labels: [B], from 0.
+        earlier: how many more classes there are so far. scale: the temperature.
+        own: [B, C], whether a class is of the picture's task; None: all are.
     """
     logits = scale * images @ texts.T
-    of_images = functional.cross_entropy(logits, labels)
-    own = logits.T.log_softmax(-1)[labels, torch.arange(len(labels), device=labels.device)]
-    return of_images, -own.sum() / (earlier + len(texts))
+    of_images = functional.cross_entropy(logits if own is None else logits.masked_fill(~own, -torch.inf), labels)
+    of_texts = logits.T.log_softmax(-1)[labels, torch.arange(len(labels), device=labels.device)]
+    return of_images, -of_texts.sum() / (earlier + len(texts))
 
 
-class Features(nn.Module):
-    """The unit features of pictures and prompts, as a module that an engine can wrap."""
+@dataclass(frozen=True)
+class Shown:
+    """What a step shows.
 
-    def __init__(self, model: PreTrainedModel, hooks: Hooks | None = None) -> None:
-        super().__init__()
-        self.model: Any = model
+    Attributes:
+        rows: [B], numbers of its pictures among the examples. examples: themselves.
+        classes: [C], numbers of the classes whose prompts it reads.
+        device: that computes it.
+    """
 
-    def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[pictures, 3, size, size], [prompts, tokens] -> unit features [pictures, d], [prompts, d], fp32."""
-        return image_features(self.model, pixels), text_features(self.model, ids)
+    rows: Sequence[int]
+    examples: Sequence[ImageExample]
+    classes: Sequence[int]
+    device: torch.device
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """[B]: the column of each picture's class."""
+        columns = {number: column for column, number in enumerate(self.classes)}
+        return torch.tensor([columns[example.answer[0]] for example in self.examples], device=self.device)
+
+    @cached_property
+    def parts(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(places of its pictures, columns of its classes) of each task that has a picture here."""
+        owns = sorted({example.own for example in self.examples}, key=lambda own: own.start)
+        return [
+            (
+                self._places([example.own == own for example in self.examples]),
+                self._places([number in own for number in self.classes]),
+            )
+            for own in owns
+        ]
+
+    @cached_property
+    def own(self) -> torch.Tensor | None:
+        """[B, C]: whether a class is of the picture's task; None: all are."""
+        if len(self.parts) == 1 and len(self.parts[0][1]) == len(self.classes):
+            return None
+        allowed = torch.zeros(len(self.rows), len(self.classes), dtype=torch.bool, device=self.device)
+        for pictures, columns in self.parts:
+            allowed[pictures[:, None], columns] = True
+        return allowed
+
+    def tokens(self, pictures: torch.Tensor, columns: torch.Tensor) -> AnswerTokens:
+        """Some of the pictures, told among some of the classes, as a method knows them."""
+        rows = torch.tensor(self.rows, device=self.device)[pictures]
+        return AnswerTokens(torch.searchsorted(columns, self.labels[pictures]), rows, torch.zeros_like(rows))
+
+    def _places(self, chosen: Sequence[bool]) -> torch.Tensor:
+        return torch.tensor(chosen, device=self.device).nonzero()[:, 0]
 
 
-def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """[pictures, 3, size, size] -> [pictures, d], fp32, of length one."""
-    pooled = model.vision_model(pixel_values=pixels.to(model.dtype)).pooler_output
-    return functional.normalize(model.visual_projection(pooled).float(), dim=-1)
-
-
-def text_features(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """[prompts, tokens], filled up behind the end mark -> [prompts, d], fp32, of length one."""
-    return functional.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output).float(), dim=-1)
-
-
-def padded(prompts: Any, end: int) -> torch.Tensor:
-    """[prompts, tokens]: prompts with their end marks, filled up with more of these."""
-    longest = max(map(len, prompts))
-    return torch.tensor([[*prompt, *[end] * (longest - len(prompt))] for prompt in prompts])
+Pair = tuple[torch.Tensor, torch.Tensor]  # unit features of a step's pictures [B, d] and prompts [C, d]
 
 
 class ContrastiveObjective:
@@ -79,6 +118,8 @@ class ContrastiveObjective:
     computes its own again, with gradient, and gives (features x their gradient).sum(), which has the same gradient.
     A crop is a function of (seed, task, step, row), and CLIP has no dropout: both see the same.
 
+    A method's term (`Hooks.output_loss`) is a sum over pictures, of which the loss has the mean.
+
     Args:
         engine: DeepSpeed's, around `Features`. batches: the pictures of each step. ranks: that split them.
     """
@@ -87,40 +128,49 @@ class ContrastiveObjective:
         self.engine, self.batches, self.ranks = engine, batches, ranks
         self.examples: list[Any] = list(batches.examples)
         self.space: Space = self.examples[0].space
-        self.own: range = self.examples[0].own
-        self.prompts = [self.space.prompts[number] for number in self.own]
+        self.own: range = self.examples[0].own  # of the task: what is replayed follows its own pictures
         self.scale = engine.module.model.logit_scale.float().exp()
+        self.hooks, self.term = engine.module.hooks, engine.module.term
+        self.asks_teacher = bool(self.term and self.hooks.has_teacher)
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As `Objective.passes`."""
-        rows, passes = self.batches.rows_of(step), self.engine.gradient_accumulation_steps()
-        labels = torch.tensor([self.examples[row].answer[0] - self.own.start for row in rows], device=self.ranks.device)
+        shown, passes = self._shown(step), self.engine.gradient_accumulation_steps()
         if passes * self.ranks.size > 1:
-            yield from self._in_parts(step, rows, labels, passes)
+            yield from self._in_parts(step, shown, passes)
             return
-        images, texts = self.engine(self._pixels(rows, step), self._ids(self.prompts))
-        loss = self._loss(images, texts, labels)
+        inputs = self._pixels(shown.rows, step), self._ids(shown.classes)
+        before = self._before(inputs) if self.asks_teacher else None
+        loss = self._loss(self.engine(*inputs), shown, before)
         yield loss, _parts(loss)
 
-    def _in_parts(
-        self, step: int, rows: list[int], labels: torch.Tensor, passes: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _shown(self, step: int) -> Shown:
+        rows = self.batches.rows_of(step)
+        examples = [self.examples[row] for row in rows]
+        classes = sorted({number for own in {example.own for example in examples} | {self.own} for number in own})
+        if self.term and self.hooks.among_all:
+            classes = list(range(self.own.stop))
+        return Shown(rows, examples, classes, self.ranks.device)
+
+    def _in_parts(self, step: int, shown: Shown, passes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The passes of a step that is cut up: pictures, and prompts likewise, are dealt to all of them in turn."""
-        count, dealt = passes * self.ranks.size, (rows, self.prompts)
-        widths = self.batches.micro_batch_size, -(-len(self.prompts) // count)  # what a pass has of each, at most
+        count, dealt = passes * self.ranks.size, (shown.rows, shown.classes)
+        widths = self.batches.micro_batch_size, -(-len(shown.classes) // count)  # what a pass has of each, at most
         places = [number * self.ranks.size + self.ranks.rank for number in range(passes)]
         inputs = []
         for place in places:
             own = [items[place * width : (place + 1) * width] for items, width in zip(dealt, widths, strict=True)]
             # one without any reads another's, which does not count: under ZeRO-3 all ranks take part in each pass
-            inputs.append((self._pixels(own[0] or rows[:1], step), self._ids(own[1] or self.prompts[:1])))
+            inputs.append((self._pixels(own[0] or shown.rows[:1], step), self._ids(own[1] or shown.classes[:1])))
+
+        def gathered(found: Sequence[Pair]) -> list[torch.Tensor]:
+            of_all = zip(zip(*found, strict=True), widths, dealt, strict=True)
+            return [self._gathered(parts, width)[: len(items)] for parts, width, items in of_all]
+
         with torch.no_grad():
-            found = zip(*(self.engine.module(*each) for each in inputs), strict=True)
-            images, texts = (
-                self._gathered(parts, width)[: len(items)]
-                for parts, width, items in zip(found, widths, dealt, strict=True)
-            )
-        loss = self._loss(images.requires_grad_(), texts.requires_grad_(), labels)
+            images, texts = gathered([self.engine.module(*each) for each in inputs])
+            before = gathered([self._before(each) for each in inputs]) if self.asks_teacher else None
+        loss = self._loss((images.requires_grad_(), texts.requires_grad_()), shown, before)
         gradients = torch.autograd.grad(loss, (images, texts))
         for place, each in zip(places, inputs, strict=True):
             total = torch.zeros((), device=self.ranks.device)
@@ -133,17 +183,35 @@ class ContrastiveObjective:
         """As `Objective.mean`."""
         return summed
 
-    def _loss(self, images: torch.Tensor, texts: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        of_images, of_texts = contrastive_loss(images, texts, labels, self.own.start, self.scale)
-        return of_images + of_texts
+    def _before(self, inputs: Pair) -> Pair:
+        """The features of the model as the task found it."""
+        with torch.no_grad(), without_branches(self.engine.module):
+            found: Pair = self.engine.module(*inputs)
+        return found
+
+    def _loss(self, now: Pair, shown: Shown, before: Sequence[torch.Tensor] | None) -> torch.Tensor:
+        """The value of a step, of its features as they are and, where a method asks for them, as they were."""
+        images, texts = now
+        terms = contrastive_loss(images, texts, shown.labels, self.own.stop - len(texts), self.scale, shown.own)
+        loss = terms[0] + terms[1]
+        if not self.term:
+            return loss
+        logits = self.scale * images @ texts.T
+        known = None if before is None else self.scale * before[0] @ before[1].T
+        every = [torch.arange(size, device=logits.device) for size in logits.shape]
+        for pictures, columns in [(every[0], every[1])] if self.hooks.among_all else shown.parts:
+            at = pictures[:, None], columns
+            added = self.term(logits[at], shown.tokens(pictures, columns), None if known is None else known[at])
+            loss = loss if added is None else loss + added / len(images)
+        return loss
 
     def _pixels(self, rows: Any, step: int) -> torch.Tensor:
         seeds = [f"{self.batches.seed}/{self.batches.task}/{step}/{row}" for row in rows]
         pictures = [self.examples[row].picture for row in rows]
         return self.space.pixels.to_learn(pictures, seeds).to(self.ranks.device)
 
-    def _ids(self, prompts: Any) -> torch.Tensor:
-        return padded(prompts, self.space.end).to(self.ranks.device)
+    def _ids(self, classes: Sequence[int]) -> torch.Tensor:
+        return padded([self.space.prompts[number] for number in classes], self.space.end).to(self.ranks.device)
 
     def _gathered(self, own: Sequence[torch.Tensor], width: int) -> torch.Tensor:
         """[places, d]: the features of all passes of all ranks, in the order in which they were dealt."""
@@ -153,7 +221,7 @@ class ContrastiveObjective:
         return torch.stack(every, dim=1).flatten(0, 2)
 
 
-CONTRASTIVE = Learning(Features, ContrastiveObjective)
+CONTRASTIVE = Learning(Features, ContrastiveObjective, PicturePasses)
 
 
 def _parts(loss: torch.Tensor) -> torch.Tensor:

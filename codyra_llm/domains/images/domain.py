@@ -11,24 +11,27 @@ from transformers import PreTrainedModel
 
 from codyra_llm.config import DataConfig, EvaluateConfig, RunConfig
 from codyra_llm.data.batches import GlobalBatches
+from codyra_llm.data.chat import ChatTemplate
 from codyra_llm.data.stream import Task, TaskStream
-from codyra_llm.domains.base import Answer, Rows
-from codyra_llm.domains.facts import FACTS, Facts
+from codyra_llm.data.validation import with_validation
+from codyra_llm.domains.base import Answer, Rows, Suite
+from codyra_llm.domains.facts import FACTS, Facts, check_learns
 from codyra_llm.domains.images.answers import answer_pictures, score_pictures
-from codyra_llm.domains.images.contrastive import CONTRASTIVE, Features
+from codyra_llm.domains.images.contrastive import CONTRASTIVE
 from codyra_llm.domains.images.pixels import read_pixels
-from codyra_llm.domains.images.rows import ImageTask, Space, examples_of
+from codyra_llm.domains.images.prompts import space_of
+from codyra_llm.domains.images.rows import ImageTask, examples_of
 from codyra_llm.domains.images.stream import load_stream
-from codyra_llm.engine.loss import Learning
+from codyra_llm.domains.images.suites import load_suites, score_suite
+from codyra_llm.domains.images.towers import Features
+from codyra_llm.engine.learning import Learning
 from codyra_llm.errors import UserError, reason
 from codyra_llm.evaluation.evaluate import TaskScores
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask
-from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
-from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.source import Source, check_clip, open_source
-from codyra_llm.text import shown
 
 # settings that say something of text, and the value at which they say nothing
 OF_TEXT = {
@@ -37,7 +40,6 @@ OF_TEXT = {
     "data.max_prompt_length": None,
     "data.max_answer_length": DataConfig.max_answer_length,
     "data.long_answers": "error",
-    "train.validation": None,
     "retention.measures": False,
     "retention.protected": 0.0,
     "evaluate.parity": False,
@@ -45,9 +47,7 @@ OF_TEXT = {
     "evaluate.max_new_tokens": None,
     "evaluate.demonstrations": 0,
     "evaluate.divergence": False,
-    "general.suites": (),
 }
-OF_ANSWER_TOKENS = ("before_training", "begin_step", "output_loss", "after_training", "routes", "serving")
 ALLOWED = 0.3  # points by which a score of the model before it is taught may differ from the published one
 
 
@@ -64,7 +64,9 @@ class Images:
             if operator.attrgetter(name)(config) != none:
                 name = name.replace("retention.measures", "retention")
                 raise UserError(f"{name}: has no meaning for images, which CLIP tells classes of; leave it out")
-        self._check_hooks(METHODS[config.method])
+        check_learns(self.facts.name, config.method)
+        if config.train.validation == "eval":
+            raise UserError("train.validation eval: pictures have no split of that name; give a share, such as 0.2")
         variant = config.evaluate.scorer_variant
         if variant in self.facts.variants:
             return config
@@ -73,15 +75,6 @@ class Images:
                 f"evaluate.scorer_variant {variant} is one of text; images have {', '.join(self.facts.variants)}"
             )
         return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, scorer_variant="union"))
-
-    def _check_hooks(self, method: type[Method]) -> None:
-        """Raises UserError where a method asks for answer tokens, or for rows of earlier tasks."""
-        if not _can_learn(method):
-            able = [name for name, each in METHODS.items() if _can_learn(each)]
-            raise UserError(
-                f"method {method.name}: works on answers of a language model, or on rows of earlier tasks, which "
-                f"images do not have; use {', '.join(able)}"
-            )
 
     def open(self, config: RunConfig) -> Source:
         """A folder of CLIPModel, with its tokenizer and what it says of pixels."""
@@ -102,7 +95,9 @@ class Images:
         if not stream.tasks:
             raise UserError("the stream has no task; give it at least one")
         limits = {"train": config.data.max_train_examples, "test": config.data.max_test_examples}
-        return dataclasses.replace(stream, tasks=tuple(_limited(task, limits) for task in stream))
+        setting, seed = config.train.validation if to_train else None, config.seed
+        tasks = tuple(with_validation(_limited(task, limits), setting, seed) for task in stream)
+        return dataclasses.replace(stream, tasks=tasks)
 
     def check_method(self, config: RunConfig, source: Source, method: Method) -> None:
         """Nothing more."""
@@ -110,14 +105,29 @@ class Images:
     def rows(self, config: RunConfig, source: Source, stream: TaskStream) -> Rows:
         """Pictures with the classes of all tasks."""
         tasks = [_image_task(task) for task in stream]
-        space = _space(tasks, source)
+        space = space_of(tasks, source)
         found = Rows()
         for task in tasks:
             found.train.append(examples_of(task, "train", space) if task.train else [])
             found.test.append(examples_of(task, "test", space))
-            found.validation.append([])
+            found.validation.append(examples_of(task, "eval", space) if task.validation else [])
             found.templates.append(None)
         return found
+
+    def hashes(self, task: Task) -> dict[str, str]:
+        """Of pictures with their classes, of each split, and of classes with their prompts."""
+        return _image_task(task).hashes()
+
+    def suites(self, config: RunConfig, source: Source, learned: Sequence[str]) -> Sequence[Suite]:
+        """Tasks of the task file that are not learned, as `load_suites`."""
+        return load_suites(config, source, learned)
+
+    def score_suites(
+        self, suites: Sequence[Any], source: Source, template: ChatTemplate | None, ask: Ask
+    ) -> tuple[dict[str, SuiteScore | SuiteFailure], dict[str, list[dict[str, Any]]]]:
+        """Zero-shot accuracy, as `score_suite`."""
+        found = {suite.name: score_suite(suite, ask) for suite in suites}
+        return {name: score for name, (score, _) in found.items()}, {name: rows for name, (_, rows) in found.items()}
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         """Whether it gives features that are finite."""
@@ -138,7 +148,7 @@ class Images:
         self, tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
     ) -> list[TaskScores]:
         """As `score_pictures`."""
-        return score_pictures(tasks, examples, config, ask)
+        return score_pictures(tasks, examples, ask)
 
     def remarks(self, tasks: Sequence[Task], scored: Sequence[TaskScores], variant: str) -> tuple[list[str], list[str]]:
         """The zero-shot row, and where it is not the published one."""
@@ -174,10 +184,6 @@ class Images:
 IMAGES = Images()
 
 
-def _can_learn(method: type[Method]) -> bool:
-    return method.replayed is Method.replayed and not any(overrides(method, name) for name in OF_ANSWER_TOKENS)
-
-
 def _image_task(task: Task) -> ImageTask:
     if not isinstance(task, ImageTask):
         raise UserError(f"task {task.name}: is one of text, beside others of images; a stream has one kind")
@@ -202,49 +208,3 @@ def _limited(task: Task, limits: dict[str, int | None]) -> ImageTask:
         train=[rows["train"][number] for number in chosen.get("train", ())],
         test=[rows["test"][number] for number in chosen.get("test", ())],
     )
-
-
-def _space(tasks: Sequence[ImageTask], source: Source) -> Space:
-    """The classes of tasks.
-
-    Raises:
-        UserError: a prompt is too long, or the same as another of its task to the model; or the tokenizer ends no
-            prompt, or has tokens that the model does not know.
-    """
-    first = [0]
-    for task in tasks:
-        first.append(first[-1] + len(task.classes))
-    tokenizer, text = source.tokenizer, source.config.text_config
-    prompts = [prompt for task in tasks for prompt in task.prompts]
-    ids = tokenizer(prompts, verbose=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    for prompt, of_prompt in zip(prompts, ids, strict=True):
-        # the model takes a prompt's features where its end mark is: the configured one, or that of the largest id
-        known = max(of_prompt) == end if text.eos_token_id == 2 else end == text.eos_token_id
-        marked = known and of_prompt.index(end) == len(of_prompt) - 1
-        if not marked or max(of_prompt) >= text.vocab_size:
-            raise UserError(
-                f"model.name_or_path {source.name}: its tokenizer gives the prompt {shown(prompt)} no end mark that "
-                "the model knows, or tokens that it does not know; give the tokenizer that belongs to it"
-            )
-    for task, start, stop in zip(tasks, first, first[1:], strict=False):
-        _check_prompts(task, ids[start:stop], text.max_position_embeddings)
-    classes = [name for task in tasks for name in task.classes]
-    return Space([task.name for task in tasks], first, classes, prompts, ids, end, read_pixels(source))
-
-
-def _check_prompts(task: ImageTask, ids: Sequence[Sequence[int]], longest: int) -> None:
-    """Raises UserError where a model would not read a class's prompt to its end, or reads another's as the same."""
-    labels: dict[tuple[int, ...], int] = {}
-    for label, of_prompt in enumerate(ids):
-        if len(of_prompt) > longest:
-            raise UserError(
-                f"task {task.name}: the prompt {shown(task.prompts[label])} has {len(of_prompt)} tokens, the model "
-                f"reads {longest}; shorten the template or the class's name"
-            )
-        if (other := labels.setdefault(tuple(of_prompt), label)) != label:
-            raise UserError(
-                f"task {task.name}: the prompts of classes {shown(task.classes[other])} and "
-                f"{shown(task.classes[label])} have the same tokens (case, blanks and forms of an accent do "
-                "not count), so that none can be told from the other; rename one, or put their pictures together"
-            )

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy
@@ -28,6 +29,11 @@ class Picture:
 
     label: int
     source: Path | numpy.ndarray
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """As `digest`, which is computed once."""
+        return digest(self)
 
 
 def open_picture(picture: Picture) -> Image.Image:

@@ -1,5 +1,6 @@
 """Tasks of labelled pictures, and the examples made of them: a picture is learned by the number of its class."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from codyra_llm.data.stream import Task
-from codyra_llm.domains.images.pictures import Picture, digest
+from codyra_llm.data.stream import Split, Task
+from codyra_llm.domains.images.pictures import Picture
 from codyra_llm.domains.images.pixels import Pixels
 from codyra_llm.example import Example
 
@@ -27,6 +28,35 @@ class ImageTask(Task):
     prompts: Sequence[str] = ()
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+
+    def keys(self, split: Split) -> list[str]:
+        """The SHA-256 of each picture."""
+        return [picture.sha256.hex() for picture in self.pictures[split]]
+
+    def parted(self, left: Sequence[int], validation: Sequence[int]) -> "ImageTask":
+        """As `Task.parted`, with the pictures."""
+        learned = self.pictures["train"]
+        of_splits = {"train": [learned[number] for number in left], "eval": [learned[number] for number in validation]}
+        found = super().parted(left, validation)
+        assert isinstance(found, ImageTask)
+        return dataclasses.replace(found, pictures={**self.pictures, **of_splits})
+
+    def tested_on_validation(self) -> "ImageTask":
+        """As `Task.tested_on_validation`, with the pictures."""
+        found = super().tested_on_validation()
+        assert isinstance(found, ImageTask)
+        return dataclasses.replace(found, pictures={"train": self.pictures["train"], "test": self.pictures["eval"]})
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the pictures of each split with their classes, in order, and of the classes and their prompts."""
+        found = {}
+        for split, pictures in self.pictures.items():
+            digest = hashlib.sha256()
+            for picture in pictures:
+                digest.update(f"{picture.label} ".encode() + picture.sha256)
+            found[split] = digest.hexdigest()
+        content = json.dumps([list(self.classes), list(self.prompts)]).encode()
+        return {**found, "classes": hashlib.sha256(content).hexdigest()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +108,7 @@ class ImageExample(Example):
     @cached_property
     def _bytes(self) -> bytes:
         label = f"{self.answer[0]} {self.own.start} {self.own.stop}".encode()
-        return self.space.digest + digest(self.picture) + label
+        return self.space.digest + self.picture.sha256 + label
 
     def to_bytes(self) -> bytes:
         """What no other example has, for a hash; the picture's file is read once."""

@@ -14,13 +14,14 @@ from codyra_llm.data.demonstrations import with_demonstrations
 from codyra_llm.data.encode import notes_on_tokens
 from codyra_llm.data.stream import SPLITS, Split, Task, TaskStream
 from codyra_llm.data.validation import with_validation
-from codyra_llm.domains.base import Answer, Rows
-from codyra_llm.domains.facts import FACTS, Facts
+from codyra_llm.domains.base import Answer, Rows, Suite
+from codyra_llm.domains.facts import FACTS, Facts, check_learns
 from codyra_llm.domains.text.encoding import check_examples, encode_split
-from codyra_llm.engine.loss import ANSWERS, Learning
+from codyra_llm.engine.learning import ANSWERS, Learning
 from codyra_llm.engine.probe import check_forward
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.evaluate import TaskScores, evaluate_tasks, new_tokens
+from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.scorers import check_scorer
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask, answer_questions
@@ -42,6 +43,7 @@ class Text:
             raise UserError(
                 f"evaluate.scorer_variant {variant} is one of images; text has {', '.join(self.facts.variants)}"
             )
+        check_learns(self.facts.name, config.method)
         return config
 
     def open(self, config: RunConfig) -> Source:
@@ -100,6 +102,32 @@ class Text:
             found.notes.extend(notes_on_tokens(task, tokenizer, splits["train"], splits["test"]))
         found.notes.extend(tokens.notes)
         return found
+
+    def hashes(self, task: Task) -> dict[str, str]:
+        """Of its files."""
+        return task.files
+
+    def suites(self, config: RunConfig, source: Source, learned: Sequence[str]) -> Sequence[Suite]:
+        """Those of lm-evaluation-harness."""
+        if not config.general.suites:
+            return []
+        from codyra_llm.evaluation.general.suites import load_suites  # the harness takes seconds to import
+
+        return load_suites(config.general)
+
+    def score_suites(
+        self, suites: Sequence[Any], source: Source, template: ChatTemplate | None, ask: Ask
+    ) -> tuple[dict[str, SuiteScore | SuiteFailure], dict[str, list[dict[str, Any]]]]:
+        """As `score_suite`."""
+        from codyra_llm.evaluation.general.lm import BatchedLM  # the harness takes seconds to import
+        from codyra_llm.evaluation.general.score import score_suite
+
+        scores: dict[str, SuiteScore | SuiteFailure] = {}
+        rows = {}
+        lm = BatchedLM(source.tokenizer, ask, source.context_length, template)
+        for suite in suites:
+            scores[suite.name], rows[suite.label] = score_suite(suite, lm, in_turns=template is not None)
+        return scores, rows
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         """As `check_forward`."""

@@ -10,7 +10,8 @@ import torch
 from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, start
 from codyra_llm.domains.images import answers
-from codyra_llm.domains.images.contrastive import ContrastiveObjective, Features, padded
+from codyra_llm.domains.images.contrastive import ContrastiveObjective
+from codyra_llm.domains.images.towers import Features, padded
 from codyra_llm.generation.generate import Answered, Question
 from codyra_llm.models.load import load_model
 from codyra_llm.planning.run_plan import RunPlan, plan_run

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig
 
 from codyra_llm.adapter import CoDyRAConfig, inject
 from codyra_llm.adapter.injection import describe_targets, find_targets
-from codyra_llm.config import RunConfig, decisive
+from codyra_llm.config import RunConfig, decisive, load_config
 from codyra_llm.data.stream import TaskSpec, TaskStream
 from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.domains.find import find_domain
@@ -25,6 +25,7 @@ from codyra_llm.models.load import load_model, meta_model, original_weights
 from codyra_llm.models.source import check_clip, open_source
 from codyra_llm.planning.run_plan import plan_run
 from tests.clip import clip_config, clip_run, color_stream, save_clip
+from tests.conftest import REPOSITORY
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -134,6 +135,11 @@ def test_dropout_would_make_two_readings_differ(copy: Path) -> None:
     assert "vision_config.attention_dropout is 0.1" in line_of(copy)
 
 
+def test_siglip_is_refused() -> None:
+    with pytest.raises(UserError, match="SiglipModel is not a CLIP model; give a folder of CLIPModel"):
+        check_clip(SiglipConfig(architectures=["SiglipModel"]), "siglip")
+
+
 def test_models_of_the_other_domain(folder: Path, tiny_folder: Path) -> None:
     assert "LlamaForCausalLM is not a CLIP model; give a folder of CLIPModel" in line_of(tiny_folder)
     with pytest.raises(UserError, match="CLIPModel is not a causal language model"):
@@ -145,12 +151,10 @@ def test_models_of_the_other_domain(folder: Path, tiny_folder: Path) -> None:
     [
         ("model.quantization", "nf4"),
         ("data.chat_template", "auto"),
-        ("train.validation", 0.1),
         ("retention.own_text", 1.0),
         ("evaluate.scores", "nll"),
         ("evaluate.demonstrations", 2),
         ("evaluate.divergence", True),
-        ("general.suites", ["mmlu"]),
     ],
 )
 def test_settings_of_text(folder: Path, setting: str, value: Any) -> None:
@@ -159,12 +163,36 @@ def test_settings_of_text(folder: Path, setting: str, value: Any) -> None:
     assert "has no meaning for images" in line
 
 
-@pytest.mark.parametrize("method", ["ewc", "replay", "ogd", "lwf", "joint", "routed", "l2p", "dualprompt"])
-def test_methods_that_work_on_answers(folder: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["agem", "gem", "routed", "codyra_weighed", "lora_null", "l2p", "dualprompt"])
+def test_methods_that_need_a_language_model(folder: Path, method: str) -> None:
     line = line_of(folder, method=method)
-    assert line.startswith(f"method {method}: works on answers of a language model")
-    for able in ("lora", "seqlora", "codyra", "pruned", "mean", "ties", "magmax"):
-        assert able in line
+    able = line.removeprefix(f"method {method}: cannot learn from images; use ").split(", ")
+    assert {"lora", "replay", "lwf", "zscl", "inflora", "codyra_protected"} < set(able)
+    assert method not in able
+
+
+def test_a_method_of_images_alone() -> None:
+    with pytest.raises(UserError, match="method zscl: cannot learn from text; use "):
+        TEXT.settled(dataclasses.replace(RunConfig(), method="zscl"))
+
+
+def test_pictures_have_no_split_to_validate_on(folder: Path) -> None:
+    assert line_of(folder, **{"train.validation": "eval"}).startswith("train.validation eval: pictures have no split")
+
+
+@pytest.mark.parametrize(
+    ("suites", "problem"),
+    [
+        (["mmlu"], "has no task 'mmlu'; it has planes, outlines"),
+        (["land"], "land is learned by the run itself; name tasks that order does not have"),
+        (["digits", "digits"], "digits is listed 2 times"),
+    ],
+)
+def test_suites_are_other_tasks_of_the_file(suites: list[str], problem: str) -> None:
+    settings = {"order": ["land"], "general.suites": suites, "adapter.target_modules": ["auto"]}
+    with pytest.raises(UserError, match=f"general.suites: .*{problem}") as raised:
+        plan_run(load_config(REPOSITORY / "configs" / "quickstart_clip.yaml", settings), ONE)
+    assert "\n" not in str(raised.value)
 
 
 def test_variants_belong_to_a_domain(folder: Path) -> None:

@@ -13,8 +13,9 @@ from transformers import CLIPConfig
 from codyra_llm.adapter import CoDyRAConfig, ProximalAdamW, ThresholdSchedule, inject, merge, prune
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.adapter.learning_rate import cosine_factor
-from codyra_llm.domains.images.contrastive import contrastive_loss, image_features, text_features
+from codyra_llm.domains.images.contrastive import contrastive_loss
 from codyra_llm.domains.images.pixels import read_pixels
+from codyra_llm.domains.images.towers import image_features, text_features
 from codyra_llm.errors import UserError
 from codyra_llm.models.load import load_model, meta_model
 from codyra_llm.models.open_clip import names_of_transformers

@@ -262,7 +262,7 @@ def test_components_are_weighed_by_what_removing_them_changes() -> None:
     @torch.no_grad()
     def objective() -> float:
         """NLL per answer token of the rows, plus 3 KL per token of the texts."""
-        nll = sum(float(passes._pass([row])) for row in rows)
+        nll = sum(float(passes.nll([row])) for row in rows)
         kl = 0.0
         for text, known in zip(texts, before, strict=True):
             now = model(input_ids=ids_of(text)).logits.log_softmax(-1)

@@ -1,0 +1,120 @@
+"""Zero-shot retention: data sets that are never learned, told before the stream and after tasks, as general ability."""
+
+import hashlib
+import random
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from codyra_llm.config import RunConfig, resolve_path
+from codyra_llm.data.stream import TaskSpec
+from codyra_llm.domains.facts import UNION
+from codyra_llm.domains.images.answers import score_pictures
+from codyra_llm.domains.images.prompts import space_of
+from codyra_llm.domains.images.readers import read_domain
+from codyra_llm.domains.images.rows import ImageTask, examples_of
+from codyra_llm.domains.images.stream import image_task
+from codyra_llm.domains.images.tasks import read_image_tasks
+from codyra_llm.errors import UserError
+from codyra_llm.evaluation.general.scores import SuiteScore
+from codyra_llm.example import Example
+from codyra_llm.files import expand
+from codyra_llm.generation.generate import Ask
+from codyra_llm.models.source import Source
+
+SUBSET_SEED = 1234  # of the pictures that a limit leaves: the same in every run
+
+
+@dataclass(frozen=True)
+class ImageSuite:
+    """A data set that is told among its own classes (`domains.base.Suite`).
+
+    Attributes:
+        examples: its test pictures, those at `numbers` of them.
+    """
+
+    task: ImageTask
+    numbers: Sequence[int]
+    examples: Sequence[Example]
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    @property
+    def label(self) -> str:
+        """The same; names of tasks are parts of files' names."""
+        return self.task.name
+
+    @property
+    def items(self) -> dict[str, list[int]]:
+        """Which of its test pictures are told."""
+        return {self.name: list(self.numbers)}
+
+    @property
+    def digest(self) -> str:
+        """Of pictures and prompts."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.to_bytes())
+        return digest.hexdigest()
+
+
+def load_suites(config: RunConfig, source: Source, learned: Sequence[str]) -> list[ImageSuite]:
+    """The tasks of the configuration's task file that `general.suites` names.
+
+    Raises:
+        UserError: one is unknown, named twice or among the learned ones, or its data cannot be read.
+    """
+    general = config.general
+    if not general.suites:
+        return []
+    file = resolve_path(config.task_file)
+    known = read_image_tasks(file, config.data.allow_code)
+    for name, count in Counter(general.suites).items():
+        if name not in known.specs:
+            raise UserError(f"general.suites: {file} has no task {name!r}; it has {', '.join(known.specs)}")
+        if name in learned:
+            raise UserError(f"general.suites: {name} is learned by the run itself; name tasks that order does not have")
+        if count > 1:
+            raise UserError(f"general.suites: {name} is listed {count} times; name each once")
+    folder = expand(general.data_dir or config.data_dir)
+    suites = []
+    for name in general.suites:
+        task = image_task(read_domain(known.specs[name], folder), TaskSpec("accuracy"), 1, config.seed)
+        every = examples_of(task, "test", space_of([task], source))
+        numbers = _chosen([picture.label for picture in task.pictures["test"]], general.limit, name)
+        suites.append(ImageSuite(task, numbers, [every[number] for number in numbers]))
+    return suites
+
+
+def _chosen(labels: Sequence[int], limit: int | None, name: str) -> list[int]:
+    """The pictures, by place, that a limit leaves: as evenly as can be over classes."""
+    draw, of_classes = random.Random(f"{SUBSET_SEED}/{name}"), defaultdict[int, list[int]](list)
+    for number, label in enumerate(labels):
+        of_classes[label].append(number)
+    classes = list(of_classes.values())
+    for numbers in classes:
+        draw.shuffle(numbers)
+    draw.shuffle(classes)
+    turns = [number for turn in zip_longest(*classes) for number in turn if number is not None]
+    return sorted(turns[:limit])
+
+
+def score_suite(suite: ImageSuite, ask: Ask) -> tuple[SuiteScore, list[dict[str, Any]]]:
+    """The zero-shot accuracy of a model among the suite's own classes, and every answer behind it."""
+    task = suite.task
+    shown = ImageTask(task.name, task.spec, [], [task.test[number] for number in suite.numbers])
+    (found,) = score_pictures([shown], [suite.examples], ask)
+    values = [row["scores"][UNION] for row in found.rows]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    rows = [
+        {"task": task.name, "item": number, **{key: value for key, value in row.items() if key != "scores"},
+         "score": row["scores"][UNION]}
+        for number, row in zip(suite.numbers, found.rows, strict=True)
+    ]  # fmt: skip
+    return SuiteScore(found.totals[UNION], error, "percent", True, "accuracy", len(values)), rows
