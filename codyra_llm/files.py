@@ -11,7 +11,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -344,3 +344,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _with_hint(problem: str, hint: str) -> str:
     return f"{problem}; {hint}" if hint else problem
+
+
+def check_once(folders: Sequence[Path]) -> None:
+    """Raises UserError where a folder is given twice: what is in it would count twice."""
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise UserError(f"{folder}: is given twice; give each folder once")
+        seen.add(folder.resolve())

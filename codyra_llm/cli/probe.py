@@ -79,8 +79,13 @@ def _predictors(options: argparse.Namespace) -> Found:
 
     runs = read_runs(options.folders)
     found = predictors(runs)
-    if not found:
+    if not found and len(runs) < FEWEST:
         raise UserError(f"{options.folders[0]}: {len(runs)} runs; a correlation takes {FEWEST} at least")
+    if not found:
+        raise UserError(
+            f"{options.folders[0]}: of {len(runs)} runs, fewer than {FEWEST} have forgotten something measured, or all "
+            "alike; a correlation takes runs of two tasks at least that differ"
+        )
     return predictors_table(found, len(runs)), lambda: [plot_predictors(runs, found, _png(options.output))]
 
 

@@ -98,7 +98,7 @@ class OGD(WithMemory):
 
 
 def extended(basis: torch.Tensor | None, vectors: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows that span a basis and more vectors, the basis first; what is in its span already adds none.
+    """Orthonormal rows that span a basis and more vectors, the basis first; what is in its span already, or zero, adds none.
 
     Args:
         basis: [directions, values], orthonormal. vectors: [more, values].
@@ -112,4 +112,4 @@ def extended(basis: torch.Tensor | None, vectors: torch.Tensor) -> torch.Tensor:
                 vector = vector - (row @ vector) * row
         if vector.norm() > 1e-6 * size:
             rows.append(vector / vector.norm())
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else vectors[:0]

@@ -53,7 +53,7 @@ def read_comparison(folder: Path) -> Comparison:
         UserError: it holds none, or a damaged one, or one of a later version.
     """
     path = folder / "comparison.json"
-    content = read_json(path, "name the folder of a comparison")
+    content = read_json(path, "name the folder of a comparison that has ended")
     check_version(content, str(path))
     return validated(Comparison, content, str(path), "it is no comparison")
 

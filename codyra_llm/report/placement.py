@@ -46,12 +46,13 @@ def read_placements(folder: Path) -> list[Placement]:
     """Every variant and rank of a comparison, in its order; points that differ in something else are left out.
 
     Raises:
-        UserError: it is no comparison, or none of its runs has finished in this folder.
+        UserError: it is no comparison, none of its runs has finished in this folder, or they learned other tasks.
     """
     found: dict[tuple[str, int], list[Placement]] = {}
     for each in grid_runs(read_comparison(folder).grid):
-        run = folder / each.folder
-        if not (run / "results.json").is_file() or each.point.settings.get("merge.scale", 1) != 1:
+        run, settings, strength = folder / each.folder, each.point.settings, each.point.strength
+        is_other = settings.get("merge.scale", 1) != 1 or strength not in (None, settings.get("adapter.rank"))
+        if is_other or not (run / "results.json").is_file():
             continue
         results = read_results(run)
         losses = row_losses(results, run)
@@ -62,7 +63,12 @@ def read_placements(folder: Path) -> list[Placement]:
         found.setdefault((placement.name, rank), []).append(placement)
     if not found:
         raise UserError(f"{folder}: none of the comparison's runs is here; give the folder that it was run in")
-    return [_mean(runs) for runs in found.values()]
+    taught = {tuple(sorted(placement.tasks)) for runs in found.values() for placement in runs}
+    if len(taught) > 1:
+        several = " and ".join(", ".join(tasks) for tasks in sorted(taught)[:2])
+        raise UserError(f"{folder}: its runs learned {several}; placements are compared on the same tasks")
+    tasks = next(iter(found.values()))[0].tasks
+    return [_mean(runs, tasks) for runs in found.values()]
 
 
 def best_of_each(placements: Sequence[Placement]) -> list[Placement]:
@@ -111,12 +117,12 @@ def plot_placements(placements: Sequence[Placement], output: Path) -> list[Path]
     return paths
 
 
-def _mean(runs: Sequence[Placement]) -> Placement:
-    """Of runs with the same branches; their tasks may come in different orders."""
+def _mean(runs: Sequence[Placement], tasks: list[str]) -> Placement:
+    """Of runs with the same branches, whose tasks come in different orders; in that of `tasks`."""
     first = runs[0]
 
     def mean(part: str) -> Array:
-        in_order = [[getattr(run, part)[run.tasks.index(task)] for task in first.tasks] for run in runs]
+        in_order = [[getattr(run, part)[run.tasks.index(task)] for task in tasks] for run in runs]
         return np.array(in_order).mean(axis=0)
 
-    return Placement(first.name, first.rank, first.trainable, first.tasks, mean("learned"), mean("forgotten"))
+    return Placement(first.name, first.rank, first.trainable, tasks, mean("learned"), mean("forgotten"))

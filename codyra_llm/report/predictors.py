@@ -6,6 +6,7 @@ from typing import Any
 
 from codyra_llm.config.grid import grid_runs
 from codyra_llm.errors import UserError
+from codyra_llm.files import check_once
 from codyra_llm.report import plots
 from codyra_llm.report.comparison import read_comparison, shown_estimate
 from codyra_llm.results.comparison import Estimate
@@ -20,8 +21,9 @@ def read_runs(folders: Sequence[Path]) -> Sequence[Numbers]:
     """The measures of every finished run of some comparisons.
 
     Raises:
-        UserError: one is no comparison, or none of the runs has finished in its folder.
+        UserError: one is no comparison or named twice, or none of the runs has finished in its folder.
     """
+    check_once(folders)
     runs = [folder / each.folder for folder in folders for each in grid_runs(read_comparison(folder).grid)]
     found = [measures(read_results(run), run) for run in runs if (run / "results.json").is_file()]
     if not found:

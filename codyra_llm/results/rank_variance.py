@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from codyra_llm.config import RunConfig, differences, load_config
 from codyra_llm.errors import UserError
+from codyra_llm.files import check_once
 from codyra_llm.ranks import read_kept_ranks
 from codyra_llm.results.schema import read_results
 
@@ -49,23 +50,31 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
     """The kept ranks of finished runs of one configuration with several seeds.
 
     Raises:
-        UserError: there are fewer than two, or they differ in more than their seed.
+        UserError: there are fewer than two, or they differ in more than their seed, or not even in that.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: what a seed changes is seen in two at least; give their folders")
+    check_once(runs)
     found: list[Array] = []
     tasks: list[str] = []
     names: list[str] = []
     first: RunConfig | None = None
+    of_seeds: dict[int, Path] = {}
     for run in runs:
         read_results(run)  # which says what is wrong with a folder that is no run's
         of_run = read_kept_ranks(run)
-        config = dataclasses.replace(load_config(run / "config.yaml"), seed=0)
+        saved = load_config(run / "config.yaml")
+        config = dataclasses.replace(saved, seed=0)
         if others := differences(first or config, config):
             raise UserError(
                 f"{run}: differs from {runs[0]} in more than its seed: {others[0]}; give runs of one setting"
             )
         first = config
+        if saved.seed in of_seeds:
+            raise UserError(
+                f"{run}: has the seed {saved.seed}, as {of_seeds[saved.seed]} has; give runs that differ in it"
+            )
+        of_seeds[saved.seed] = run
         own_tasks, own_names = list(of_run), list(next(iter(of_run.values()), {}))
         tasks, names = tasks or own_tasks, names or own_names
         if own_tasks != tasks or any(list(of_task) != names for of_task in of_run.values()):

@@ -20,7 +20,7 @@ from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.matrix import Stage
 from codyra_llm.generation.generate import end_tokens
 from codyra_llm.ledger.ledger import Ledger
-from codyra_llm.models.source import Source, open_source
+from codyra_llm.models.source import Source
 from codyra_llm.planning.run_plan import check_ranks_agree
 from codyra_llm.report.folder import RunFolder, scores_folder
 from codyra_llm.report.page.run import write_report
@@ -117,7 +117,7 @@ def write_scores(folder: RunFolder, results: Provenance, tables: Sequence[str]) 
 
 
 def score_suites(config: RunConfig) -> GeneralScores:
-    """Scores config.model on config.general.suites alone, for which no task data is needed.
+    """Scores config.model on config.general.suites alone; those of text need no task data.
 
     Leaves config.yaml, results.json and predictions/model.general.<suite>.jsonl in config.output_dir.
 
@@ -128,23 +128,34 @@ def score_suites(config: RunConfig) -> GeneralScores:
         UserError: the configuration, a suite or the model is unfit, or output_dir holds something else.
         Stopped: it was asked to stop, as a run is; started again, it resumes.
     """
+    domain, config = _settled(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
-    source = open_source(config.model.name_or_path, config.model.accept_gemma_terms)
-    suites = _suites(TEXT, config, source)
+    source = domain.open(config)
+    suites = _suites(domain, config, source)
     check_ranks_agree(config, ranks, source)
     with open_session(ranks, lambda: scores_folder(config), "scores.log") as session:
         template = find_chat_template(source.tokenizer, config.data.chat_template)
-        model = session.load(source, config, deepspeed_json, end_ids(source.tokenizer, template))
+        model = session.load(source, config, deepspeed_json, end_ids(source.tokenizer, template), domain)
         session.open(describe(config), resumed=config.resume == "auto")
         identity = base_identity(session, config, source, model)
-        found = score_general(session, source, model, suites, template, config.evaluate, "model", identity)
+        how = (template, config.evaluate, "model", identity, domain)
+        found = score_general(session, source, model, suites, *how)
         results = GeneralScores(
             **provenance(config, deepspeed_json, model, ranks.size), general=general_of_model(suites, found)
         )
         session.on_rank_0(lambda: write_scores(session.folder, results, [general_table(results.general)]))
     _check_measured([found])
     return results
+
+
+def _settled(config: RunConfig) -> tuple[Domain, RunConfig]:
+    """What suites are of, and the configuration as it applies there; suites of text need no task file."""
+    try:
+        domain = find_domain(config)
+    except UserError:
+        return TEXT, config
+    return domain, domain.settled(config)
 
 
 def _check_measured(of_stages: "Sequence[dict[str, SuiteScore | SuiteFailure]]") -> None:

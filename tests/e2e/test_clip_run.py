@@ -235,6 +235,11 @@ def test_data_outside_of_the_stream_is_told_zero_shot(
     later = ("--run", tmp_path / "plain", "--suites", "cold", "--general.limit", 12)
     command("evaluate.py", *later)
     assert read_results(tmp_path / "plain").general == results.general
+    alone = ("--model", tmp_path / "run" / "model", "--suites", "cold", "--output_dir", tmp_path / "alone")
+    command("evaluate.py", *alone)
+    saved = json.loads((tmp_path / "alone" / "results.json").read_text())["general"]
+    assert saved["items"] == results.general.items
+    assert saved["scores"]["model"]["cold"]["score"] == after.score, "as the run's last row"
 
 
 def test_a_learning_rate_is_chosen_on_pictures_carved_from_train(

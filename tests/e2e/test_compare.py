@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,20 @@ def test_runs_that_were_made_one_by_one_are_read_and_probed(grid: Path, tmp_path
     command("train_trace.py", "--config", seeds[0] / "config.yaml", *other)
     said = command("probe.py", "ranks", *seeds, "--output", tmp_path / "ranks")
     assert "noise (between seeds)" in said and (tmp_path / "ranks.png").stat().st_size > 5000
-    for wrong in ([tmp_path / "grid" / "lora" / "two-seed1"], ["--output", tmp_path / "nowhere" / "ranks"]):
+    copied = shutil.copytree(seeds[0], tmp_path / "copied")  # whose seed is no other
+    for wrong in (
+        [tmp_path / "grid" / "lora" / "two-seed1"],
+        ["--output", tmp_path / "nowhere" / "ranks"],
+        [copied],
+    ):
         with pytest.raises(SystemExit):
             command("probe.py", "ranks", *seeds, *wrong)
     said = command("probe.py", "placement", tmp_path / "grid", "--output", tmp_path / "where")
     lines = said.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["lora", "4"], ["codyra", "4"]] and "of 2 tasks" in lines[1]
     assert all((tmp_path / f"where-{part}.png").stat().st_size > 5000 for part in ("learned", "forgotten"))
-    said = command("probe.py", "predictors", *[tmp_path / "grid"] * 2, "--output", tmp_path / "what")
+    twice = [tmp_path / "grid", shutil.copytree(tmp_path / "grid", tmp_path / "grid-copied")]
+    said = command("probe.py", "predictors", *twice, "--output", tmp_path / "what")
     assert said.startswith("over 6 runs") and "KL to the model before" in said and (tmp_path / "what.png").is_file()
     for wrong in (["predictors", tmp_path / "grid"], ["placement", tmp_path], ["predictors", seeds[0]]):
         with pytest.raises(SystemExit):

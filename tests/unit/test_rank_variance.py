@@ -1,11 +1,13 @@
 """What is said of kept ranks: variance components against known ones, and folders that do not belong together."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from codyra_llm.errors import UserError
+from codyra_llm.report.predictors import read_runs
 from codyra_llm.results.rank_variance import read_ranks, variance_shares
 
 
@@ -32,4 +34,10 @@ def test_one_run_says_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 run: what a seed changes"):
         read_ranks([tmp_path])
     with pytest.raises(UserError, match=r"results\.json"):
-        read_ranks([tmp_path, tmp_path])
+        read_ranks([tmp_path, tmp_path / "other"])
+
+
+@pytest.mark.parametrize("read", [read_ranks, read_runs])
+def test_a_folder_counts_once(read: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is given twice; give each folder once"):
+        read([tmp_path, tmp_path / ".." / tmp_path.name])

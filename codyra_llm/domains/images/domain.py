@@ -97,6 +97,12 @@ class Images:
         limits = {"train": config.data.max_train_examples, "test": config.data.max_test_examples}
         setting, seed = config.train.validation if to_train else None, config.seed
         tasks = tuple(with_validation(_limited(task, limits), setting, seed) for task in stream)
+        for task in map(_image_task, tasks) if to_train else ():
+            if len(task.classes) == len(task.train) == 1:
+                raise UserError(
+                    f"task {task.name}: has one training picture, of its only class; what can be told from nothing is "
+                    "learned by no step; give it another picture or class"
+                )
         return dataclasses.replace(stream, tasks=tasks)
 
     def check_method(self, config: RunConfig, source: Source, method: Method) -> None:

@@ -85,6 +85,7 @@ class Text:
         """Token ids, in chat templates where these are asked for."""
         tokenizer = source.tokenizer
         tokens, found = TokenCache(tokenizer), Rows()
+        added = METHODS[config.method](config).added_tokens
         found.templates.extend(
             _template(tokenizer, task.spec.chat_template or config.data.chat_template, task) for task in stream
         )
@@ -92,10 +93,10 @@ class Text:
             splits = {split: encode_split(config, task, split, tokens, template) for split in ("train", "test", "eval")}
             if config.evaluate.demonstrations and not task.spec.is_text:
                 answers = max(new_tokens(task.spec, config.evaluate), *map(len, (row.answer for row in splits["test"])))
-                how = (config.seed, tokenizer, template, source.context_length - answers)
+                how = (config.seed, tokenizer, template, source.context_length - added - answers)
                 splits["test"], note = with_demonstrations(task, splits["test"], config.evaluate.demonstrations, *how)
                 found.notes.extend([note] if note else [])
-            check_examples(task, splits, source, METHODS[config.method](config).added_tokens)
+            check_examples(task, splits, source, added)
             found.train.append(splits["train"])
             found.test.append(splits["test"])
             found.validation.append(splits["eval"])

@@ -49,9 +49,11 @@ def check_examples(task: Task, splits: Mapping[str, Sequence[Example]], source: 
     """
     longest = added + max(len(example) for example in chain.from_iterable(splits.values()))
     if longest > source.context_length:
+        of_prompts = f", {added} of them the method's prompts" if added else ""
         raise UserError(
-            f"task {task.name}: the longest row has {longest} tokens, the context length is {source.context_length}; "
-            "lower data.max_prompt_length or data.max_answer_length"
+            f"task {task.name}: the longest row has {longest} tokens{of_prompts}, the context length is "
+            f"{source.context_length}; lower {'those prompts, ' if added else ''}data.max_prompt_length or "
+            "data.max_answer_length"
         )
     for split, examples in splits.items():
         _check_ids(task, split, examples, source)

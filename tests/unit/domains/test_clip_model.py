@@ -19,12 +19,14 @@ from codyra_llm.distributed.ranks import Ranks
 from codyra_llm.domains.find import find_domain
 from codyra_llm.domains.images.domain import IMAGES
 from codyra_llm.domains.images.pixels import read_pixels
+from codyra_llm.domains.images.readers import ImageDomain
+from codyra_llm.domains.images.stream import image_task
 from codyra_llm.domains.text.domain import TEXT
 from codyra_llm.errors import UserError
 from codyra_llm.models.load import load_model, meta_model, original_weights
 from codyra_llm.models.source import check_clip, open_source
 from codyra_llm.planning.run_plan import plan_run
-from tests.clip import clip_config, clip_run, color_stream, save_clip
+from tests.clip import clip_config, clip_run, color_domain, color_stream, save_clip
 from tests.conftest import REPOSITORY
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -178,6 +180,21 @@ def test_a_method_of_images_alone() -> None:
 
 def test_pictures_have_no_split_to_validate_on(folder: Path) -> None:
     assert line_of(folder, **{"train.validation": "eval"}).startswith("train.validation eval: pictures have no split")
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_one_picture_of_one_class_teaches_nothing(folder: Path, shots: int) -> None:
+    """Both parts of the loss are zero, and so is every gradient; two pictures share the class, and do teach."""
+    warm = color_domain("warm")
+    one = ImageDomain("one", warm.train[:2], warm.test[:1], ["red"], ["a red photo."])
+    stream = TaskStream((image_task(one, TaskSpec("accuracy", steps=8), shots, 7),), "one", "1")
+    config = clip_run(folder, folder.parent / "run")
+    if shots == 1:
+        with pytest.raises(UserError, match="task one: has one training picture, of its only class"):
+            plan_run(config, ONE, stream)
+        plan_run(config, ONE, stream, to_train=False)
+    else:
+        plan_run(config, ONE, stream)
 
 
 @pytest.mark.parametrize(

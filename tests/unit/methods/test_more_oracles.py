@@ -111,6 +111,13 @@ def test_the_basis_of_ogd(golden: Path) -> None:
     assert float((numbers["basis_dot_projected_per_tensor"]).abs().max()) > 1e-3, "the released projection is none"
 
 
+def test_rows_without_gradient_give_ogd_no_direction() -> None:
+    """As pictures of a task that has one class, which is right whatever the model."""
+    none = ogd.extended(None, torch.zeros(3, 15))
+    assert none.shape == (0, 15)
+    torch.testing.assert_close(ogd.extended(none, torch.eye(15)[:2]), torch.eye(15, dtype=torch.float64)[:2])
+
+
 def test_ogd_leaves_stored_outputs_to_first_order() -> None:
     """A tanh net: the change of a stored output falls with the square of the step."""
     torch.manual_seed(0)

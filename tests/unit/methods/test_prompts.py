@@ -19,6 +19,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.methods import METHODS, Method
 from codyra_llm.methods.prompting import similarity
+from codyra_llm.planning.run_plan import RunPlan, plan_run
 from tests.models import tiny_model
 from tests.unit.generation.test_generate import NumberTokenizer, answer, some_examples
 from tests.unit.methods.test_live_oracles import CLOSE, numbers_of
@@ -218,6 +219,23 @@ def test_no_prompt_is_the_model_as_it_is() -> None:
 def test_what_prompts_cannot_run_with_is_refused(name: str, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=f"method {name}: .*{reason}"):
         METHODS[name](load_config(None, {"method": name, **settings})).check_run(0)
+
+
+def planned(folder: Path, **settings: Any) -> RunPlan:
+    given = {"model.name_or_path": str(folder), "order": ["NumGLUE-cm"], "data.max_prompt_length": 64, **settings}
+    return plan_run(load_config(None, given), start(), to_train="evaluate.demonstrations" not in settings)
+
+
+def test_prompts_that_leave_no_room_are_named(tiny_folder: Path) -> None:
+    with pytest.raises(UserError, match="tokens, 9000 of them the method's prompts, .*; lower those prompts, data"):
+        planned(tiny_folder, method="l2p", **{"l2p.length": 3000})
+
+
+def test_demonstrations_leave_room_for_prompts(tiny_folder: Path) -> None:
+    settings = {"evaluate.demonstrations": 99, "data.max_test_examples": 3}
+    (plain,) = planned(tiny_folder, method="lora", **settings).test_examples
+    (short,) = planned(tiny_folder, method="dualprompt", **settings, **{"dualprompt.task": 100}).test_examples
+    assert all(0 < len(each.prompt) - len(other.prompt) for each, other in zip(plain, short, strict=True))
 
 
 def test_models_that_read_ids_elsewhere_as_well_are_refused() -> None:
