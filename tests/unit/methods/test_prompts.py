@@ -227,7 +227,7 @@ def planned(folder: Path, **settings: Any) -> RunPlan:
 
 
 def test_prompts_that_leave_no_room_are_named(tiny_folder: Path) -> None:
-    with pytest.raises(UserError, match="tokens, 9000 of them the method's prompts, .*; lower those prompts, data"):
+    with pytest.raises(UserError, match=r"tokens, 9000 of them the method's prompts, .*; lower those prompts, data"):
         planned(tiny_folder, method="l2p", **{"l2p.length": 3000})
 
 
@@ -235,7 +235,7 @@ def test_demonstrations_leave_room_for_prompts(tiny_folder: Path) -> None:
     settings = {"evaluate.demonstrations": 99, "data.max_test_examples": 3}
     (plain,) = planned(tiny_folder, method="lora", **settings).test_examples
     (short,) = planned(tiny_folder, method="dualprompt", **settings, **{"dualprompt.task": 100}).test_examples
-    assert all(0 < len(each.prompt) - len(other.prompt) for each, other in zip(plain, short, strict=True))
+    assert all(len(each.prompt) > len(other.prompt) for each, other in zip(plain, short, strict=True))
 
 
 def test_models_that_read_ids_elsewhere_as_well_are_refused() -> None:
