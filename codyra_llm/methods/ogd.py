@@ -98,7 +98,7 @@ class OGD(WithMemory):
 
 
 def extended(basis: torch.Tensor | None, vectors: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows that span a basis and more vectors, the basis first; one in its span already, or zero, adds none.
+    """Orthonormal rows that span a basis and more vectors, the basis first; one in its span, or zero, adds none.
 
     Args:
         basis: [directions, values], orthonormal. vectors: [more, values].
