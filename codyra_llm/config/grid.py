@@ -118,10 +118,12 @@ def points(grid: Grid) -> list[Point]:
     """Every contestant, each variant as it is before the points of its curve.
 
     Raises:
-        UserError: a name is no variant, no method, or none that a folder can have.
+        UserError: a name, or that of the line, is no variant, no method, or none that a folder can have.
     """
     if not (grid.methods and grid.seeds and grid.orders):
         raise UserError("compare: methods, seeds and orders each need at least one")
+    if grid.line not in (*grid.methods, *grid.variants, *method_names()):
+        raise UserError(f"compare: line {shown(grid.line)} is neither a variant nor a method; name one of methods")
     found = []
     for name in grid.methods:
         if not NAME.fullmatch(name):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codyra_llm.config.grid import Grid, grid_runs
+from codyra_llm.config.grid import Grid, grid_runs, points
 from codyra_llm.errors import UserError
 from codyra_llm.report import placement
 from codyra_llm.results.measures import RowLosses
@@ -62,3 +62,9 @@ def test_tasks_have_one_order_whatever_has_finished(folder: Any) -> None:
 def test_orders_of_other_tasks_are_refused(folder: Any) -> None:
     with pytest.raises(UserError, match="its runs learned first and first, second; placements are compared on"):
         placement.read_placements(folder(dataclasses.replace(GRID, orders=("first-second", "first"))))
+
+
+def test_a_line_that_is_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="line 'nope' is neither a variant nor a method"):
+        points(dataclasses.replace(GRID, line="nope"))
+    assert points(dataclasses.replace(GRID, line="seqlora")), "one that does not take part leaves its column empty"
