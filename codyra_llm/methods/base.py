@@ -205,7 +205,7 @@ class Method(Hooks):
         elif config.model.quantization and not needs.quantized_base:
             problem = "it cannot train a quantized base model; leave model.quantization empty"
         elif config.merge.scale != 1 and needs.whole_updates:
-            problem = f"its updates build on each other, so merge.scale must be 1, not {config.merge.scale:g}"
+            problem = f"no share of its updates can be merged, so merge.scale must be 1, not {config.merge.scale:g}"
         elif config.merge.mode == "in_place" and not self.sums():
             problem = "its entries are combined anew after each task; set merge.mode exact"
         elif config.extend and needs.first_task:
