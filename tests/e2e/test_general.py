@@ -11,14 +11,14 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codyra_llm import run
+from codyra_llm.domains.text.domain import Text
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.evaluation.general import lm
 from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
-from codyra_llm.generation.generate import Question
+from codyra_llm.generation.generate import Question, answer_questions
 from codyra_llm.ledger.ledger import read_ledger, write_ledger
 from codyra_llm.ledger.peft_io import append_adapter
 from codyra_llm.results.schema import General, read_results, to_text
-from codyra_llm.workflows import asking
 from codyra_llm.workflows.finished_run import saved_config
 from codyra_llm.workflows.general_ability import measure_later, score_suites
 from tests.e2e.conftest import Command
@@ -52,8 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return answer_questions(model, tokenizer, questions, *[*most, counted, synced])
 
-    answer_questions = asking.answer_questions
-    monkeypatch.setattr(asking, "answer_questions", count)
+    monkeypatch.setattr(Text, "answer", staticmethod(count))
     return counts
 
 

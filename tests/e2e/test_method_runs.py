@@ -93,7 +93,10 @@ def test_a_method_resumes_with_what_it_kept(
     kept = [str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").glob("kept/*/*.safetensors")]
     for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors", *kept):
         ours, theirs = load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file)
-        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+        apart = 1e-6 if file in kept else 0  # eigenvectors of the same matrix, in another place in memory
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, atol=apart, rtol=0, msg=f"{file}: {name}")
 
 
 def test_a_router_sends_rows_to_their_adapters(tiny_folder: Path, tmp_path: Path) -> None:
