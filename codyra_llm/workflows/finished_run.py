@@ -65,7 +65,7 @@ def open_finished(session: Session, run: Path, after: Sequence[str] = ()) -> Fin
         raise UserError(f"--after {', '.join(unknown)}: not a task of this run; it has {', '.join(results.tasks)}")
     if overrides(METHODS[results.config["method"]], "serving"):
         raise UserError(
-            f"{run}: method {results.config['method']} serves with more than the weights that a ledger has; set what is "
+            f"{run}: method {results.config['method']} serves with more than the weights of a ledger; set what is "
             "to be measured when the run is started"
         )
     return FinishedRun(run, results, ledger, _begun_with(ledger, results.tasks))
