@@ -97,8 +97,10 @@ def with_prompts(model: Any, rows: Sequence[Sequence[int]]) -> Sequence[Sequence
     return [[*prompt, *row] for prompt, row in zip(before, rows, strict=True)]
 
 
-def add_prompts(model: Any, vectors: int, keys: int, choose: Choose, whole_rows: bool = False) -> str:
-    """Freezes a model and gives it prompts, all zero, in place; returns the name of the embedding that has them.
+def add_prompts(
+    model: Any, vectors: int, keys: int, choose: Choose, whole_rows: bool = False
+) -> tuple[str, PromptedEmbedding]:
+    """Freezes a model and gives it prompts, all zero, in place; returns the embedding that has them, its name first.
 
     Raises:
         ValueError: ids are read beside the input embedding as well.
@@ -108,16 +110,15 @@ def add_prompts(model: Any, vectors: int, keys: int, choose: Choose, whole_rows:
     embedding = model.get_input_embeddings()
     name: str = next(name for name, module in model.named_modules() if module is embedding)
     model.requires_grad_(False)
-    replace_module(model, name, PromptedEmbedding(embedding, vectors, keys, choose, whole_rows))
-    return name
+    layer = PromptedEmbedding(embedding, vectors, keys, choose, whole_rows)
+    replace_module(model, name, layer)
+    return name, layer
 
 
 @contextmanager
 def prompted(model: Any, vectors: torch.Tensor, keys: torch.Tensor, choose: Choose) -> Iterator[None]:
     """A context in which a model reads prompts: vectors [vectors, hidden_size], keys [hidden_size, keys]."""
-    add_prompts(model, len(vectors), keys.shape[1], choose)
-    layer = prompts_of(model)
-    assert layer
+    _, layer = add_prompts(model, len(vectors), keys.shape[1], choose)
     with torch.no_grad():
         layer.A.copy_(vectors)
         layer.B.copy_(keys)

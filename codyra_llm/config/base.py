@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -337,8 +338,11 @@ class BaseConfig:
 def method_names() -> list[str]:
     """The methods that there are; until they are imported, which takes seconds, by the files that name them."""
     imported = sys.modules.get("codyra_llm.methods")
-    if imported:
-        return list(imported.METHODS)
+    return list(imported.METHODS) if imported else _named_by_files()
+
+
+@cache
+def _named_by_files() -> list[str]:
     files = sorted(METHOD_FILES.glob("*.py"))
     return [
         file.stem for file in files if re.search(rf"""\bname\b.*=\s*["']{file.stem}["']""", file.read_text("utf-8"))

@@ -15,7 +15,7 @@ from codyra_llm.adapter.layer import without_branches
 from codyra_llm.adapter.prompts import prompts_of
 from codyra_llm.data.batches import IGNORED, GlobalBatches
 from codyra_llm.distributed.ranks import Ranks
-from codyra_llm.engine.retention import KINDS, OWN_TEXT, Retention, others
+from codyra_llm.engine.retention import KINDS, OWN_TEXT, Retention, with_others
 from codyra_llm.methods.hooks import NO_HOOKS, AnswerTokens, Hooks, overrides
 from codyra_llm.models.head import answer_logits, logits_at_once
 
@@ -203,8 +203,7 @@ def summed_top_divergence(model: PreTrainedModel, now: torch.Tensor, known: torc
 
     def loss(now: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         count = known.shape[-1] // 2
-        logits, ids = answer_logits(model, now).float(), known[:, count + 1 :].long()
-        found = torch.cat([logits.log_softmax(-1).gather(-1, ids), others(logits, ids)], dim=-1)
+        found = with_others(answer_logits(model, now).float().log_softmax(-1), known[:, count + 1 :].long())
         return functional.kl_div(found, known[:, : count + 1], reduction="sum", log_target=True)
 
     return _in_chunks(model, loss, now, known)

@@ -131,15 +131,15 @@ def top_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
     2^24. At least one token is among the others.
     """
     count = min(count, logits.shape[-1] - 1)
-    found, ids = logits.float().log_softmax(-1).topk(count)
-    return torch.cat([found, others(logits, ids), ids.float()], dim=-1)
+    every = logits.float().log_softmax(-1)
+    ids = every.topk(count).indices
+    return torch.cat([with_others(every, ids), ids.float()], dim=-1)
 
 
-def others(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The log-probability of all tokens but those of `ids` [tokens, k] together: [tokens, 1], of logits."""
-    logits = logits.float()
-    without = logits.scatter(-1, ids, -math.inf)
-    return without.logsumexp(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True)
+def with_others(every: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Of log-probabilities [tokens, vocabulary] those of `ids` [tokens, k], then all others as one: [tokens, k + 1]."""
+    others = every.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([every.gather(-1, ids), others], dim=-1)
 
 
 def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

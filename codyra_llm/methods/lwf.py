@@ -40,10 +40,14 @@ class LwF(Method):
     def output_loss(
         self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """alpha T^2 KL(before || now), summed over tokens."""
+        """alpha times the distance, summed over tokens."""
         if not self.settings.strength or teacher is None:
             return None
-        return self.settings.strength * distillation(logits, teacher, self.settings.temperature)
+        return self.settings.strength * self.distance(logits, teacher)
+
+    def distance(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """T^2 KL(before || now), summed over tokens, of logits [tokens, vocabulary]."""
+        return distillation(logits, teacher, self.settings.temperature)
 
 
 def distillation(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

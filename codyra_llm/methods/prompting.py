@@ -53,11 +53,9 @@ class Prompting(Method):
     def wrap(self, model: nn.Module) -> list[str]:
         """Prompts in the place of branches."""
         try:
-            name = add_prompts(model, self.vectors, self.keys, self.choose, self.sees_answers)
+            name, layer = add_prompts(model, self.vectors, self.keys, self.choose, self.sees_answers)
         except ValueError as error:
             raise UserError(f"method {self.name}: {error}") from None
-        layer = prompts_of(model)
-        assert layer
         layer.B.requires_grad_(self.learns_keys)
         return [name]
 

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from codyra_llm.methods.base import Method, Needs
-from codyra_llm.methods.hooks import AnswerTokens
-from codyra_llm.methods.lwf import LwFSettings, distillation
+from codyra_llm.methods.base import Needs
+from codyra_llm.methods.lwf import LwF, LwFSettings
 
 if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
@@ -18,7 +17,7 @@ class ZSCLSettings(LwFSettings):
     """How strongly the earlier model holds the new one."""
 
 
-class ZSCL(Method):
+class ZSCL(LwF):
     """Fixed-rank LoRA whose loss has alpha T^2 (KL of pictures among texts + KL of texts among pictures).
 
     With similarities Z [B, C] of the step's pictures and the prompts of all tasks so far, now and (Z0) as the model
@@ -37,23 +36,12 @@ class ZSCL(Method):
     summary = "ZSCL, of images: similarities to all classes so far are distilled from the model before the task"
     Settings = ZSCLSettings
     needs = Needs(domains=("images",))
-    has_teacher = True
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)
         self.among_all = bool(self.settings.strength)
 
-    @property
-    def relative_cost(self) -> float:
-        """A forward pass more, where a step has a forward and the inputs' backward."""
-        return 1.5
-
-    def output_loss(
-        self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Both terms, times the number of pictures."""
-        if not self.settings.strength or teacher is None:
-            return None
-        temperature, share = self.settings.temperature, len(logits) / logits.shape[1]
-        of_pictures = distillation(logits, teacher, temperature)
-        return self.settings.strength * (of_pictures + share * distillation(logits.T, teacher.T, temperature))
+    def distance(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Both terms, times the number of pictures; of logits [pictures, classes]."""
+        share = len(logits) / logits.shape[1]
+        return super().distance(logits, teacher) + share * super().distance(logits.T, teacher.T)

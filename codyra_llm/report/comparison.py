@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.config.grid import Grid
+from codyra_llm.config.grid import Grid, GridRun, grid_runs
+from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, validated, write_text
 from codyra_llm.report import plots
 from codyra_llm.results.comparison import OF_ROWS, Contestant, Estimate
@@ -56,6 +57,19 @@ def read_comparison(folder: Path) -> Comparison:
     content = read_json(path, "name the folder of a comparison that has ended")
     check_version(content, str(path))
     return validated(Comparison, content, str(path), "it is no comparison")
+
+
+def finished_runs(folders: Sequence[Path]) -> list[tuple[GridRun, Path]]:
+    """The runs of comparisons that have finished in their folders, in order, each with its own folder.
+
+    Raises:
+        UserError: one is no comparison, or none of the runs is there.
+    """
+    runs = [(each, folder / each.folder) for folder in folders for each in grid_runs(read_comparison(folder).grid)]
+    found = [(each, run) for each, run in runs if (run / "results.json").is_file()]
+    if not found:
+        raise UserError(f"{folders[0]}: none of the comparison's runs is here; give the folder that it was run in")
+    return found
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codyra_llm.config.grid import grid_runs
 from codyra_llm.errors import UserError
 from codyra_llm.report import plots
-from codyra_llm.report.comparison import read_comparison
+from codyra_llm.report.comparison import finished_runs
 from codyra_llm.results.measures import row_losses
 from codyra_llm.results.schema import read_results
 from codyra_llm.text import align
@@ -49,10 +47,9 @@ def read_placements(folder: Path) -> list[Placement]:
         UserError: it is no comparison, none of its runs has finished in this folder, or they learned other tasks.
     """
     found: dict[tuple[str, int], list[Placement]] = {}
-    for each in grid_runs(read_comparison(folder).grid):
-        run, settings, strength = folder / each.folder, each.point.settings, each.point.strength
-        is_other = settings.get("merge.scale", 1) != 1 or strength not in (None, settings.get("adapter.rank"))
-        if is_other or not (run / "results.json").is_file():
+    for each, run in finished_runs([folder]):
+        settings, strength = each.point.settings, each.point.strength
+        if settings.get("merge.scale", 1) != 1 or strength not in (None, settings.get("adapter.rank")):
             continue
         results = read_results(run)
         losses = row_losses(results, run)
@@ -62,7 +59,9 @@ def read_placements(folder: Path) -> list[Placement]:
         placement = Placement(each.point.variant, rank, results.trainable_parameters, results.tasks, learned, forgotten)
         found.setdefault((placement.name, rank), []).append(placement)
     if not found:
-        raise UserError(f"{folder}: none of the comparison's runs is here; give the folder that it was run in")
+        raise UserError(
+            f"{folder}: its runs differ in other things than placements and ranks; give a comparison of these"
+        )
     taught = {tuple(sorted(placement.tasks)) for runs in found.values() for placement in runs}
     if len(taught) > 1:
         several = " and ".join(", ".join(tasks) for tasks in sorted(taught)[:2])
@@ -73,9 +72,10 @@ def read_placements(folder: Path) -> list[Placement]:
 
 def best_of_each(placements: Sequence[Placement]) -> list[Placement]:
     """Of each placement, the rank with the lowest mean NLL at the end."""
-    by_name = sorted(placements, key=lambda each: [one.name for one in placements].index(each.name))
-    groups = groupby(by_name, key=lambda each: each.name)
-    return [min(group, key=lambda each: float(each.final.mean())) for _, group in groups]
+    of_names: dict[str, list[Placement]] = {}
+    for each in placements:
+        of_names.setdefault(each.name, []).append(each)
+    return [min(ranks, key=lambda each: float(each.final.mean())) for ranks in of_names.values()]
 
 
 def placement_table(placements: Sequence[Placement]) -> str:

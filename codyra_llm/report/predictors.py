@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codyra_llm.config.grid import grid_runs
-from codyra_llm.errors import UserError
 from codyra_llm.files import check_once
 from codyra_llm.report import plots
-from codyra_llm.report.comparison import read_comparison, shown_estimate
+from codyra_llm.report.comparison import finished_runs, shown_estimate
 from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.measures import MEASURES, measures
 from codyra_llm.results.schema import read_results
@@ -24,11 +22,7 @@ def read_runs(folders: Sequence[Path]) -> Sequence[Numbers]:
         UserError: one is no comparison or named twice, or none of the runs has finished in its folder.
     """
     check_once(folders)
-    runs = [folder / each.folder for folder in folders for each in grid_runs(read_comparison(folder).grid)]
-    found = [measures(read_results(run), run) for run in runs if (run / "results.json").is_file()]
-    if not found:
-        raise UserError(f"{folders[0]}: none of the comparison's runs is here; give the folder that it was run in")
-    return found
+    return [measures(read_results(run), run) for _, run in finished_runs(folders)]
 
 
 def predictors_table(found: Mapping[str, Estimate], count: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from codyra_llm.config.grid import Grid, grid_runs, points
 from codyra_llm.errors import UserError
-from codyra_llm.report import placement
+from codyra_llm.report import comparison, placement
 from codyra_llm.results.measures import RowLosses
 
 NLL = {"first": 1.0, "second": 2.0}
@@ -36,7 +36,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             more = runs[run].point.strength or 0.0
             return [RowLosses(np.full(3, NLL[task] + more), np.full(3, NLL[task] + more)) for task in found.tasks]
 
-        monkeypatch.setattr(placement, "read_comparison", lambda of: SimpleNamespace(grid=grid))
+        monkeypatch.setattr(comparison, "read_comparison", lambda of: SimpleNamespace(grid=grid))
         monkeypatch.setattr(placement, "read_results", results)
         monkeypatch.setattr(placement, "row_losses", losses)
         return tmp_path

@@ -1,12 +1,10 @@
 """Zero-shot retention: data sets that are never learned, told before the stream and after tasks, as general ability."""
 
 import hashlib
-import random
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from codyra_llm.config import RunConfig, resolve_path
@@ -20,12 +18,11 @@ from codyra_llm.domains.images.stream import image_task
 from codyra_llm.domains.images.tasks import read_image_tasks
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.general.scores import SuiteScore
+from codyra_llm.evaluation.general.subset import SUBSET_SEED, in_turns
 from codyra_llm.example import Example
 from codyra_llm.files import expand
 from codyra_llm.generation.generate import Ask
 from codyra_llm.models.source import Source
-
-SUBSET_SEED = 1234  # of the pictures that a limit leaves: the same in every run
 
 
 @dataclass(frozen=True)
@@ -94,15 +91,10 @@ def load_suites(config: RunConfig, source: Source, learned: Sequence[str]) -> li
 
 def _chosen(labels: Sequence[int], limit: int | None, name: str) -> list[int]:
     """The pictures, by place, that a limit leaves: as evenly as can be over classes."""
-    draw, of_classes = random.Random(f"{SUBSET_SEED}/{name}"), defaultdict[int, list[int]](list)
+    of_classes: dict[int, list[int]] = {}
     for number, label in enumerate(labels):
-        of_classes[label].append(number)
-    classes = list(of_classes.values())
-    for numbers in classes:
-        draw.shuffle(numbers)
-    draw.shuffle(classes)
-    turns = [number for turn in zip_longest(*classes) for number in turn if number is not None]
-    return sorted(turns[:limit])
+        of_classes.setdefault(label, []).append(number)
+    return sorted(number for _, number in in_turns(of_classes, limit, f"{SUBSET_SEED}/{name}"))
 
 
 def score_suite(suite: ImageSuite, ask: Ask) -> tuple[SuiteScore, list[dict[str, Any]]]:

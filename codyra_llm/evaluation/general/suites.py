@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import random
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from codyra_llm.config import GeneralConfig
 from codyra_llm.errors import UserError
+from codyra_llm.evaluation.general.subset import in_turns
 from codyra_llm.evaluation.general.trust import SEED, refuse_code, refuse_sampling, sandbox_templates, seeded
 from codyra_llm.files import expand, shipped
 
@@ -23,7 +23,6 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say 
 
 SHIPPED = shipped("tasks/general")
 TRACE = ("mmlu", "gsm8k", "bbh", "tydiqa", "boolq", "piqa")  # what TRACE measures, together `general`
-SUBSET_SEED = 1234  # of the items that a limit leaves: the same in every run
 
 
 @dataclass(frozen=True)
@@ -129,18 +128,7 @@ def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
         for number, item in enumerate(task.eval_docs):
             stratum = str(item.get("stratum", "")) if isinstance(item, dict) else ""
             strata.setdefault((name, stratum), []).append(number)
-    draw = random.Random(SUBSET_SEED)
-    order = sorted(strata)
-    draw.shuffle(order)  # else a limit below the number of strata would take the first by name
-    for numbers in strata.values():
-        draw.shuffle(numbers)
-    turns = [
-        (task, strata[task, stratum][turn])
-        for turn in range(max(map(len, strata.values()), default=0))
-        for task, stratum in order
-        if turn < len(strata[task, stratum])
-    ]
     chosen: dict[str, list[int]] = {name: [] for name in tasks}
-    for task, number in turns[:limit]:
+    for (task, _), number in in_turns(strata, limit):
         chosen[task].append(number)
     return {name: sorted(numbers) for name, numbers in chosen.items() if numbers}

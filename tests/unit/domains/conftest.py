@@ -1,4 +1,4 @@
-"""Small copies of the benchmark's data sets, in the folders that their users have."""
+"""Small copies of the benchmark's data sets, in the folders that their users have; a small CLIP, and a run of it."""
 
 import gzip
 import json
@@ -6,10 +6,17 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+
+from codyra_llm.distributed.ranks import Ranks
+from codyra_llm.models.load import load_model
+from codyra_llm.planning.run_plan import RunPlan, plan_run
+from tests.clip import clip_run, color_stream, save_clip
 
 CLASSES = ("alpha_one", "beta two", "gamma")
 Row = tuple[str, int, str]
@@ -108,3 +115,15 @@ def benchmark_data(tmp_path: Path) -> Path:
     for save in SETS.values():
         save(tmp_path / "data")
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> RunPlan:
+    """A run of two domains of colours."""
+    folder = save_clip(tmp_path_factory.mktemp("clip") / "model")
+    return plan_run(clip_run(folder, folder), Ranks(0, 1, torch.device("cpu")), color_stream())
+
+
+@pytest.fixture(scope="module")
+def model(plan: RunPlan) -> Any:
+    return load_model(plan.source)

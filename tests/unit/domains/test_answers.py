@@ -13,22 +13,10 @@ from codyra_llm.domains.images import answers
 from codyra_llm.domains.images.contrastive import ContrastiveObjective
 from codyra_llm.domains.images.towers import Features, padded
 from codyra_llm.generation.generate import Answered, Question
-from codyra_llm.models.load import load_model
 from codyra_llm.planning.run_plan import RunPlan, plan_run
-from tests.clip import clip_run, color_stream, save_clip
+from tests.clip import clip_run, color_stream
 
 ONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> RunPlan:
-    folder = save_clip(tmp_path_factory.mktemp("clip") / "model")
-    return plan_run(clip_run(folder, folder), ONE, color_stream())
-
-
-@pytest.fixture(scope="module")
-def model(plan: RunPlan) -> Any:
-    return load_model(plan.source)
 
 
 @pytest.mark.parametrize(("chunk", "batch"), [(128, 16), (2, 3), (1, 1), (7, 100)])

@@ -17,9 +17,8 @@ from codyra_llm.domains.images.towers import Features
 from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.methods.hooks import AnswerTokens, Hooks
-from codyra_llm.models.load import load_model
 from codyra_llm.planning.run_plan import RunPlan, plan_run
-from tests.clip import clip_run, color_stream, save_clip
+from tests.clip import clip_run, color_stream
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -54,17 +53,6 @@ class Noted(Hooks):
         self.seen.append((logits.detach(), tokens, teacher))
         weights = (1 + tokens.rows)[:, None] * (1 + functional.one_hot(tokens.targets, logits.shape[1]))
         return 1e-3 * (weights * logits.square()).sum()
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> RunPlan:
-    folder = save_clip(tmp_path_factory.mktemp("clip") / "model")
-    return plan_run(clip_run(folder, folder), ONE, color_stream())
-
-
-@pytest.fixture(scope="module")
-def model(plan: RunPlan) -> Any:
-    return load_model(plan.source)
 
 
 def batches_of(plan: RunPlan, micro: int = 8) -> GlobalBatches:
