@@ -7,13 +7,13 @@ from typing import Any
 from codyra_llm.adapter.merging import apply_deltas
 from codyra_llm.config import load_config
 from codyra_llm.distributed.ranks import start
+from codyra_llm.domains.text.domain import Text
 from codyra_llm.engine.train import train_task
 from codyra_llm.engine.zero import add_delta
 from codyra_llm.files import write_text
 from codyra_llm.methods import METHODS
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.report.folder import RunFolder
-from codyra_llm.workflows import asking
 from codyra_llm.workflows.general_ability import score_general
 from codyra_llm.workflows.session import open_session
 from tests.distributed.forked import fork_ranks
@@ -51,7 +51,7 @@ def run_way(config: dict[str, Any], ranks: int, broken: int | None = None) -> li
 
     def work(rank: int) -> int:
         if rank == broken:
-            asking.answer_questions = fail  # type: ignore[assignment]
+            Text.answer = staticmethod(fail)
         measure(config)
         return 0
 

@@ -306,13 +306,15 @@ def test_a_ledger_is_extended_by_other_domains(model: Path, tmp_path: Path) -> N
 
 def test_the_built_in_model_and_its_stream(tmp_path: Path, command: Command) -> None:
     how = {"order": "land,textures", "train.steps": 4, "data.max_test_examples": 16, "tracking": "[]"}
-    how |= {"general.suites": "digits", "general.limit": 16}
+    how |= {"general.suites": "digits"}
     arguments = [part for name, value in how.items() for part in (f"--{name}", value)]
     command("train_trace.py", "--config", "quickstart_clip", "--output_dir", tmp_path / "run", *arguments)
     results = read_results(tmp_path / "run")
     assert results.tasks == ["land", "textures"]
     assert list(results.general.scores) == ["0-base", "1-land", "2-textures"]
-    assert results.general.scores["0-base"]["digits"].score > 15, "digits, which are not learned, are told by sight"
+    assert results.general.scores["0-base"]["digits"].score > 13, (
+        "of 200 and 10 classes: told by sight, though not learned"
+    )
     assert sum(results.matrices["within_task"][0]) > 40, "it has seen such pictures, though not by class"
     CLIPModel.from_pretrained(tmp_path / "run" / "model")
 
