@@ -88,13 +88,14 @@ def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, 
 def command() -> None:
     """Reads the command line and compares."""
     base, grid, to_write = parse_arguments(sys.argv[1:])
+    from codyra_llm.workflows.compare import check_orders, compare
+
     if to_write:
+        check_orders(base, grid)
         folder, count = write_runs(base, grid)
         print(
             f"{count} configurations are in {folder}; each is a run of `codyra train`, and so is each index of\n"
             f"RUNS={folder} sbatch --array=1-{count} scripts/slurm/compare_array.sbatch"
         )
         return
-    from codyra_llm.workflows.compare import compare
-
     compare(base, grid)

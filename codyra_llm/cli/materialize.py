@@ -39,3 +39,5 @@ def command() -> None:
     ledger, shares = read_selection(folder, options)
     materialize(folder, ledger, shares, output, options.base, options.dtype, options.quantize)
     print(f"{output}: {ledger.base_model.name} plus {', '.join(shares) or 'nothing'}")
+    if remark := ledger.remark(shares):
+        print(remark)

@@ -21,7 +21,7 @@ def describe(ledger: Ledger) -> str:
         rows.append([entry.name, str(entry.projections), str(entry.components), f"{entry.norm:.3f}", *scores])
     base = ledger.base_model
     head = f"{base.name}, {base.dtype}, weights {base.sha256[:12]}; state {ledger.state[:12]}"
-    return f"{head}\n{align(rows)}"
+    return "\n".join(filter(None, [head, align(rows), ledger.remark([entry.name for entry in ledger.entries])]))
 
 
 def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,6 +85,13 @@ class Ledger:
         return dataclasses.replace(
             self, entries=(*self.entries[:-1], dataclasses.replace(self.entries[-1], scores=scores))
         )
+
+    def remark(self, names: Collection[str]) -> str:
+        """Which of some entries leave the weights as they were, since nothing was learned that could be merged."""
+        without = [entry.name for entry in self.entries if entry.name in names and not entry.components]
+        if not without:
+            return ""
+        return f"{', '.join(without)}: nothing was merged, and the weights are as they were before"
 
     @property
     def files(self) -> dict[str, str]:

@@ -105,6 +105,7 @@ def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
 
 def _card(ledger: Ledger, shares: Mapping[str, float]) -> str:
     used = "\n".join(f"- {name}" + ("" if share == 1 else f", at {share:g}") for name, share in shares.items())
+    used = "\n\n".join(filter(None, [used, ledger.remark(shares)]))
     return f"""---
 base_model: {ledger.base_model.name}
 library_name: transformers

@@ -252,8 +252,11 @@ def _check_after(config: RunConfig, stream: TaskStream) -> None:
 
 
 def _check_file_names(stream: TaskStream, suites: Sequence[Suite]) -> None:
-    """Raises UserError where a file of the run folder would have a name longer than file systems take."""
-    seconds = [*stream.names, *(f"general.{suite.label}" for suite in suites)]
+    """Raises UserError where two files of the run folder have one name, or one that file systems do not take."""
+    of_suites = [f"general.{suite.label}" for suite in suites]
+    if taken := set(stream.names) & set(of_suites):
+        raise UserError(f"task {min(taken)}: the answers of a suite are in files of that name; rename the task")
+    seconds = [*stream.names, *of_suites]
     for task in stream.names:
         names = [f"{len(stream)}-{task}.{second}.jsonl.tmp" for second in seconds]
         longest = max(len(name.encode()) for name in names)

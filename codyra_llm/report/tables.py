@@ -134,8 +134,10 @@ def end_table(summary: Summary) -> str:
 def general_line(general: General) -> str:
     """The change of general ability in one line, with its 95 % interval; empty where it was not measured twice."""
     suites, change = general_change(general)
-    parts = [f"{each.suite} {each.base:.1f} to {each.now:.1f}" for each in suites if each.unit == "percent"]
-    return f"general ability: {with_interval(change, signed=True)} ({', '.join(parts)})" if change else ""
+    parts = ", ".join(f"{each.suite} {each.base:.1f} to {each.now:.1f}" for each in suites if each.unit == "percent")
+    if not change:  # a suite of one item has no standard error
+        return f"general ability: {parts} (of too few items for an interval)" if parts else ""
+    return f"general ability: {with_interval(change, signed=True)} ({parts})"
 
 
 def rank_line(results: RunResults) -> str:

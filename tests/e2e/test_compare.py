@@ -128,6 +128,9 @@ def test_each_variant_gets_its_own_learning_rate(grid: Path, tmp_path: Path, com
         (["--config", "quickstart", "--methods", "magic"], "magic is neither a variant of the file nor a method"),
         (["--config", "quickstart", "--sweep", "nothing"], "--sweep nothing: names 0 settings"),
         (["--config", "quickstart", "--sweep", "learning_rate=a"], "a are not numbers"),
+        (["--config", "compare_nano", "--orders", "zz"], '"zz" is neither an order nor a task of tasks/nano/nano.yaml'),
+        (["--config", "compare_nano", "--orders", "order1", "short"], ") and short ("),
+        (["--config", "compare_nano", "--write_runs", "--orders", "order1", "short"], "are of other tasks"),
     ],
 )
 def test_a_wrong_call_is_one_line(options: list[str], problem: str, refused: Command) -> None:

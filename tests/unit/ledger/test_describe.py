@@ -7,7 +7,7 @@ import torch
 
 from codyra_llm.adapter.merging import Deltas
 from codyra_llm.errors import UserError
-from codyra_llm.ledger.describe import compare
+from codyra_llm.ledger.describe import compare, describe
 from codyra_llm.ledger.entry import write_entry
 from codyra_llm.ledger.ledger import BaseModel, Entry, Ledger
 
@@ -50,3 +50,9 @@ def test_updates_of_other_shapes_have_no_difference(tmp_path: Path) -> None:
     ours, theirs = (ledger_of(tmp_path / name, {"m": update(1.0, size)}) for name, size in (("one", 3), ("two", 4)))
     with pytest.raises(UserError, match="updates of m differ in shape"):
         said(tmp_path, ours, theirs)
+
+
+def test_an_entry_that_changes_nothing_says_so() -> None:
+    entries = [Entry("01-a", "a", {}, 0, 0, 0.0), Entry("02-b", "b", {}, 1, 2, 1.0)]
+    assert describe(Ledger(BASE, tuple(entries))).splitlines()[-1].startswith("01-a: nothing was merged")
+    assert "merged" not in describe(Ledger(BASE, tuple(entries[1:])))

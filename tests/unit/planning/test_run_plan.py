@@ -17,6 +17,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.evaluation.scorers import SCORERS, score_rows
 from codyra_llm.planning.run_plan import RunPlan, plan_run
 from tests.e2e.test_run import tiny_config
+from tests.suites import write_suite
 
 ROWS = [{"prompt": f"Question {n}?", "answer": word} for n, word in enumerate(["red", "blue", "so", "it"] * 4)]
 
@@ -53,6 +54,13 @@ def test_names_that_file_systems_do_not_take(tiny_folder: Path) -> None:
         plan_of(tiny_folder, stream_of("n" * 122))
     with pytest.raises(UserError, match="bytes"):
         plan_of(tiny_folder, stream_of("\u00e9" * 100))
+
+
+def test_a_task_and_a_suite_do_not_share_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+    suites = {"general.suites": [write_suite(tmp_path)], "general.limit": 2}
+    plan_of(tiny_folder, stream_of("evens"), **suites)
+    with pytest.raises(UserError, match=r"task general\.evens: the answers of a suite are in files of that name"):
+        plan_of(tiny_folder, stream_of("general.evens"), **suites)
 
 
 def test_answers_that_do_not_come_back_are_counted(

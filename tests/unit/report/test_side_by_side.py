@@ -122,6 +122,8 @@ def test_the_end_of_a_run_is_one_table(tmp_path: Path) -> None:
     assert general_line(general) == ""
     general.add(run.results.stages, last, {"mmlu": dataclasses.replace(score, score=57.0)})
     assert general_line(general) == "general ability: -3.0 [-7.2, +1.2] (mmlu 60.0 to 57.0)"
+    general.add(run.results.stages, last, {"mmlu": SuiteScore(100.0, None, "percent", True, "acc", 1)})
+    assert general_line(general) == "general ability: mmlu 60.0 to 100.0 (of too few items for an interval)"
 
 
 def test_a_run_that_scored_the_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
