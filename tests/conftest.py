@@ -1,5 +1,6 @@
 """Shared by all tests: where the reference data lies, small real tokenizers, a tiny model on disk."""
 
+import gc
 import json
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(SLOW) and "e2e/test_run.py" not in item.nodeid:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the many collections of runs need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def shared_folder(path: str, lacking: str) -> Path:

@@ -21,7 +21,7 @@ import yaml
 from codyra_llm.command import Parser
 from codyra_llm.config.base import BaseConfig, method_names
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, read_yaml, shipped
+from codyra_llm.files import expand, read_yaml, shipped, type_adapter
 from codyra_llm.options import options, show_value
 from codyra_llm.text import shown
 
@@ -71,7 +71,7 @@ def _checked(of: type[Any], given: list[tuple[str, dict[str, Any]]], path: Path 
             if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
                 raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
     try:
-        return pydantic.TypeAdapter(of).validate_python(_nest(values))
+        return type_adapter(of).validate_python(_nest(values))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part in parts)

@@ -17,7 +17,7 @@ from codyra_llm.data.chat import Learn
 from codyra_llm.data.rows import KEYS, Row
 from codyra_llm.data.tables import Split, check_sources, read_split, text_rows, to_rows
 from codyra_llm.errors import UserError
-from codyra_llm.files import expand, plain_name, read_yaml
+from codyra_llm.files import expand, plain_name, read_yaml, type_adapter
 from codyra_llm.text import shown
 
 Spec = TypeVar("Spec")
@@ -273,7 +273,7 @@ def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequenc
         if key not in known:
             raise UserError(f'{path}: task {name}: unknown key "{key}"; a task has {", ".join(known)}')
     try:
-        return pydantic.TypeAdapter(kind).validate_python(entry)
+        return type_adapter(kind).validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         # a union's alternatives are in `loc` as well

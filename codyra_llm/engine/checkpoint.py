@@ -21,7 +21,7 @@ from pydantic import Field
 from safetensors.torch import load, save_file
 
 from codyra_llm.errors import UserError
-from codyra_llm.files import plain_name, read_json, replace_folder, sha256
+from codyra_llm.files import plain_name, read_json, replace_folder, sha256, type_adapter
 from codyra_llm.text import shown
 
 KEPT = 2
@@ -156,6 +156,6 @@ def _read_progress(path: Path) -> Progress:
     if version != SCHEMA_VERSION:
         raise _Unfit(f"{path} was written by another version of codyra_llm (schema_version {shown(version)})")
     try:
-        return pydantic.TypeAdapter(Progress).validate_python(content)
+        return type_adapter(Progress).validate_python(content)
     except pydantic.ValidationError:
         raise _Unfit(f"{path} is damaged, or was written by another version of codyra_llm") from None

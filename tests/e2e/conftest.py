@@ -1,15 +1,27 @@
 """Scripts as they are called."""
 
+import functools
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from codyra_llm.distributed.ranks import start
+from codyra_llm.report.page import run as page
+from codyra_llm.report.pictures import PICTURES, write_pictures
 from tests.conftest import REPOSITORY
 
 Command = Callable[..., str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_picture(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A run's page has one picture, since to draw all takes as long as a tiny run; the mark `pictures` has them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("pictures"):
+            patch.setattr(page, "write_pictures", functools.partial(write_pictures, pictures=PICTURES[:1]))
+        yield
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from tests.e2e.conftest import Command
 from tests.e2e.test_run import TASKS, tiny_config
 from tests.suites import write_suite
 
+pytestmark = pytest.mark.pictures
+
 ROWS = ["0-base", *(f"{n}-{task}" for n, task in enumerate(TASKS, 1))]
 
 

@@ -20,6 +20,7 @@ from codyra_llm.evaluation.matrix import matrix_metrics, read_matrix_csv
 from codyra_llm.evaluation.scorers import VARIANTS
 from codyra_llm.results.schema import RunResults, read_results
 
+pytestmark = pytest.mark.pictures
 TASKS = ["FOMC", "NumGLUE-cm", "MeetingBank"]
 
 

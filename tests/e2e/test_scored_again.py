@@ -17,6 +17,8 @@ from codyra_llm.workflows.finished_run import saved_config
 from tests.e2e.conftest import Command
 from tests.e2e.test_run import tiny_config
 
+pytestmark = pytest.mark.pictures
+
 TASKS = ["FOMC", "NumGLUE-cm"]
 
 
