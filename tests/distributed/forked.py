@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from codyra_llm.config import load_config
 from tests.conftest import REPOSITORY
 
 # what workers import, all of it before the first fork
@@ -26,15 +27,21 @@ IMPORTED = (
     "codyra_llm.workflows.train",
     "codyra_llm.workflows.evaluate",
     "bitsandbytes",
+    "deepspeed.comm.mori",
     "deepspeed.module_inject",
+    "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.moe.layer",
     "deepspeed.ops.adam",
+    "deepspeed.ops.triton_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "mpl_toolkits.mplot3d",
     "pandas",
     "pyarrow.compute",
     "torch.utils.tensorboard",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
 )
 
 
@@ -91,7 +98,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for name in IMPORTED:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # another version of a library
+            importlib.import_module(name)
+    load_config()  # makes what checks settings, once for all ranks
     for line in sys.stdin:
         child = os.fork()
         if not child:
