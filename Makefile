@@ -7,8 +7,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# two processes, a file of tests in one of them, as its tests share fixtures
-PARALLEL := -n 2 --dist loadfile
+# two processes, a file of tests in one of them, as its tests share fixtures; in the order of the folders, since the long
+# files would be last in the order of their numbers of tests, one process idle
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 test test-all: export OMP_NUM_THREADS := 1
 
 .PHONY: quickstart quickstart-clip test test-all check install clean
