@@ -118,6 +118,7 @@ def _finish(run: RunState, stage: Stage) -> None:
     session, folder = run.session, run.session.folder
     name, base = run.ledger.name_of_next(stage.task), run.config.model.name_or_path
     task_type = run.plan.domain.facts.adapter_task
+    merged = [module.rank for module in kept if module.name in updates]
     written = session.on_rank_0(lambda: write_entry(folder.ledger / name, updates, base, task_type=task_type))
     files, settings = broadcast((written, run.checkpoints and run.checkpoints.run))
     run.ledger = run.ledger.with_entry(
@@ -125,8 +126,8 @@ def _finish(run: RunState, stage: Stage) -> None:
             name,
             stage.task,
             files,
-            projections=sum(module.rank > 0 for module in kept),
-            components=sum(module.rank for module in kept),
+            projections=sum(rank > 0 for rank in merged),
+            components=sum(merged),
             norm=_norm(kept),
             settings=settings,
         )

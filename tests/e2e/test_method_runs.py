@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from codyra_llm import run
 from codyra_llm.config import RunConfig
 from codyra_llm.errors import Stopped
+from codyra_llm.ledger.describe import describe
 from codyra_llm.ledger.entry import read_entry
+from codyra_llm.ledger.ledger import read_ledger
 from codyra_llm.models.load import load_model
 from codyra_llm.report.reporter import Reporter
 from tests.e2e.conftest import Command
@@ -215,6 +217,7 @@ def test_no_prompt_before_a_row_is_the_model_as_it_is(tiny_folder: Path, tmp_pat
     saved, own = load_file(tmp_path / "with" / "model" / "model.safetensors"), load_model(str(tiny_folder)).state_dict()
     assert all(torch.equal(own[name], value) for name, value in saved.items())
     assert "these are the merged weights alone" in (tmp_path / "with" / "model" / "README.md").read_text()
+    assert "01-FOMC: nothing was merged" in describe(read_ledger(tmp_path / "with" / "ledger"))
 
 
 def test_components_are_weighed_where_the_best_step_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
