@@ -20,7 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from codyra_llm.command import Parser
-from codyra_llm.config import SettingsParser, overrides_of
+from codyra_llm.config import SettingsParser, overrides_of, resolve_path
 from codyra_llm.config.base import method_names
 from codyra_llm.config.grid import Grid, read_grid, write_runs
 from codyra_llm.errors import UserError
@@ -88,14 +88,16 @@ def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, 
 def command() -> None:
     """Reads the command line and compares."""
     base, grid, to_write = parse_arguments(sys.argv[1:])
-    from codyra_llm.workflows.compare import check_orders, compare
-
     if to_write:
-        check_orders(base, grid)
+        from codyra_llm.data.stream import check_same_tasks
+
+        check_same_tasks(resolve_path(base.task_file), grid.orders)
         folder, count = write_runs(base, grid)
         print(
             f"{count} configurations are in {folder}; each is a run of `codyra train`, and so is each index of\n"
             f"RUNS={folder} sbatch --array=1-{count} scripts/slurm/compare_array.sbatch"
         )
         return
+    from codyra_llm.workflows.compare import compare
+
     compare(base, grid)

@@ -312,6 +312,23 @@ def resolve_order(
     return list(order)
 
 
+def check_same_tasks(path: Path, names: Sequence[str]) -> None:
+    """Before orders of a task file are compared: measures are averaged over them, so that only the order may differ.
+
+    Raises:
+        UserError: an order is unknown, or is one of other tasks than the first.
+    """
+    content, orders, _ = read_outline(path)
+    tasks = {name: resolve_order(name, orders, content["tasks"], str(path)) for name in names}
+    first, *others = tasks
+    for name in others:
+        if sorted(tasks[name]) != sorted(tasks[first]):
+            raise UserError(
+                f"compare: orders {first} ({', '.join(tasks[first])}) and {name} ({', '.join(tasks[name])}) are of "
+                "other tasks; name orders of the same ones, or compare each by itself"
+            )
+
+
 def _subset(rows: int, limit: int | None, label: str) -> list[int]:
     """Row numbers (from 1) of a fixed random choice of at most `limit`, in order."""
     numbers = range(1, rows + 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.config.grid import Grid, GridRun, Settings, config_of_run, grid_runs, points
-from codyra_llm.data.stream import TaskStream, read_outline, resolve_order
+from codyra_llm.data.stream import TaskStream, check_same_tasks
 from codyra_llm.data.validation import with_validation
 from codyra_llm.distributed.ranks import Ranks, on_rank_0, start
 from codyra_llm.distributed.stop import StopRequest
@@ -54,32 +54,14 @@ def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
     ends with an error is listed with it, and the others continue.
 
     Raises:
-        UserError: the grid is unfit, or no run could be finished.
+        UserError: the grid is unfit, its orders are of other tasks, or no run could be finished.
         Stopped: it was asked to stop, by a signal or a file `stop` in its folder; started again, it resumes.
     """
-    check_orders(base, grid)
+    check_same_tasks(resolve_path(base.task_file), grid.orders)
     ranks = start(base.rendezvous_seconds, base.collective_seconds)
     output = expand(base.output_dir)
     with StopRequest(ranks, output / "stop" if ranks.is_main else None) as stop:
         return _compare(base, grid, ranks, output, stop)
-
-
-def check_orders(base: RunConfig, grid: Grid) -> None:
-    """Before any run: measures are averaged over orders, which must differ in nothing but the order.
-
-    Raises:
-        UserError: an order is unknown, or is one of other tasks than the first.
-    """
-    path = resolve_path(base.task_file)
-    content, orders, _ = read_outline(path)
-    tasks = {name: resolve_order(name, orders, content["tasks"], str(path)) for name in grid.orders}
-    first, *others = tasks
-    for name in others:
-        if sorted(tasks[name]) != sorted(tasks[first]):
-            raise UserError(
-                f"compare: orders {first} ({', '.join(tasks[first])}) and {name} ({', '.join(tasks[name])}) are of "
-                "other tasks; name orders of the same ones, or compare each by itself"
-            )
 
 
 def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: StopRequest) -> list[Contestant]:

@@ -312,7 +312,7 @@ def test_the_built_in_model_and_its_stream(tmp_path: Path, command: Command) -> 
     results = read_results(tmp_path / "run")
     assert results.tasks == ["land", "textures"]
     assert list(results.general.scores) == ["0-base", "1-land", "2-textures"]
-    assert results.general.scores["0-base"]["digits"].score > 13, (
+    assert results.general.scores["0-base"]["digits"].score > 15, (
         "of 200 and 10 classes: told by sight, though not learned"
     )
     assert sum(results.matrices["within_task"][0]) > 40, "it has seen such pictures, though not by class"

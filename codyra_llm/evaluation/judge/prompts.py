@@ -11,7 +11,7 @@ import pydantic
 from codyra_llm.data.rows import row_problem
 from codyra_llm.errors import UserError
 from codyra_llm.evaluation.judge.checks import Checks
-from codyra_llm.files import expand, read_json, read_jsonl, read_text, shipped
+from codyra_llm.files import expand, read_json, read_jsonl, read_text, shipped, type_adapter
 from codyra_llm.text import shown
 
 CRITERIA = shipped("tasks/judge")
@@ -90,7 +90,7 @@ def _read_prompt(row: Any, number: int, where: str) -> Prompt:
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise UserError(f'{where}: "id" is {shown(name)}, neither text nor a whole number')
     try:
-        checks = pydantic.TypeAdapter(Checks).validate_python(row.get("checks") or {})
+        checks = type_adapter(Checks).validate_python(row.get("checks") or {})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("checks", *first["loc"])))
