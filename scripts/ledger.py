@@ -1,4 +1,4 @@
-"""What a ledger holds, whether it is whole, how two differ; adapters out of it and into it.
+"""Shows, verifies and compares ledgers; exports adapters from a ledger and imports them into one.
 
 python scripts/ledger.py --help
 """

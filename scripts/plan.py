@@ -1,4 +1,4 @@
-"""What a run needs, before any GPU is rented: memory, traffic, steps, sizes, and which way of running fits.
+"""Estimates a run before any GPU is rented: memory, traffic, steps, sizes, and the ZeRO stages and settings that fit.
 
 python scripts/plan.py --help
 """

@@ -1,4 +1,4 @@
-"""Score stored predictions in every variant, or compute every metric of an accuracy matrix.
+"""Scores stored predictions in every variant, or computes every metric of an accuracy matrix.
 
 python scripts/score.py --help
 """

@@ -1,4 +1,4 @@
-"""What a run needs, before any GPU is rented: memory, traffic, steps, sizes, and which way of running fits.
+"""Estimates a run before any GPU is rented: memory, traffic, steps, sizes, and the ZeRO stages and settings that fit.
 
     python scripts/plan.py --model meta-llama/Llama-2-7b-chat-hf --config configs/trace500_llama2_7b.yaml \\
         --gpus 8 --gpu-memory 80GB

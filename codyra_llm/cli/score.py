@@ -1,4 +1,4 @@
-"""Score stored predictions in every variant, or compute every metric of an accuracy matrix.
+"""Scores stored predictions in every variant, or computes every metric of an accuracy matrix.
 
     python scripts/score.py --task FOMC predictions.jsonl
     python scripts/score.py --task my-task --task_file my_tasks.yaml predictions.jsonl

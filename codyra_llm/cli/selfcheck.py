@@ -1,4 +1,4 @@
-"""Proves and times everything on the machine at hand, in minutes: kernels, training, generation, speed, memory.
+"""Proves and times everything on this machine, in minutes: kernels, training, generation, speed, memory.
 
     codyra selfcheck --output_dir selfcheck               # on the GPU where there is one, else on the CPU
     codyra selfcheck --gpu --output_dir selfcheck         # refuses where there is none

@@ -40,7 +40,7 @@ class ModelConfig:
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the frozen base; adapters are fp32")
     quantization: Literal["nf4", "int8"] | None = option(
-        None, "hold the frozen projections in 4 bits (nf4) or 8 (int8), computing in dtype; empty: in dtype"
+        None, "store the frozen projections in 4 bits (nf4) or 8 (int8), compute in dtype; empty: stored in dtype"
     )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; empty: transformers' choice")
     gradient_checkpointing: bool = option(
@@ -58,7 +58,7 @@ class DataConfig:
         "tokens of a prompt; the document body of a longer one is cut; empty: the task's own, else 1024",
         within=AT_LEAST_ONE,
     )
-    max_answer_length: int = option(512, "tokens of a training answer, its end mark included", within=AT_LEAST_ONE)
+    max_answer_length: int = option(512, "tokens of a training answer, EOS included", within=AT_LEAST_ONE)
     long_answers: Literal["error", "drop"] = option("error", "what to do with a training row whose answer is longer")
     allow_code: bool = option(
         False, "import the scorers that a task file names as module:function, which runs their code", neutral=True
@@ -115,7 +115,7 @@ class TrainConfig:
     )
     validate_every: int = option(25, "optimizer steps between validations, if there are any", within=AT_LEAST_ONE)
     early_stopping: int | None = option(
-        None, "end a task after so many validations without a lower loss; empty: never", within=AT_LEAST_ONE
+        None, "end a task after this many validations without a lower loss; empty: never", within=AT_LEAST_ONE
     )
     keep_best: bool = option(False, "merge the step with the lowest validation loss, not the last one")
     checkpoint_every: int = option(
@@ -160,7 +160,7 @@ class RetentionConfig:
     )
     every: int = option(
         1,
-        "optimizer steps of which one, the last, measures it, with so many times the weight: the fewer, the cheaper",
+        "n: measure it in every n-th optimizer step only, with n times the weight; the larger, the cheaper",
         within=AT_LEAST_ONE,
     )
     protected: float = option(
@@ -171,13 +171,13 @@ class RetentionConfig:
     )
     protected_softly: bool = option(
         False,
-        "branches read every input direction the less, the more the text uses it: by c / (c + e), e the direction's "
-        "energy, c that at which the protected share ends",
+        "scale each input direction by c / (c + e) in place of blocking some: e is its energy on the text, c that at "
+        "which the protected share ends",
     )
     top_k: int | None = option(
         None,
-        "compare the so many likeliest next tokens of own text, and all others as one, with what is measured once "
-        "before the task: no pass over the model as it was; empty: the whole vocabulary, with such a pass",
+        "k: compare the k likeliest next tokens of own text, and all others as one, with what is measured once "
+        "before the task: no reference pass in a step; empty: the whole vocabulary, with a reference pass",
         within=AT_LEAST_ONE,
         unless_set=True,
     )
@@ -231,7 +231,7 @@ class EvaluateConfig:
     max_new_tokens: int | None = option(None, "cap on the task file's own; empty: no cap", within=AT_LEAST_ONE)
     gather: Literal["auto", "always", "never"] = option(
         "auto",
-        "ZeRO stage 3: hold all weights on every rank while scoring (always), or each module's only while it runs "
+        "ZeRO stage 3: gather all weights on every rank while scoring (always), or each module's only while it runs "
         "(never: slow); auto: always where they fit",
         neutral=True,
     )
@@ -302,7 +302,7 @@ class BaseConfig:
         None, "DeepSpeed JSON, for example ds_configs/zero2.json; empty: ZeRO stage 0", neutral=True
     )
     resume: Literal["auto", "never"] = option(
-        "auto", "auto: go on with what the run folder holds of the same run; never: start over", neutral=True
+        "auto", "auto: resume the run that output_dir contains; never: start over", neutral=True
     )
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
         ("tensorboard",), "where curves go: tensorboard, wandb (Weights & Biases), mlflow; empty: nowhere", neutral=True

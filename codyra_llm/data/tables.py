@@ -205,7 +205,7 @@ def _read_csv(path: Path, kind: str) -> list[Row]:
             if len(fields) != len(header):
                 raise UserError(
                     f"{path} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}; put texts "
-                    f"that hold {DELIMITERS[delimiter]} or line breaks in quotes"
+                    f"that contain {DELIMITERS[delimiter]} or line breaks in quotes"
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:

@@ -209,7 +209,7 @@ class Method(Hooks):
         elif config.merge.mode == "in_place" and not self.sums():
             problem = "its entries are combined anew after each task; set merge.mode exact"
         elif config.extend and needs.first_task:
-            problem = "it needs what it keeps from every task, which a ledger does not hold; leave extend empty"
+            problem = "it needs what it keeps from every task, which a ledger does not contain; leave extend empty"
         elif config.retention.protected and needs.continues:
             problem = "it continues a branch, which directions cannot be taken from; leave retention.protected at 0"
         if problem:

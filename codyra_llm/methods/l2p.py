@@ -27,7 +27,7 @@ class L2PSettings:
 
     pool: int = option(10, "prompts in the pool", within=AT_LEAST_ONE)
     length: int = option(5, "vectors of a prompt", within=AT_LEAST_ONE)
-    selected: int = option(3, "prompts that stand before a row; 0: none, the model as it is", within=AT_LEAST_ZERO)
+    selected: int = option(3, "prompts that are put before a row; 0: none, the model as it is", within=AT_LEAST_ZERO)
     pull: float = option(0.5, "weight of the similarity of rows with the keys that they choose", within=AT_LEAST_ZERO)
     repaired: bool = option(False, "whether keys are learned, and chosen by a row's prompt alone in training as well")
 

@@ -61,7 +61,7 @@ def step(setting: Setting, shape: str) -> Iterator[Row]:
         try:
             yield from _timed(made, forward, setting, {"rank": rank, "tokens": tokens, "recompute": recompute})
         except torch.OutOfMemoryError:
-            raise Skipped(f"memory does not hold rank {rank}, {tokens} tokens") from None
+            raise Skipped(f"out of memory at rank {rank}, {tokens} tokens") from None
 
 
 def compiled(setting: Setting, shape: str) -> Iterator[Row]:
