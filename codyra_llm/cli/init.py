@@ -1,4 +1,4 @@
-"""Starts a task stream of your own: `codyra init my_tasks --data tickets.csv` writes a task file, data and a configuration.
+"""Starts a task stream: `codyra init my_tasks --data tickets.csv` writes a task file, data and a configuration.
 
     codyra init my_tasks --data tickets.csv
     codyra init my_tasks --data tickets.csv --columns prompt=question,answer=reply --test 0.1

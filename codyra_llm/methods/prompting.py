@@ -41,7 +41,7 @@ class Prompting(Method):
         super().check_run(zero_stage)
         if self.config.data.packing == "pack":
             raise UserError(
-                f"method {self.name}: prompts are put before each row of a batch, and packed rows are one row; set "
+                f"method {self.name}: prompts precede each row of a batch, and packed rows are one; set "
                 "data.packing bucket"
             )
         if self.config.retention.measures or self.config.retention.protected:

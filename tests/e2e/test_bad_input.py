@@ -76,7 +76,7 @@ def data(tmp_path: Path) -> Path:
         ),
         (
             ["--method", "l2p", "--data.packing", "pack"],
-            "method l2p: prompts are put before each row of a batch, and packed rows are one row; set data.packing bucket",
+            "method l2p: prompts precede each row of a batch, and packed rows are one; set data.packing bucket",
         ),
         (["--data_dir", "nowhere"], "nowhere: no such data folder"),
         (["--order", "FOMC,Sums"], 'unknown task "Sums"'),
