@@ -33,6 +33,9 @@ from codyra_llm.selfcheck.training import zero_section
 from codyra_llm.text import align
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 4096}
+# the same weights gathered at stage 3 (branches and norms are not), and little to compute or to move
+NARROW = SHAPE | {"hidden_size": 128, "intermediate_size": 128}
+NARROW_PERSISTENCE = 8000  # values: branches have fewer, projections more
 LENGTH, ANSWER, ACCUMULATION = 192, 32, 2
 ROWS, PROMPT, NEW = 8, 128, 32  # of a batch of answers
 
@@ -43,12 +46,12 @@ def settings(ranks: int, recompute: bool) -> RunConfig:
     return load_config(None, {**rows, "adapter.rank": 16, "model.gradient_checkpointing": recompute})
 
 
-def model_config() -> Any:
-    """Of the measured model, which has random weights in fp32."""
+def model_config(shape: dict[str, int]) -> Any:
+    """Of a measured model, which has random weights in fp32."""
     from transformers import LlamaConfig
 
-    heads = SHAPE["hidden_size"] // 64
-    return LlamaConfig(**SHAPE, num_attention_heads=heads, num_key_value_heads=heads // 2, tie_word_embeddings=False)
+    heads = shape["hidden_size"] // 64
+    return LlamaConfig(**shape, num_attention_heads=heads, num_key_value_heads=heads // 2, tie_word_embeddings=False)
 
 
 def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> None:
@@ -63,12 +66,16 @@ def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> 
     if clock == "cpu":
         time.perf_counter = time.process_time
     before = ceilings_here(ranks)
-    answers = seconds_of_answers(AutoModelForCausalLM.from_config(model_config()).eval())
-    taken = seconds_of_steps(way, recompute, steps, ranks)
+    answers = seconds_of_answers(AutoModelForCausalLM.from_config(model_config(SHAPE)).eval())
+    taken = seconds_of_steps(_section(way), SHAPE, recompute, steps, ranks)
+    fetching = 0.0
+    if _section(way)["stage"] == 3:
+        fetching = seconds_of_steps(_section(way, NARROW), NARROW, recompute, steps, ranks)
+        fetching -= seconds_of_steps(_section("zero0"), NARROW, recompute, steps, ranks)
     after = ceilings_here(ranks)
     found = {what: (before[what] + after[what]) / 2 for what in before}
     if ranks.is_main:
-        output.write_text(json.dumps({"step": taken, "answers": answers, "ceilings": found}))
+        output.write_text(json.dumps({"step": taken, "answers": answers, "fetching": fetching, "ceilings": found}))
 
 
 def ceilings_here(ranks: Any) -> dict[str, float]:
@@ -123,7 +130,7 @@ def _median(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def seconds_of_steps(way: str, recompute: bool, steps: int, ranks: Any) -> float:
+def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: bool, steps: int, ranks: Any) -> float:
     """The median optimizer step, the first two left out."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -137,9 +144,9 @@ def seconds_of_steps(way: str, recompute: bool, steps: int, ranks: Any) -> float
     from codyra_llm.methods import METHODS
     from codyra_llm.models.load import load_model
 
-    config, section = settings(ranks.size, recompute), {"zero_optimization": _section(way)}
+    config, section = settings(ranks.size, recompute), {"zero_optimization": zero}
     with tempfile.TemporaryDirectory() as own:
-        AutoModelForCausalLM.from_config(model_config(), dtype=torch.float32).save_pretrained(own)
+        AutoModelForCausalLM.from_config(model_config(shape), dtype=torch.float32).save_pretrained(own)
         folder = broadcast(own)  # transformers writes on rank 0 alone
         model = load_model(folder, place=placement(complete(section, config.train, ranks.size), ranks))
         all_gather(None)  # before the folder goes
@@ -176,11 +183,13 @@ def seconds_of_answers(model: Any) -> float:
         return _median(lambda: answer_questions(model, tokenizer, questions, ROWS), 3)
 
 
-def _section(way: str) -> dict[str, Any]:
+def _section(way: str, shape: dict[str, int] = SHAPE) -> dict[str, Any]:
     """Of DeepSpeed: nothing overlaps, since gloo computes on the same cores; a weight is gathered for each use."""
     section = {**zero_section(way), "overlap_comm": False}
     if section["stage"] == 3:
         section |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        if shape is NARROW:
+            section["stage3_param_persistence_threshold"] = NARROW_PERSISTENCE
     return section
 
 
@@ -199,8 +208,8 @@ def run_measured(way: str, ranks: int, recompute: bool, steps: int, clock: str) 
         return found
 
 
-def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> tuple[Any, float]:
-    """(time of a step, seconds of a batch of answers) by the plan's formulae."""
+def modelled(way: str, ranks: int, recompute: bool, measured: dict[str, Any]) -> tuple[Any, float]:
+    """(time of a step, seconds of a batch of answers) by the plan's formulae, with the ceilings that were measured."""
     import torch
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -212,7 +221,7 @@ def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> t
     from codyra_llm.planning.time_model import Questions, Shape, batch_seconds
 
     config, zero = settings(ranks, recompute), DeepSpeedZeroConfig(**_section(way))
-    model = meta_model(model_config(), dtype=torch.float32)
+    model = meta_model(model_config(SHAPE), dtype=torch.float32)
     METHODS[config.method](config).wrap(model)
     sizes = ModelSizes.of(model)
     shape = Shape.of(model, sizes)
@@ -220,8 +229,10 @@ def modelled(way: str, ranks: int, recompute: bool, here: dict[str, float]) -> t
     _, touched, forward = pass_bytes(model, micro, LENGTH, micro * ANSWER, recompute, zero.stage == 3)
     traffic = step_traffic(sizes, zero, ranks, ACCUMULATION, recompute)
     stated = {"network": 1.0, "host": 1.0, "devices": ranks, "disk": 1.0, "hashing": 1.0}
-    here = dict(here)
+    here = dict(measured["ceilings"])
     narrow = here.pop("narrow")
+    if traffic.weight_calls:  # the narrow model has as many
+        here["fetch"] = max(0.0, measured["fetching"] / traffic.weight_calls - here["call"])
     machine = Ceilings("here", **here, **stated, protocols=(Protocol(0, 0),), ahead=False)
     how = ACCUMULATION, touched, traffic, zero, ranks, recompute
     step = StepModel(shape, machine).step((micro, LENGTH, LENGTH, ANSWER), *how)
@@ -326,7 +337,7 @@ def compare(options: argparse.Namespace) -> Iterator[list[str]]:
         for way in options.ways.split(","):
             for recompute in (False, True):
                 found = run_measured(way, ranks, recompute, options.steps, options.clock)
-                step, answers = modelled(way, ranks, recompute, found["ceilings"])
+                step, answers = modelled(way, ranks, recompute, found)
                 print(found, file=sys.stderr, flush=True)
                 numbers = [step.total, found["step"], step.total / found["step"], step.network]
                 numbers += [answers / found["answers"]]

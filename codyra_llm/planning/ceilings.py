@@ -44,6 +44,8 @@ class Ceilings:
         layer: that the host takes to start the operations of one decoder layer in one pass.
         disk: written or read by one process in the run folder, and read of the model by one node.
         hashing: SHA-256 of one process.
+        fetch: that DeepSpeed's host code takes, at ZeRO stage 3, to fetch and release one weight in one pass, beside
+            the collective.
         protocols: of collectives.
         ahead: the host starts operations while the device computes others.
         source: where this is from.
@@ -60,6 +62,7 @@ class Ceilings:
     layer: float
     disk: float
     hashing: float
+    fetch: float = 0.0
     protocols: tuple[Protocol, ...] = NCCL
     ahead: bool = True
     source: str = ""
@@ -81,12 +84,12 @@ SHEETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # assumptions: of kernels' and collectives' start under PyTorch, and of a shared file system
-ASSUMED: dict[str, Any] = {"devices": 8, "call": 20e-6, "layer": 4e-4, "disk": 2e9, "hashing": 1.5e9}
+ASSUMED: dict[str, Any] = {"devices": 8, "call": 20e-6, "layer": 4e-4, "fetch": 5e-4, "disk": 2e9, "hashing": 1.5e9}
 MEASURED = ("flops", "memory", "layer", "disk", "hashing")  # by the self-check, of one device
 # far beyond any machine: a number outside was meant in another unit, as 989 for teraflops
 RATES = (1e6, 1e20, "in operations or bytes a second")
 SECONDS = (1e-9, 10.0, "in seconds")
-WITHIN = {"call": SECONDS, "layer": SECONDS, "devices": (1, 10_000, "whole")}
+WITHIN = {"call": SECONDS, "layer": SECONDS, "fetch": SECONDS, "devices": (1, 10_000, "whole")}
 NUMBERS = [field.name for field in dataclasses.fields(Ceilings) if field.type in (int, float, "int", "float")]
 
 

@@ -230,7 +230,7 @@ class Traffic:
     """Bytes that one rank receives in one optimizer step (it sends as many): over the network, and from its host.
 
     The `..._calls` are the collective operations that move them, at most: ZeRO-3 gathers small weights together where
-    it prefetches them. `agreements` are all-reduces of a few numbers: norms, the sums of losses, the gates' importance.
+    it prefetches them, and on one rank fetches them without a collective. `agreements` are all-reduces of a few numbers: norms, the sums of losses, the gates' importance.
     """
 
     gradients: int
@@ -258,7 +258,9 @@ def step_traffic(
     """
     stage, n = int(zero.stage), sizes.adapter_bytes
     if ranks == 1:
-        return Traffic(0, 0, 0, 0 if stage < 2 else _from_host(sizes, zero, ranks, accumulation, recompute))
+        host = 0 if stage < 2 else _from_host(sizes, zero, ranks, accumulation, recompute)
+        fetched = accumulation * _gathers(sizes, zero, recompute)[1] if stage == 3 else 0
+        return Traffic(0, 0, 0, host, weight_calls=fetched)
 
     def share(size: int) -> int:
         return size * (ranks - 1) // ranks

@@ -18,6 +18,7 @@ from codyra_llm.planning.time_model import (
     merge_seconds,
     micro_batch_seconds,
     step_time,
+    with_host,
     writing_seconds,
 )
 
@@ -139,6 +140,7 @@ def run_time(
     if not whole:
         calls = files.projections + shape.layers
         gather = collective_seconds(shape.weights * (ranks - 1) / ranks, calls, ranks, ceilings)
+        gather = with_host(gather, calls * ceilings.fetch, ceilings)
     how = (config.evaluate.batch_size, ranks, gather)
     names = list(steps)
 

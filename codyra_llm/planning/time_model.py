@@ -99,13 +99,12 @@ def micro_batch_seconds(
         training_flops(shape, tokens, length, answers, recompute) / ceilings.flops,
         passes * shape.weights / ceilings.memory,
     )
-    return _with_start(products + touched / ceilings.memory, passes * shape.layers, ceilings)
+    return with_host(products + touched / ceilings.memory, passes * shape.layers * ceilings.layer, ceilings)
 
 
-def _with_start(seconds: float, layers: int, ceilings: Ceilings) -> float:
-    """Of passes over so many layers, which a GPU's host starts while the GPU computes, and a CPU by itself."""
-    started = layers * ceilings.layer
-    return max(seconds, started) if ceilings.ahead else seconds + started
+def with_host(seconds: float, host: float, ceilings: Ceilings) -> float:
+    """Seconds of the device and of its host's code: at the same time on a GPU, one after the other on a CPU."""
+    return max(seconds, host) if ceilings.ahead else seconds + host
 
 
 def collective_seconds(received: float, calls: int, ranks: int, ceilings: Ceilings, rounds: int = 1) -> float:
@@ -169,6 +168,7 @@ def step_time(
     The step of the optimizer itself reads and writes values, gradients and moments of a rank's part: 28 bytes a value.
     """
     part = trainable / (ranks if stage else 1)
+    compute = with_host(compute, traffic.weight_calls * ceilings.fetch, ceilings)
     return StepTime(
         compute + 28 * part / ceilings.memory,
         collective_seconds(traffic.weights, traffic.weight_calls, ranks, ceilings),
@@ -203,7 +203,7 @@ def batch_seconds(
     def a_pass(operations: float, read: float, tokens: float) -> float:
         moved = batch * tokens * shape.touched / ceilings.memory
         computed = max(operations / ceilings.flops, read / ceilings.memory) + moved
-        return _with_start(computed, shape.layers, ceilings) + gather
+        return with_host(computed, shape.layers * ceilings.layer, ceilings) + gather
 
     def reading(tokens: float, answers: float) -> float:
         operations = forward_flops(shape, int(batch * tokens), tokens, int(batch * answers))

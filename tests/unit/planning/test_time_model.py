@@ -101,6 +101,15 @@ def test_a_step_hides_what_it_moves_where_that_overlaps() -> None:
     assert not step.overlaps, "stage 1 reduces when the passes are done"
 
 
+def test_stage_3_waits_for_the_host_that_fetches_its_weights() -> None:
+    gathers = Traffic(0, 0, 0, 0, weight_calls=50)
+    busy = dataclasses.replace(SLOW, fetch=0.1)
+    assert time_model.step_time(1.0, gathers, 3, 4, busy, overlaps=True).compute == 5, "the device waits for its host"
+    assert time_model.step_time(8.0, gathers, 3, 4, busy, overlaps=True).compute == 8, "the host is ahead"
+    alone = dataclasses.replace(busy, ahead=False)
+    assert time_model.step_time(8.0, gathers, 3, 4, alone, overlaps=True).compute == 13
+
+
 def test_a_batch_of_answers() -> None:
     asked = Questions(rows=100, prompt=20, answer=5, new=10)
     # a batch of 4: prompts 80 tokens of 4400 and 2 x 16 x 20; true answers 20 tokens of 4400 and 2 x 16 x 5, the head;
