@@ -1,10 +1,11 @@
-"""What a comparison on nano has measured of each method, as the table of docs/methods.md.
+"""Tables of the documentation from a comparison that has finished.
 
-    codyra compare --config compare_nano --seeds 0 --methods ... --output_dir runs/methods
-    python -m benchmarks.methods runs/methods --into docs/methods.md
+    codyra compare --config compare_nano --sweep learning_rate --methods ... --output_dir runs/methods
+    python -m benchmarks.methods runs/methods --table cost --into docs/methods.md
+    python -m benchmarks.methods runs/methods --table results --mark nano --into docs/results.md
 
-Values that train at once, bytes that a method keeps of eight tasks beside the weights, and the likelihood of the true
-answers in nats per token: right after each task, its rise until the end, and at the end.
+`cost` has what trains, what a method keeps and the likelihood of the true answers; `results` has what is learned and
+forgotten, with the learning rate that a sweep has chosen, and forgetting at equal learning with its interval.
 """
 
 import sys
@@ -12,41 +13,47 @@ from pathlib import Path
 
 from codyra_llm.command import Parser, main
 from codyra_llm.files import put_between_marks
-from codyra_llm.report.comparison import read_comparison, shown_cell
+from codyra_llm.report.comparison import Comparison, read_comparison, shown_cell, shown_estimate
+from codyra_llm.results.comparison import Contestant
+from codyra_llm.results.measures import MEASURES
 from codyra_llm.selfcheck.report import table
 
-COLUMNS = {
-    "trainable": "values that train",
-    "bytes_kept": "bytes kept",
-    "nll_learned": "NLL learned",
-    "nll_forgotten": "NLL forgotten",
-    "nll_final": "NLL at the end",
-    "general": "general ability, change in %",
+TABLES = {
+    "cost": ("trainable", "bytes_kept", "nll_learned", "nll_forgotten", "nll_final", "general"),
+    "results": ("nll_learned", "nll_forgotten", "nll_final", "general", "text_bits", "rank", "kl_earlier"),
 }
 
 
-def markdown(folder: Path) -> str:
-    """A row for each contestant that has finished, whatever its variant."""
-    found = read_comparison(folder)
-    rows: list[dict[str, object]] = [
-        {"": each.name, **{head: shown_cell(each, name) for name, head in COLUMNS.items()}}
-        for each in found.contestants
-        if each.runs
-    ]
-    seeds = ", ".join(map(str, found.grid.seeds))
-    return f"Seeds {seeds}; `codyra compare --methods {' '.join(found.grid.methods)}`:\n\n{table(rows)}"
+def markdown(found: Comparison, kind: str) -> str:
+    """The seeds, and a row for each contestant that has finished."""
+    rows = [_row(found, each, kind) for each in found.contestants if each.runs]
+    seeds, orders = (", ".join(map(str, values)) for values in (found.grid.seeds, found.grid.orders))
+    return f"Seeds {seeds}; {orders}; mean +- standard deviation.\n\n{table(rows)}"
+
+
+def _row(found: Comparison, each: Contestant, kind: str) -> dict[str, object]:
+    row: dict[str, object] = {"": each.name}
+    tuned = found.tuned.get(each.variant, {})
+    if kind == "results" and found.tuned:
+        row["learning rate"] = f"{next(iter(tuned.values())):g}" if tuned else ""
+    row |= {MEASURES[name]: shown_cell(each, name) for name in TABLES[kind]}
+    if kind == "results":
+        row[f"above the line of {found.grid.line}"] = shown_estimate(each.excess)
+    return row
 
 
 def command() -> None:
     """Prints the table, and puts it into a page."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a comparison")
+    parser.add_argument("--table", choices=TABLES, default="cost", help="which columns")
     parser.add_argument("--into", type=Path, help="the page between whose marks it is put")
+    parser.add_argument("--mark", default="nano", help="name of the marks (default: nano)")
     options = parser.parse_args(sys.argv[1:])
-    text = markdown(options.folder)
+    text = markdown(read_comparison(options.folder), options.table)
     print(text)
     if options.into:
-        put_between_marks(options.into, "nano", text)
+        put_between_marks(options.into, options.mark, text)
 
 
 if __name__ == "__main__":
