@@ -1,7 +1,7 @@
 """Converts pictures to CLIP's pixels: the official transforms of training and of evaluation, in PIL and numpy.
 
-        evaluation   short side resized to `size` with a bicubic filter, center crop
-        training     a crop of 0.9 to 1 of the area, sides within 3 : 4, resized to `size` with a bicubic filter
+    evaluation   short side resized to `size` with a bicubic filter, center crop
+    training     a crop of 0.9 to 1 of the area, sides within 3 : 4, resized to `size` with a bicubic filter
 
 transformers' CLIPImageProcessor rounds the offset of an odd margin down where the official code rounds half to even.
 """
