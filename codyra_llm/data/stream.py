@@ -125,7 +125,7 @@ class Task:
     places: dict[str, str] = field(default_factory=dict)
 
     def keys(self, split: Split) -> list[str]:
-        """What two rows of train or test that ask the same have in common: the prompt or, of raw text, the text."""
+        """Returns the text by which each row of train or test is compared: its prompt or, of raw text, the text."""
         return [str(row["prompt"] or row["answer"]) for row in (self.train if split == "train" else self.test)]
 
     def parted(self, left: Sequence[int], validation: Sequence[int]) -> "Task":
