@@ -51,13 +51,13 @@ def this_process() -> Process | None:
 
 
 def find_meeting_point() -> tuple[str, int]:
-    """Host and port where the processes of the run find each other; rank 0 is on that host.
+    """Returns the host and port of the rendezvous; rank 0 is on that host.
 
-    MASTER_ADDR and MASTER_PORT where they are set. Under bare srun: the first host of the step, and a port made of job
-    and step, so that steps on one host do not meet each other; below 30000, where systems do not hand out ports.
+    They are MASTER_ADDR and MASTER_PORT if set. Under bare srun: the first host of the step, and a port derived from
+    job and step, so that steps on one host use different ports; below 30000, the range that systems do not assign.
 
     Raises:
-        UserError: the port is not one, or SLURM cannot name the host.
+        UserError: the port is invalid, or SLURM cannot name the host.
     """
     host = os.environ.get("MASTER_ADDR") or hosts_of_step()[0]
     if "MASTER_PORT" not in os.environ:
