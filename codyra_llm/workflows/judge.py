@@ -53,7 +53,7 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One question to the judge: about which prompt, which answer came first, and its text."""
+    """One question to the judge: number of its prompt, side whose answer comes first, text, and key of its reply."""
 
     number: int
     first: str

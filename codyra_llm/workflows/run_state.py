@@ -99,7 +99,7 @@ class RunState:
         return combination(self.ledger.combined, "the ledger")
 
     def merge(self, count: int, last_only: bool = False, before: Callable[[], None] = lambda: None) -> None:
-        """Adds the first entries of the ledger to the model, or the last of these; `before` is called as often."""
+        """Adds the ledger's first `count` entries, or the last of these; calls `before` before each weight is set."""
         names = [entry.name for entry in self.ledger.entries[:count]]
         folder = self.session.folder.ledger if self.session.folder else None
         merge_entries(self.model, self.original, folder, names, self.session.ranks, last_only, self.combine, before)
