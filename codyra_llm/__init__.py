@@ -1,10 +1,10 @@
-"""codyra_llm: teach a language model task after task, with updates as small as each task allows.
+"""codyra_llm: trains a language model on task after task, with updates as small as each task allows.
 
     CoDyRAConfig        settings of the adapter
     inject              wraps a model's projections in importance-gated low-rank branches
     ProximalAdamW       AdamW followed by the soft threshold that zeroes gates
-    ThresholdSchedule   how the threshold grows over a task
-    prune, merge        end a task: drop zero components, add the rest to the weights
+    ThresholdSchedule   the threshold of each step of a task
+    prune, merge        end a task: remove zero components, add the rest to the weights
     TaskStream          tasks and their rows, from files or from memory
     run                 the whole continual run, under DeepSpeed
 
@@ -32,6 +32,6 @@ __all__ = [
     "prune",
     "run",
 ]
-# The adapter alone needs neither transformers nor DeepSpeed.
+# the adapter alone requires neither transformers nor DeepSpeed
 ELSEWHERE = {"TaskStream": "codyra_llm.data.stream", "run": "codyra_llm.workflows.train"}
 __getattr__ = at_first_use(__name__, {**dict.fromkeys(__all__, "codyra_llm.adapter"), **ELSEWHERE})

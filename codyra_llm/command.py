@@ -1,4 +1,4 @@
-"""What every command shares: bad input ends it with one line and status 2, a stop that was asked for with status 75."""
+"""Common to all commands: invalid input ends them with one line and status 2, a requested stop with status 75."""
 
 import argparse
 import difflib
@@ -16,7 +16,7 @@ from codyra_llm.distributed.environment import prints
 from codyra_llm.errors import Stopped, UserError
 from codyra_llm.text import shown
 
-EXTRAS = {  # package that is imported -> what installs it
+EXTRAS = {  # imported package -> extra that installs it
     **dict.fromkeys(
         (
             "transformers",
@@ -42,17 +42,17 @@ STOPPED_STATUS = os.EX_TEMPFAIL  # 75: started again, the command resumes where 
 
 
 class _Done(SystemExit):
-    """The command has nothing more to do: it printed its help."""
+    """The command is done after printing its help."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options by their whole name, and whose complaints are `UserError`s like any other."""
+    """A parser that accepts options by their whole names only, and raises `UserError` for invalid command lines."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class, with the option that an unknown one is closest to."""
+        """Parses the arguments; for an unknown option, the error suggests the closest known one."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             close = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
+        """Raises UserError instead of printing the usage."""
         raise UserError(f"command line: {message}; see --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -73,8 +73,8 @@ class Parser(argparse.ArgumentParser):
 def main(command: Callable[[], int | None]) -> None:
     """Runs a command, which returns its exit status (None: 0).
 
-    A UserError is printed as one line (by rank 0 where it has it) and ends it with status 2. Other people's code that
-    leaves by sys.exit ends it with status 1, whatever status it gave: the command's work is not done.
+    A UserError is printed as one line (by rank 0 if it has the error) and ends the command with status 2. If other code
+    calls sys.exit, the command ends with status 1, whatever status was given, since its work is not done.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -108,22 +108,22 @@ def main(command: Callable[[], int | None]) -> None:
         line = ranks.lost_ranks(error) if ranks else None
         if line is None:
             raise
-        print(f"\nerror: {line}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
-        os._exit(1)  # what ends a process group waits for the ranks that are gone
+        print(f"\nerror: {line}", file=sys.stderr, flush=True)  # a progress bar may be on the current line
+        os._exit(1)  # the normal end of a process group would wait for the lost ranks
     if status:
         sys.exit(status)
 
 
 def _whose(error: UserError) -> str:
-    """Which rank has an error that rank 0 does not have."""
+    """Returns a prefix naming the rank of an error that rank 0 does not have; else empty."""
     if prints(error):
         return ""
-    time.sleep(5)  # launchers end all processes once one has ended: the rank that still runs is alone with its error
+    time.sleep(5)  # launchers end all processes once one has ended: a rank that still runs is alone with its error
     return f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')} on {socket.gethostname()}: "
 
 
 def _say_what_installs(error: ModuleNotFoundError) -> None:
-    """Names the extra that a missing library belongs to; raises the error where it belongs to none."""
+    """Prints the extra that installs a missing library; raises the error if there is none."""
     extra = EXTRAS.get(str(error.name).split(".")[0])
     if not extra:
         raise error
@@ -131,7 +131,7 @@ def _say_what_installs(error: ModuleNotFoundError) -> None:
 
 
 def _output_is_closed() -> bool:
-    """Whether what reads the output has ended (`| head`); what is still to be written then goes nowhere."""
+    """True if the reader of the output has ended (`| head`); remaining output is then discarded."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -141,6 +141,6 @@ def _output_is_closed() -> bool:
 
 
 def _leave() -> None:
-    ranks = sys.modules.get("codyra_llm.distributed.ranks")  # a command that did not need it has not loaded it
+    ranks = sys.modules.get("codyra_llm.distributed.ranks")  # not loaded by commands that do not use it
     if ranks:
         ranks.leave()

@@ -1,13 +1,13 @@
-"""What ends a command other than its work being done."""
+"""The exceptions that end a command before its work is done."""
 
 from codyra_llm.text import one_line, scrub
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (config, data, paths): one line that names what is wrong, where, what is right.
+    """A mistake in the user's input (config, data, paths): one line about what is wrong, where, and what is right.
 
-    Commands print it and exit with status 2. What a user's file brings into the message (line breaks, escape sequences
-    of terminals, megabytes, passwords in URLs) leaves it as one printable line.
+    Commands print it and exit with status 2. Text from a user's file in the message (line breaks, terminal escape
+    sequences, megabytes of text, passwords in URLs) is reduced to one printable line.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,17 +15,17 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop and saved all it had done; started again, it resumes. Commands exit with status 75."""
+    """The run was asked to stop and has saved its work; started again, it resumes. Commands exit with status 75."""
 
 
 class RankFailed(Exception):
-    """A rank failed inside a collective operation. Must never be swallowed: the other ranks are waiting."""
+    """A rank failed inside a collective operation. It must not be suppressed, since the other ranks are waiting."""
 
 
 class RendezvousError(UserError):
-    """The processes of a run did not find each other; one on each host says so, since rank 0 may not be there."""
+    """The processes of a run did not find each other; one per host prints it, since rank 0 may be missing."""
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of what a library says went wrong, on one line."""
+    """Returns the first sentence of a library's error message, on one line."""
     return " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__

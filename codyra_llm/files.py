@@ -1,6 +1,6 @@
 """Checked reads of the files that a user names, and atomic writes (temporary file, fsync, rename).
 
-Whatever is wrong with a text that is read is a UserError that names it.
+Any problem with a text file that is read is a UserError that names the file.
 """
 
 import functools
@@ -23,16 +23,16 @@ from codyra_llm.errors import UserError
 from codyra_llm.text import shown
 
 Kind = TypeVar("Kind")
-LARGEST_UNPACKED = 2**30  # bytes, or a hundred times what is packed
+LARGEST_UNPACKED = 2**30  # bytes; or a hundred times the packed size, if that is larger
 LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 _UMASK = os.umask(0o022)
-os.umask(_UMASK)  # it can be read by setting it only
-MODE = 0o666 & ~_UMASK  # of what is written, whatever a library chose
+os.umask(_UMASK)  # it can only be read by setting it
+MODE = 0o666 & ~_UMASK  # of files that are written, whatever mode a library chose
 _TYPE_ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {}
 
 
 def expand(path: str | Path) -> Path:
-    """A path with its leading `~` or `~name` replaced.
+    """Returns a path with its leading `~` or `~name` replaced.
 
     Raises:
         UserError: there is no such home folder.
@@ -44,7 +44,7 @@ def expand(path: str | Path) -> Path:
 
 
 def shipped(path: str) -> Path:
-    """What comes with the project under this path, as "tasks/trace": in a clone, or where a wheel was installed."""
+    """Returns the path of a file that comes with the project ("tasks/trace"), in a clone or an installed wheel."""
     return _shipped_root() / path
 
 
@@ -59,10 +59,11 @@ def _shipped_root() -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, unpacked where it is packed by gzip.
+    """Returns the bytes of a file, decompressed if its suffix is .gz.
 
     Raises:
-        OSError, EOFError: it cannot be read, is not packed as its name says, or would unpack beyond any text's measure.
+        OSError: it cannot be read, is not gzip although named .gz, or is too large when decompressed.
+        EOFError: the compressed content is truncated.
     """
     if path.suffix != ".gz":
         return path.read_bytes()
@@ -75,14 +76,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, hint: str = "") -> str:
-    """The UTF-8 text of a file, also of one that gzip has packed; `hint` is what an error says would be right.
+    """Returns the UTF-8 text of a file, which may be gzip-compressed; `hint` ends the error message.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
     try:
         content = read_bytes(path)
-        # utf-8-sig: editors on Windows put a byte-order mark in front, which json refuses.
+        # utf-8-sig: editors on Windows write a byte-order mark first, which json rejects
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
@@ -94,11 +95,11 @@ def read_text(path: Path, hint: str = "") -> str:
 
 
 def plain_name(name: Any, where: str) -> str:
-    """A name that was read from a file, if it can be one component of a path below a folder of ours.
+    """Returns a name that was read from a file, if it is valid as one component of a path.
 
     Raises:
-        UserError: it is no text, leads elsewhere, cannot be printed, or is longer than file systems take; `where`
-            begins the error: "<file>: the task name".
+        UserError: it is not text, leads elsewhere, cannot be printed, or is longer than file systems allow; `where`
+            begins the message: "<file>: the task name".
     """
     if not isinstance(name, str):
         raise UserError(f"{where} {shown(name)} is not text; put it in quotes")
@@ -112,10 +113,10 @@ def plain_name(name: Any, where: str) -> str:
 
 
 def ordinary_file(folder: Path, name: str) -> Path:
-    """The path of a file in a folder, neither of them a link.
+    """Returns the path of a file in a folder, neither of which may be a link.
 
     Raises:
-        UserError: a link or something else is in its place, or nothing.
+        UserError: the file is a link or no regular file, or does not exist, or the folder is a link.
     """
     path = folder / name
     for each in (folder, path):
@@ -128,12 +129,12 @@ def ordinary_file(folder: Path, name: str) -> Path:
 
 
 def full_disk(error: Exception) -> bool:
-    """Whether a library, some of them written in Rust, says in words of its own that the disk is full."""
+    """True if an error message of a library (some are written in Rust) reports that the disk is full."""
     return "os error 28" in str(error) or "No space left" in str(error)
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in blocks: it may be a model."""
+    """Returns the hexadecimal SHA-256 of a file, which is read in blocks, as it may be a model."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -142,10 +143,10 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path, hint: str = "") -> Any:
-    """The value that a JSON file holds.
+    """Returns the value in a JSON file.
 
     Raises:
-        UserError: the file cannot be read, is not JSON (with line and column), or gives a key twice.
+        UserError: the file cannot be read, is not JSON (with line and column), or has a key twice.
     """
     text = read_text(path, hint)
     try:
@@ -154,31 +155,31 @@ def read_json(path: Path, hint: str = "") -> Any:
         raise UserError(f"{path} line {error.lineno} column {error.colno}: not valid JSON ({error.msg})") from None
     except RecursionError:
         raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
-    except ValueError as error:  # a number of thousands of digits, a key that is given twice
+    except ValueError as error:  # a number of thousands of digits, or a repeated key
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_yaml(path: Path, hint: str = "") -> Any:
-    """The value that a YAML file holds; a key may stand only once.
+    """Returns the value in a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or repeats a key.
+        UserError: the file cannot be read, is not YAML, or has a key twice.
     """
     text = read_text(path, hint)
     try:
         return yaml.load(text, _UniqueKeys)
     except RecursionError:
         raise UserError(_with_hint(f"{path}: nested too deeply", hint)) from None
-    except Exception as error:  # beside YAMLError, whatever a tag's value makes of itself: a date that does not exist
+    except Exception as error:  # YAMLError, or any exception from a tag's value, such as an invalid date
         problem = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError | ValueError) else "a value is unfit"
         raise UserError(f"{path}: not valid YAML: {problem}") from None
 
 
 def cache_folder() -> Path:
-    """Where converted models and tokenized data are kept: $CODYRA_CACHE, or ~/.cache/codyra_llm.
+    """Returns the folder of converted models and tokenized data: $CODYRA_CACHE, or ~/.cache/codyra_llm.
 
     Raises:
-        UserError: there is neither.
+        UserError: the variable is not set, and the user has no home folder.
     """
     if given := os.environ.get("CODYRA_CACHE"):
         return expand(given)
@@ -189,13 +190,13 @@ def cache_folder() -> Path:
 
 
 def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
-    """(line number from 1, value) of every line of a JSONL file that is not blank.
+    """Returns (line number from 1, value) of every line of a JSONL file that is not blank.
 
     Raises:
         UserError: the file cannot be read, or a line is not JSON.
     """
     rows = []
-    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
+    # not splitlines(): a JSON string may contain U+2028 and similar characters unescaped
     for number, line in enumerate(read_text(path, hint).split("\n"), start=1):
         if not line.strip():
             continue
@@ -207,20 +208,23 @@ def read_jsonl(path: Path, hint: str = "") -> list[tuple[int, Any]]:
 
 
 def type_adapter(kind: type[Kind]) -> pydantic.TypeAdapter[Kind]:
-    """What checks values against a dataclass; made once: of many fields, that takes a tenth of a second."""
+    """Returns a validator of a dataclass, created once: with many fields, it takes a tenth of a second."""
     if kind not in _TYPE_ADAPTERS:
         _TYPE_ADAPTERS[kind] = pydantic.TypeAdapter(kind)
     return _TYPE_ADAPTERS[kind]
 
 
 def validated(kind: type[Kind], content: Any, where: str, problem: str) -> Kind:
-    """A dataclass from what JSON holds of it; a key that it has not is ignored.
+    """Returns a dataclass from its content in JSON; unknown keys are ignored.
 
     Args:
-        where: names the content. problem: what follows if it does not fit.
+        kind: the dataclass.
+        content: the content.
+        where: name of the content in errors.
+        problem: end of the error message if the content is invalid.
 
     Raises:
-        UserError: something is missing or of the wrong kind; the line names it.
+        UserError: a value is missing or has the wrong type; the message names it.
     """
     try:
         return type_adapter(kind).validate_python(content)
@@ -232,13 +236,13 @@ def validated(kind: type[Kind], content: Any, where: str, problem: str) -> Kind:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Adds a value to a file of partial results, one JSON value a line."""
+    """Appends a value to a file of partial results, which has one JSON value per line."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value) + "\n")
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file of partial results; a last line that was cut off by a kill is removed from it."""
+    """Returns the values of a file of partial results; removes a last line that was truncated by a kill."""
     values: list[Any] = []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = 0  # bytes
@@ -248,20 +252,20 @@ def read_json_lines(path: Path) -> list[Any]:
                 raise ValueError
             values.append(json.loads(line))
         except ValueError:
-            os.truncate(path, whole)  # what follows would be written behind it
+            os.truncate(path, whole)  # later values would be appended to the incomplete line
             break
         whole += len(line)
     return values
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file beside, flushes it to the disk and renames it."""
+    """Writes a UTF-8 file to a temporary path, flushes it to the disk and renames it."""
     with replace_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def put_between_marks(page: Path, part: str, text: str) -> None:
-    """Puts a text into a page of Markdown, between the marks of a part and in the place of what stands there.
+    """Replaces the text between the marks of a part in a Markdown page.
 
     Raises:
         UserError: there is no such page, or it has no marks of that part.
@@ -276,7 +280,7 @@ def put_between_marks(page: Path, part: str, text: str) -> None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A path beside to write a file to; at the end it is flushed to the disk and renamed to `path`."""
+    """A context with a temporary path to write to; at its end the file is flushed to the disk and renamed to `path`."""
     scratch = path.with_name(path.name + ".tmp")
     try:
         yield scratch
@@ -291,9 +295,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write files into; at the end they are flushed to the disk and it is renamed to `folder`.
+    """A context with a temporary folder to write to; at its end it is flushed to the disk and renamed to `folder`.
 
-    What `folder` held before is gone then; where writing fails, it is untouched.
+    The previous content of `folder` is removed then; if writing fails, it is unchanged.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     remove(scratch)
@@ -302,11 +306,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield scratch
         for path in scratch.rglob("*"):
             if path.is_file():
-                path.chmod(MODE)  # safetensors gives the owner alone the right to read
+                path.chmod(MODE)  # safetensors gives read permission to the owner alone
             _sync(path)
         _sync(scratch)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, it would stand in the way
+        shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, it would take up space
         raise
     remove(folder)
     scratch.rename(folder)
@@ -314,7 +318,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Takes away a folder, a file, or a link and not what it leads to; what is not there needs nothing."""
+    """Removes a folder, a file, or a link (not its target); does nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -355,7 +359,7 @@ def _with_hint(problem: str, hint: str) -> str:
 
 
 def check_once(folders: Sequence[Path]) -> None:
-    """Raises UserError where a folder is given twice: what is in it would count twice."""
+    """Raises UserError if a folder is given twice, since its content would count twice."""
     seen: set[Path] = set()
     for folder in folders:
         if folder.resolve() in seen:

@@ -1,4 +1,4 @@
-"""Packages that import what they offer at its first use: torch takes seconds, and a mistake or --help needs none."""
+"""Lazy imports of a package's names: torch takes seconds to import, and neither errors nor --help need it."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,10 +6,11 @@ from typing import Any
 
 
 def at_first_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`.
+    """Returns a package's `__getattr__`, which imports each name at its first use.
 
     Args:
-        modules: name that the package offers -> the module that has it.
+        package: name of the package.
+        modules: name that the package exports -> the module that defines it.
     """
 
     def attribute(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Locks between processes, also on file systems that have none (NFS or Lustre without `flock`)."""
+"""Locks between processes, also on file systems without locks (NFS or Lustre without `flock`)."""
 
 import atexit
 import errno
@@ -25,19 +25,19 @@ NAME = ".lock"
 _held: dict[Path, "FolderLock"] = {}
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 BEAT_SECONDS = 10.0
-PATIENCE_SECONDS = 45.0  # without a beat, an owner on another host is gone
-SETTLE_SECONDS = 1.0  # where the file system has no locks: of several that write a claim at once, the last has it then
-SIZE = 1024  # bytes of a claim, which is written over the one before in one piece
+PATIENCE_SECONDS = 45.0  # after this time without a beat, an owner on another host is considered gone
+SETTLE_SECONDS = 1.0  # without file locks: wait after a claim; of several processes that claim at once, the last wins
+SIZE = 1024  # bytes of a claim, which replaces the one before in a single write
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """While the block runs, no other process is in one for the same lock file, which is made in an existing folder.
+    """A context that only one process at a time can be in for a lock file, which is created in an existing folder.
 
-    Where the file system has no locks, several may be: what is written there must be complete before it is renamed.
+    If the file system has no locks, several can: files written in the context must be complete before they are renamed.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     descriptor = _open(path)
     try:
@@ -48,11 +48,11 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def claim(folder: Path) -> "FolderLock":
-    """This process's claim on a folder: the one that it has already, or a new one.
+    """Returns this process's claim on a folder: an existing one, or a new one.
 
     Raises:
-        UserError: another process holds the folder.
-        OSError: it cannot be written.
+        UserError: another process has claimed the folder.
+        OSError: the claim cannot be written.
     """
     held = _held.get(folder.resolve())
     if held and held.is_whole():
@@ -63,13 +63,13 @@ def claim(folder: Path) -> "FolderLock":
 
 @atexit.register
 def release_all() -> None:
-    """Gives free whatever this process holds: after a failure, in a program that continues."""
+    """Releases all claims of this process, for a program that continues after a failure."""
     for held in list(_held.values()):
         held.release()
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: what the parent holds must be free once the parent has ended."""
+    """Closes the lock files in a forked child, so that the parent's claims end with the parent."""
     for held in _held.values():
         held.close()
     _held.clear()
@@ -79,13 +79,13 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class FolderLock:
-    """One process's claim on an output folder, in its file `.lock`: host, process, since when, and a beat.
+    """One process's claim on an output folder, in its file `.lock`: host, process, start, and a beat.
 
-    The claim ends with the process. On one host the kernel sees to that, or, without file locks, the process number and
-    its start time tell. A claim of another host counts as long as its beat changes.
+    The claim ends with the process. On one host the kernel ensures that or, without file locks, the process id and its
+    start time are compared. A claim from another host is valid as long as its beat changes.
 
     Raises:
-        UserError: another process holds the folder.
+        UserError: another process has claimed the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,13 +117,13 @@ class FolderLock:
         self._thread.start()
 
     def is_whole(self) -> bool:
-        """Whether the file is still there: the folder may have been removed and made again."""
+        """True if the file still exists; the folder may have been removed and created again."""
         with suppress(OSError):
             return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
         return False
 
     def release(self) -> None:
-        """Gives the folder free."""
+        """Releases the folder."""
         _held.pop(self.path.parent.resolve(), None)
         self._end.set()
         self._thread.join()
@@ -133,7 +133,7 @@ class FolderLock:
         self.close()
 
     def close(self) -> None:
-        """Closes the file, which the last process to do so unlocks."""
+        """Closes the file; it is unlocked when the last process closes it."""
         with suppress(OSError):
             os.close(self._descriptor)
 
@@ -143,7 +143,7 @@ class FolderLock:
             with suppress(OSError):
                 if os.path.samestat(os.fstat(descriptor), self.path.stat()):
                     return descriptor
-            os.close(descriptor)  # whoever had it has taken it away since
+            os.close(descriptor)  # its owner has removed the file in the meantime
 
     def _refuse_if_claimed(self, locked: bool) -> None:
         claim = _read_claim(self.path)
@@ -169,7 +169,7 @@ class FolderLock:
     def _write(self) -> None:
         os.pwrite(self._descriptor, json.dumps(self._claim).encode().ljust(SIZE), 0)
         os.ftruncate(self._descriptor, SIZE)
-        os.fsync(self._descriptor)  # else another host sees it late
+        os.fsync(self._descriptor)  # otherwise another host sees it late
 
     def _is_mine(self) -> bool:
         claim = _read_claim(self.path) or {}
@@ -186,12 +186,12 @@ class FolderLock:
 
 
 def _open(path: Path) -> int:
-    """A file to lock, made where it is not there; a link is not followed."""
+    """Opens a file to lock, and creates it if needed; links are not followed."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
 
 
 def _try_lock(descriptor: int, wait: bool) -> bool:
-    """Whether the file system has locks; the file has one then. Raises BlockingIOError where another has it."""
+    """Locks the file; returns False if the file system has no locks. Raises BlockingIOError if another has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:

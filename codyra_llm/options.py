@@ -1,4 +1,4 @@
-"""One setting: its default, its help text, and the range that it must be in."""
+"""A setting of a dataclass: its default, its help text, and its valid range."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ from typing import Any
 
 from codyra_llm.text import shown
 
-LARGEST, LARGEST_SEED = 10**9, 2**63 - 1  # of any number among the settings
+LARGEST, LARGEST_SEED = 10**9, 2**63 - 1  # bounds of all numbers among the settings
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be, in words and as a test."""
+    """The valid values of a number, as text and as a test."""
 
     text: str
     holds: Callable[[float], bool]
@@ -32,18 +32,22 @@ FRACTION = Range("at least 0 and at most 1", lambda value: 0 <= value <= 1)
 def option(
     default: Any, help: str, neutral: bool = False, within: Range | None = None, unless_set: bool = False
 ) -> Any:
-    """A dataclass field that carries its own help text and range.
+    """Returns a dataclass field with a help text and a range.
 
     Args:
-        neutral: results do not depend on it.
-        unless_set: they do not while it has its default, so that runs from before it was there are still the same run.
+        default: the default value.
+        help: the help text.
+        neutral: True if results do not depend on the setting.
+        within: the valid range.
+        unless_set: True if results do not depend on the setting while it has its default, so that runs that are older
+            than the setting still count as the same run.
     """
     metadata = {"help": help, "neutral": neutral, "within": within, "unless_set": unless_set}
     return field(default=default, metadata=metadata)
 
 
 def options(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
-    """(dotted name, field) of every setting of a dataclass and of those that it is made of."""
+    """Yields (dotted name, field) of every setting of a dataclass and of its sections."""
     for each in dataclasses.fields(cls):
         if dataclasses.is_dataclass(each.type):
             yield from options(each.type, f"{prefix}{each.name}.")  # type: ignore[arg-type]
@@ -52,12 +56,12 @@ def options(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Fie
 
 
 def show_value(value: Any) -> str:
-    """A setting's value as the command line takes it."""
+    """Returns a setting's value in the form that the command line takes."""
     return ",".join(value) if isinstance(value, tuple) else "empty" if value is None else str(value)
 
 
 def check_numbers(settings: Any) -> None:
-    """Raises ValueError where a setting is a number that is not finite, out of its range, or larger than it can be."""
+    """Raises ValueError if a number among the settings is not finite, out of its range, or too large."""
     for name, each in options(type(settings)):
         value = operator.attrgetter(name)(settings)
         if isinstance(value, bool) or not isinstance(value, int | float):

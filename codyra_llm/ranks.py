@@ -1,4 +1,4 @@
-"""The ranks that a run has kept, as `ranks.csv` in its folder holds them."""
+"""Reads the ranks after pruning of a run, from `ranks.csv` in its folder."""
 
 import csv
 from pathlib import Path
@@ -9,10 +9,12 @@ from codyra_llm.errors import UserError
 def read_kept_ranks(
     run: Path, where: str = "", remedy: str = "restore the run's folder"
 ) -> dict[str, dict[str, float]]:
-    """The kept rank of each projection in each task: task -> name of the projection -> rank.
+    """Returns the kept rank of each projection in each task: task -> name of the projection -> rank.
 
     Args:
-        where, remedy: how an error names the file, by default by its path, and what would be right.
+        run: the run folder.
+        where: name of the file in the error message; by default its path.
+        remedy: end of the error message: what to do.
 
     Raises:
         UserError: the folder's ranks.csv is missing or damaged.

@@ -18,7 +18,7 @@ _bounded.maxlevel, _bounded.maxstring, _bounded.maxother, _bounded.maxlong = 3, 
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text: first column left, the others right, as wide as their widest cell."""
+    """Returns rows of cells as text: first column left-aligned, others right-aligned, as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:
@@ -28,7 +28,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value that a user gave, for an error: its repr, of at most `SHOWN` characters and never built whole."""
+    """Returns a user's value for an error message: its repr, limited to `SHOWN` characters while it is built."""
     try:
         text = _bounded.repr(value)
     except ValueError:  # an integer of thousands of digits
@@ -37,7 +37,7 @@ def shown(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text as one printable line: control characters escaped, as in a terminal they would act, and cut to `LINE`."""
+    """Returns text as one printable line of at most `LINE` characters, with control characters escaped."""
     escaped = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text[: LINE + 1]
@@ -46,9 +46,9 @@ def one_line(text: str) -> str:
 
 
 def scrub(text: str, secret: str | None = None) -> str:
-    """Text without what must not be printed or kept: a secret in any of its spellings, and what opens a URL.
+    """Returns text without secrets: `secret` in any of its encodings, and the credentials in URLs.
 
-    Of URLs, user name and password go, and the values of parameters that are called after keys.
+    In URLs, user name and password are hidden, and the values of parameters whose names suggest keys.
     """
     if secret:
         spellings = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]}

@@ -21,7 +21,7 @@ TOWER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # of m
 LAYERS = ("all", "early", "middle", "late")
 DEFAULT_STRENGTH = {"importance": 0.5, "budget": 0.65, "reference": 0.005}
 
-# In `importance` mode a component's threshold is at most and at least this many times the common one.
+# in `importance` mode, bounds of the ratio of a component's threshold to the common one
 IMPORTANCE_CLIP = (0.1, 4.0)
 
 
@@ -29,7 +29,7 @@ IMPORTANCE_CLIP = (0.1, 4.0)
 class CoDyRAConfig:
     """Importance-gated low-rank branches: delta W = B diag(gate) A, gates thresholded to exact zeros.
 
-    Raises ValueError where a value, or a combination of values, cannot work.
+    Raises ValueError if a value, or a combination of values, is invalid.
     """
 
     rank: int = option(16, "rank components that each branch starts a task with", within=AT_LEAST_ONE)
@@ -102,12 +102,12 @@ class CoDyRAConfig:
 
     @property
     def strength(self) -> float:
-        """threshold_strength, or the mode's default."""
+        """`threshold_strength`, or the default of the mode."""
         return DEFAULT_STRENGTH[self.threshold_mode] if self.threshold_strength is None else self.threshold_strength
 
     @property
     def gates_start_at_one(self) -> bool:
-        """Whether gates start at one (and not at a draw from N(0, 1))."""
+        """True if gates start at one, False if they start as draws from N(0, 1)."""
         return self.gate_init == "ones" or (
             self.gate_init == "auto" and (self.threshold_mode == "importance" or not self.train_gates)
         )

@@ -3,10 +3,10 @@
 The fused form is two autograd functions around the base projection, which stays a module of its own:
 
     x, (H_1, H_2, ...) = share_input(x, [A_1, A_2, ...])       one product x [A_1; A_2; ...]^T for all that read x
-    y_i = add_branch(base_i(x), H_i, gate_i, B_i)              adds (H_i * gate_i) B_i^T into what the base gave
+    y_i = add_branch(base_i(x), H_i, gate_i, B_i)              adds (H_i * gate_i) B_i^T to the base's output
 
-Between forward and backward it keeps x itself and the [tokens, rank] products H, nothing of a frozen weight. On the
-way back the bases' gradients of x arrive summed in one buffer, and sum_i (dH_i A_i) is added into that.
+Between forward and backward it stores x itself and the [tokens, rank] products H, and no frozen weight. In the
+backward pass, the bases' gradients of x arrive summed in one buffer, to which sum_i (dH_i A_i) is added.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from codyra_llm.adapter import products as torch_products
 
-Mix = Callable[[torch.Tensor], torch.Tensor]  # what becomes of the products x A^T of all components
+Mix = Callable[[torch.Tensor], torch.Tensor]  # transforms the products x A^T of all components
 
 
 def add_gated_branch(
@@ -35,10 +35,12 @@ def add_gated_branch(
     the output.
 
     Args:
-        output: what the base projection gave, [..., out_features].
-        input: what the base projection was given, [..., in_features].
-        A: [rank, in_features]. B: [out_features, rank]. gate: [rank].
-        mix: what becomes of x A^T, [..., rank]; None: it stays as it is.
+        output: the output of the base projection, [..., out_features].
+        input: the input of the base projection, [..., in_features].
+        A: [rank, in_features].
+        B: [out_features, rank].
+        gate: [rank].
+        mix: transforms x A^T, [..., rank]; None leaves it unchanged.
 
     Returns:
         [..., out_features], in the dtype of `output`.
@@ -52,7 +54,7 @@ def add_gated_branch(
 def share_input(
     input: torch.Tensor, As: Sequence[torch.Tensor], products: Any = torch_products
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """One stacked down-projection for all branches that read the same input.
+    """Computes one stacked down-projection for all branches that read the same input.
 
     Args:
         input: [tokens, in_features].
@@ -60,8 +62,8 @@ def share_input(
         products: `codyra_llm.adapter.products`, or `kernels` on a GPU.
 
     Returns:
-        (the input, to be given to the base projections and to nothing else, since the gradient that it collects is
-        added to in place; for each A the product input A^T, [tokens, rank_i], in A's dtype).
+        (the input, which must be passed to the base projections and nothing else, since the gradient that it collects
+        is added to in place; for each A the product input A^T, [tokens, rank_i], in A's dtype).
     """
     shared, *down = _ShareInput.apply(products, input, *As)
     return shared, down
@@ -70,11 +72,14 @@ def share_input(
 def add_branch(
     output: torch.Tensor, down: torch.Tensor, gate: torch.Tensor, B: torch.Tensor, products: Any = torch_products
 ) -> torch.Tensor:
-    """output + (down * gate) B^T, in the output's own memory where autograd allows that.
+    """Computes output + (down * gate) B^T, in the output's own memory where autograd allows that.
 
     Args:
-        output: what the base projection gave, [tokens, out_features]; not to be used afterwards.
-        down: [tokens, rank] of `share_input`. gate: [rank]. B: [out_features, rank].
+        output: the output of the base projection, [tokens, out_features]; not to be used afterwards.
+        down: [tokens, rank], from `share_input`.
+        gate: [rank].
+        B: [out_features, rank].
+        products: `codyra_llm.adapter.products`, or `kernels` on a GPU.
     """
     in_place = not output._is_view() and not (output.is_leaf and output.requires_grad)
     return _AddBranch.apply(products, output if in_place else output.clone(), down, gate, B)
@@ -132,7 +137,7 @@ class _AddBranch(torch.autograd.Function):
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
-    return nullcontext()  # entered four times a branch and step, so what costs nothing counts
+    return nullcontext()  # called four times per branch and step, so its overhead counts
 
 
 def _stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Finding the projections of a model and wrapping them in gated branches."""
+"""Finds the projections of a model and wraps them in gated branches."""
 
 import hashlib
 from collections import Counter
@@ -15,20 +15,19 @@ from codyra_llm.adapter.layer import CoDyRALinear, SharedInput
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # kinds that read the same input
 
-TOWERS = {"vision_model": "vision", "text_model": "text"}  # of a model, by the first part of its projections' names
+TOWERS = {"vision_model": "vision", "text_model": "text"}  # towers by the first part of their projections' names
 
 
 def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
-    """Names of the projections that `target_modules` and `target_layers` of `config` mean, in the model's order.
+    """Returns the names of the projections that `target_modules` and `target_layers` select, in the model's order.
 
-    A projection is meant by the last part of its name (q_proj), by a longer tail (self_attn.q_proj), or by its kind
-    (vision.q_proj); "all-linear"
-    means all but the head, and "auto" the default ones where a model has all of these, or those of a tower where it has
-    no head, else all-linear. In a model with a head, only those of its text decoder and the head are looked at; in one
-    without, as CLIP, all of it.
+    A target matches a projection by the last part of its name (q_proj), by a longer suffix (self_attn.q_proj), or by
+    its kind (vision.q_proj). "all-linear" selects all but the head. "auto" selects the default targets if the model has
+    all of them, or those of a tower if it has these and no head, else all-linear. In a model with a head, only its text
+    decoder and the head are searched; in one without, such as CLIP, the whole model.
 
     Raises:
-        ValueError: a target matches no projection (the message names those that exist), or one whose weight is tied
+        ValueError: a target matches no projection (the message lists the existing ones), or one whose weight is tied
             to another module's, which a merge would change as well.
     """
     inside = {id(module) for part in _text_parts(model) for module in part.modules()}
@@ -52,7 +51,7 @@ def find_targets(model: nn.Module, config: CoDyRAConfig) -> list[str]:
 
 
 def number_of_layer(name: str) -> int | None:
-    """That of a projection's layer, the first number in its name: 3 of model.layers.3.mlp.up_proj; None outside."""
+    """Returns a projection's layer, the first number in its name: 3 of model.layers.3.mlp.up_proj; None without one."""
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     return numbers[0] if numbers else None
 
@@ -73,7 +72,7 @@ def _in_layers(names: Sequence[str], layers: Mapping[str, int | None], wanted: S
 
 
 def _named_targets(model: Any, projections: Mapping[str, Any], targets: Sequence[str]) -> Sequence[str]:
-    """The targets by name, where they are meant by "auto" or "all-linear"."""
+    """Returns the targets by name, resolving "auto" and "all-linear"."""
     if tuple(targets) not in (("auto",), ("all-linear",)):
         return targets
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -86,7 +85,7 @@ def _named_targets(model: Any, projections: Mapping[str, Any], targets: Sequence
 
 
 def check_rank(model: nn.Module, names: Sequence[str], rank: int) -> None:
-    """Raises ValueError where `rank` is above what a projection can hold: the rest of it could add nothing."""
+    """Raises ValueError if `rank` exceeds the largest rank that a projection's update can have."""
     for name in names:
         projection = model.get_submodule(name)
         largest = min(int(projection.in_features), int(projection.out_features))  # type: ignore[arg-type]
@@ -97,14 +96,14 @@ def check_rank(model: nn.Module, names: Sequence[str], rank: int) -> None:
 def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str = 0) -> list[str]:
     """Freezes the model and wraps its target projections, in place; only the branches remain trainable.
 
-    The draws depend on the seed and on the projection's name alone: not on the device, the number of processes
+    The initial values depend on the seed and on the projection's name alone: not on the device, the number of processes
     or the other targets.
 
     Returns:
         The names of the wrapped projections.
 
     Raises:
-        ValueError: as `find_targets`, or the model is already wrapped.
+        ValueError: see `find_targets`; or the model is already wrapped.
     """
     config = config or CoDyRAConfig()
     if any(isinstance(module, CoDyRALinear) for module in model.modules()):
@@ -131,10 +130,10 @@ def inject(model: nn.Module, config: CoDyRAConfig | None = None, seed: int | str
 
 
 def products_of(impl: str, weight: torch.Tensor) -> Any:
-    """The module with the products that an `adapter.impl` means for a model with this weight; None: the reference.
+    """Returns the module of products that `adapter.impl` selects for a model with this weight; None: the reference.
 
     Raises:
-        ValueError: triton is asked for where it cannot run.
+        ValueError: triton is selected but cannot run.
     """
     missing = kernels.missing(weight)
     if impl == "triton" and missing:
@@ -155,15 +154,15 @@ def _share_inputs(model: nn.Module) -> None:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` where the model has its submodule `name`."""
+    """Replaces the model's submodule `name` by `module`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def kind_of(name: str) -> str:
-    """The kind of a projection, the last part of its name: q_proj of model.layers.0.self_attn.q_proj.
+    """Returns the kind of a projection, the last part of its name: q_proj of model.layers.0.self_attn.q_proj.
 
-    In a model of several towers, that of its tower: vision.q_proj of vision_model.encoder.layers.0.self_attn.q_proj.
+    In a model of several towers, with its tower: vision.q_proj of vision_model.encoder.layers.0.self_attn.q_proj.
     """
     parts = name.split(".")
     tower = TOWERS.get(parts[0])
@@ -171,7 +170,7 @@ def kind_of(name: str) -> str:
 
 
 def describe_targets(names: Sequence[str]) -> str:
-    """One line that says what was wrapped: "210 projections: 30 q_proj, 30 k_proj, ..."."""
+    """Returns one line about the wrapped projections: "210 projections: 30 q_proj, 30 k_proj, ..."."""
     counts = Counter(map(kind_of, names))
     return f"{len(names)} projection{'s' * (len(names) != 1)}: " + ", ".join(
         f"{count} {kind}" for kind, count in counts.items()
@@ -179,7 +178,7 @@ def describe_targets(names: Sequence[str]) -> str:
 
 
 def _text_parts(model: Any) -> list[nn.Module]:
-    """The decoder and the head of a transformers model that has both; all of any other."""
+    """Returns the decoder and the head of a transformers model that has both, else the whole model."""
     head = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
     return [model] if head is None else [model.get_decoder(), head]
 

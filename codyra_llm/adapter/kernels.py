@@ -1,7 +1,7 @@
 """The matrix products of a gated branch as Triton kernels: the same functions as `products`, for CUDA.
 
-Inputs may be bf16, fp16 or fp32, in any layout; every product is accumulated in fp32, and inputs are never copied into
-a wider dtype on the way.
+Inputs may be bf16, fp16 or fp32, in any layout. Every product is accumulated in fp32, and inputs are not copied to a
+wider dtype first.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ import torch
 
 
 def missing(weight: torch.Tensor) -> str | None:
-    """Why the kernels cannot compute the branches of a model that holds `weight`; None: they can."""
+    """Returns the reason why the kernels cannot compute a model's branches; None if they can."""
     if weight.device.type != "cuda":
         return f"the model is on {weight.device.type}, not on a CUDA device"
     if weight.dtype == torch.float64:
@@ -19,22 +19,22 @@ def missing(weight: torch.Tensor) -> str | None:
 
 
 def down(input: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """As `products.down`."""
+    """See `products.down`."""
     return _new_product(input, A.T)
 
 
 def add_product(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """As `products.add_product`."""
+    """See `products.add_product`."""
     _product(left, right, output, accumulate=True)
 
 
 def project(gradient: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """As `products.project`."""
+    """See `products.project`."""
     return _new_product(gradient, B)
 
 
 def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """As `products.outer`, always in fp32."""
+    """See `products.outer`; always in fp32."""
     return _new_product(left.T, right)
 
 
@@ -45,6 +45,6 @@ def _new_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, output: torch.Tensor, accumulate: bool) -> None:
-    from codyra_llm.adapter import triton_product  # triton is not everywhere
+    from codyra_llm.adapter import triton_product  # imported here, as triton may not be installed
 
     triton_product.product(left, right, output, accumulate)

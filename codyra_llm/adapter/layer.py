@@ -15,31 +15,31 @@ from codyra_llm.adapter.functional import Mix, add_branch, add_gated_branch, sha
 class CoDyRALinear(nn.Module):
     """y = W x + b + B diag(gate) A x, with W and b frozen.
 
-    A [rank, in_features] starts Kaiming-uniform, B [out_features, rank] at zero, so the branch starts as no
-    change at all. gate [rank] is one importance weight for each rank component. All three are fp32 (float64
-    over a float64 base) whatever the base is: a bf16 gate is too coarse for a threshold to move it. The base
-    stays a module and is called as one, so quantized and partitioned projections work.
+    A [rank, in_features] starts Kaiming-uniform, B [out_features, rank] at zero, so the branch initially changes
+    nothing. gate [rank] is one importance weight for each rank component. All three are fp32 (float64 over a float64
+    base), whatever the base is: a bf16 gate is too coarse for a threshold to change it. The base stays a module and is
+    called as one, so quantized and partitioned projections work.
 
     Args:
-        base: the projection, anything with `weight`, `in_features` and `out_features`.
+        base: the projection, any module with `weight`, `in_features` and `out_features`.
         rank: number of rank components.
-        gates_start_at_one: else they are drawn from N(0, 1).
-        train_gates: false freezes the gates, which makes the branch a plain LoRA.
-        generator: a CPU generator for the draws, so that every rank of a job draws the same.
-        products: the products that the fused forward is made of; None: the plain reference.
-        regrow: whether a gate that has become zero keeps learning.
+        gates_start_at_one: True: gates start at one; False: they are drawn from N(0, 1).
+        train_gates: False freezes the gates, which makes the branch a plain LoRA.
+        generator: a CPU generator for the initial values, so that every rank of a job draws the same.
+        products: the products that the fused forward uses; None: the plain reference.
+        regrow: whether a gate that has become zero continues to learn.
     """
 
-    shared: "SharedInput | None" = None  # the branches that read the same input, where there are others
-    enabled = True  # else the layer is its projection alone, with what is stored
+    shared: "SharedInput | None" = None  # the branches that read the same input, if there are others
+    enabled = True  # False: the layer computes its projection alone, and `stored`
     alive: torch.Tensor | None = None  # the components that take part in the products; None: all
-    # directions that the branch does not read and does not write: orthonormal columns, or shorter ones, which it reads
-    # and writes in part (1 - their squared length)
+    # directions that the branch neither reads nor writes: orthonormal columns, or shorter ones, which it reads and
+    # writes in part (1 - their squared length)
     blocked_inputs: torch.Tensor | None = None  # [in_features, directions]
     blocked_outputs: torch.Tensor | None = None  # [out_features, directions]
-    # (B [out_features, stored], A [stored, in_features]): components that take part without training, before its own
+    # (B [out_features, stored], A [stored, in_features]): frozen components that take part, before the branch's own
     stored: tuple[torch.Tensor, torch.Tensor] | None = None
-    # what becomes of the products of all components with the input, [tokens, components]; None: they stay as they are
+    # transforms the products of all components with the input, [tokens, components]; None leaves them unchanged
     mix: Mix | None = None
 
     def __init__(
@@ -70,7 +70,7 @@ class CoDyRALinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Number of rank components that the branch holds, pruned ones left out."""
+        """Number of rank components of the branch, without pruned ones."""
         return self.gate.shape[0]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ class CoDyRALinear(nn.Module):
         if not self.enabled and self.stored is None:
             return self.base(input)
         A, B, gate = self.branch()
-        if self.products is None or torch.compiler.is_compiling():  # a compiler fuses the plain form itself
+        if self.products is None or torch.compiler.is_compiling():  # a compiler fuses the plain form on its own
             return add_gated_branch(self.base(input), input, A, B, gate, self.mix)
         if self.shared is not None and self.shared.open:
             flat, down = self.shared.down(self, input)
@@ -86,13 +86,13 @@ class CoDyRALinear(nn.Module):
             flat, (down,) = share_input(input.flatten(0, -2), [A], self.products)
         if self.mix is not None:
             down = self.mix(down)
-        # two dimensions, because a projection with a bias gives a view for three, which nothing can be added into
+        # two dimensions: for three, a projection with a bias returns a view, which cannot be added to in place
         output = add_branch(self.base(flat), down, gate, B, self.products)
         return output.view(*input.shape[:-1], self.out_features)
 
     def branch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(A, B, gate) of the components that take part in the products."""
-        # a gate that may not grow again gets no gradient, which would count in the gradient's norm
+        """Returns (A, B, gate) of the components that take part in the products."""
+        # a gate that may not grow again must have no gradient, as it would count in the gradient norm
         gate = self.gate if self.regrow else torch.where(self.gate != 0, self.gate, torch.zeros_like(self.gate))
         A, B = self._projected()
         if self.alive is not None:
@@ -106,7 +106,7 @@ class CoDyRALinear(nn.Module):
         return torch.cat([old_A, A]), torch.cat([old_B, B], dim=1), torch.cat([ones, gate])
 
     def _projected(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) without what lies in blocked directions, which no optimizer step can leave."""
+        """Returns (A, B) without their parts in blocked directions, so that no optimizer step can leave the others."""
         A: torch.Tensor = self.A
         B: torch.Tensor = self.B
         if self.blocked_inputs is not None:
@@ -116,27 +116,27 @@ class CoDyRALinear(nn.Module):
         return A, B
 
     def compact(self) -> None:
-        """Leaves components at zero out of the products from here on; they must be ones that may not grow again."""
+        """Removes components at zero from the products from here on; raises ValueError if they may grow again."""
         if self.regrow:
             raise ValueError("a component at zero may grow again (regrow), so it cannot be left out")
         alive = self.gate.detach().nonzero().flatten()
         self.alive = alive if len(alive) < self.rank else None
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B * gate [out_features, rank], A [rank, in_features]): the update is their product."""
+        """Returns (B * gate [out_features, rank], A [rank, in_features]), whose product is the update."""
         A, B = self._projected()
         return B.detach() * self.gate.detach(), A.detach()
 
     def extra_repr(self) -> str:
-        """What printing the model shows of this layer."""
+        """Returns what printing the model shows of this layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
 class SharedInput:
-    """Branches of one parent module that read the same input: one stacked down-projection serves them all.
+    """Branches of one parent module that read the same input and share one stacked down-projection.
 
-    While the parent runs, the first of them to be called computes the products of all; each of the others takes its
-    own, if it is called with the very same tensor. Nothing is held when the parent has returned.
+    While the parent runs, the first branch to be called computes the products of all; each other branch uses its part
+    if it is called with the same tensor object. Nothing is stored after the parent has returned.
 
     Args:
         parent: the module whose forward calls the layers.
@@ -154,14 +154,14 @@ class SharedInput:
             layer.shared = self
 
     def dissolve(self) -> None:
-        """From here on each layer computes its own product."""
+        """Makes each layer compute its own product from here on."""
         for hook in self._hooks:
             hook.remove()
         for layer in self.layers:
             layer.shared = None
 
     def down(self, layer: CoDyRALinear, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(`input` as [tokens, in_features] for the base, its product with A [tokens, rank]) of one of the layers."""
+        """Returns (`input` as [tokens, in_features] for the base, its product with a layer's A [tokens, rank])."""
         if self._held is None or self._held[0] is not input or layer not in self._held[2]:
             flat, downs = share_input(input.flatten(0, -2), [each.branch()[0] for each in self.layers], layer.products)
             self._held = input, flat, dict(zip(self.layers, downs, strict=True))
@@ -176,7 +176,7 @@ class SharedInput:
 
 @contextmanager
 def without_branches(model: nn.Module) -> Iterator[None]:
-    """A context in which the model computes what it computes without its branches."""
+    """A context in which the model runs without its branches."""
     layers = [layer for _, layer in gated_layers(model)]
     for layer in layers:
         layer.enabled = False
@@ -188,7 +188,7 @@ def without_branches(model: nn.Module) -> Iterator[None]:
 
 
 def gated_layers(model: nn.Module) -> Iterator[tuple[str, CoDyRALinear]]:
-    """(name, layer) of every CoDyRALinear in the model, in the model's order."""
+    """Yields (name, layer) of every CoDyRALinear in the model, in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, CoDyRALinear):
             yield name, module

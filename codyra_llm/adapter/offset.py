@@ -1,4 +1,4 @@
-"""Frozen low-rank updates beside a projection: taken away while a branch continues from it, added at inference."""
+"""Frozen low-rank updates beside a projection: subtracted while a branch continues from them, added at inference."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,16 +13,18 @@ from codyra_llm.adapter.merging import Deltas
 
 
 def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> RemovableHandle:
-    """Lets the layer's projection compute W x - B A x until the returned handle is removed.
+    """Makes the layer's projection compute W x - B A x until the returned handle is removed.
 
-    With a branch that starts at the same B and A, the layer starts as W x, and what the branch adds is the difference.
+    With a branch that starts at the same B and A, the layer starts as W x, and the branch adds the difference.
 
     Args:
-        B: [out_features, rank]; A: [rank, in_features]; frozen, in the dtype in which the product is computed.
+        layer: the layer with the branch.
+        B: [out_features, rank], frozen, in the dtype of the product.
+        A: [rank, in_features], frozen, in the dtype of the product.
     """
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        if not layer.enabled:  # without the branch, the projection is what it was before
+        if not layer.enabled:  # without its branch, the layer is the projection alone
             return output
         return output - _product(inputs[0], B, A).to(output.dtype)
 
@@ -30,10 +32,13 @@ def subtract(layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> Removable
 
 
 def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, mix: Mix | None = None) -> RemovableHandle:
-    """Lets a plain projection compute W x + B A x until the returned handle is removed; shapes as in `subtract`.
+    """Makes a plain projection compute W x + B A x until the returned handle is removed; shapes as in `subtract`.
 
     Args:
-        mix: what becomes of A x, [..., rank]; None: it stays as it is.
+        projection: the projection.
+        B: [out_features, rank].
+        A: [rank, in_features].
+        mix: transforms A x, [..., rank]; None leaves it unchanged.
     """
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -44,7 +49,7 @@ def add(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, mix: Mix | None
 
 @contextmanager
 def added(model: nn.Module, updates: Deltas, mix: Mix | None = None) -> Iterator[None]:
-    """A context in which updates of plain projections, by name, take part (`add`)."""
+    """A context in which updates are added to the outputs of plain projections, by name (`add`)."""
     with ExitStack() as stack:
         for name, factors in updates.items():
             stack.callback(add(model.get_submodule(name), *factors, mix).remove)

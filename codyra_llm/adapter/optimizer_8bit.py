@@ -1,8 +1,8 @@
 """AdamW with 8-bit moments (bitsandbytes, arXiv 2110.02861), followed by the same proximal step.
 
-The moving averages of A and B are kept in 8 bits, in blocks of 256 values with a scale each: a quarter of the memory.
-Those of the gates stay in fp32: what decides about a component must not be rounded. So do those of fewer than 4096
-values, as bitsandbytes has it.
+The moving averages of A and B are stored in 8 bits, in blocks of 256 values with a scale each: a quarter of the memory.
+Those of the gates stay in fp32, since they decide which components are pruned. Those of fewer than 4096 values stay in
+fp32 as well, as in bitsandbytes.
 """
 
 from collections.abc import Iterable
@@ -21,18 +21,18 @@ SMALLEST = 4096
 
 
 class ProximalAdamW8bit(Proximal, bnb.optim.AdamW8bit):
-    """AdamW in 8 bits and its proximal step; takes what `ProximalAdamW` takes."""
+    """AdamW in 8 bits and its proximal step; takes the arguments of `ProximalAdamW`."""
 
     def __init__(self, params: Iterable[Any], **options: Any) -> None:
         super().__init__(params, min_8bit_size=SMALLEST, **options)
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-        """What bitsandbytes asks before it steps a parameter: the gates' averages have 32 bits."""
+        """Returns bitsandbytes' configuration of a parameter, with 32 bits for the gates' averages."""
         config: dict[str, Any] = super().get_config(gindex, pindex, group)
         return {**config, "optim_bits": 32} if "threshold_mode" in group else config
 
     def moments(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As `Proximal.moments`, unpacked."""
+        """Returns the moving averages, dequantized; see `Proximal.moments`."""
         state = self.state[p]
         found = {"importance": state["importance"]} if "importance" in state else {}
         for name, values, scales, table in PACKED:
@@ -43,7 +43,7 @@ class ProximalAdamW8bit(Proximal, bnb.optim.AdamW8bit):
         return found
 
     def set_moments(self, p: torch.Tensor, step: int, moments: dict[str, torch.Tensor], of_gates: bool) -> None:
-        """As `Proximal.set_moments`; what was unpacked from 8 bits is rounded to 8 bits once more."""
+        """Restores the moving averages (`Proximal.set_moments`); those stored in 8 bits are quantized again."""
         state = self.state[p]
         state["step"] = step
         for (name, values, scales, table), kind in zip(PACKED, ("dynamic", "udynamic"), strict=True):

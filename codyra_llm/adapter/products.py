@@ -1,19 +1,19 @@
 """The matrix products of a gated branch in plain PyTorch; `kernels` has the same functions in Triton.
 
-Activations are [tokens, features] of any float dtype; factors, and what lies between them, have the factors' dtype
-(fp32), in which every product is computed.
+Activations are [tokens, features] of any float dtype; factors and intermediate results have the factors' dtype (fp32),
+in which every product is computed.
 """
 
 import torch
 
 
 def down(input: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """input A^T: [tokens, in_features] and [rank, in_features] -> [tokens, rank], in A's dtype."""
+    """Returns input A^T: [tokens, in_features] and [rank, in_features] -> [tokens, rank], in A's dtype."""
     return input.to(A.dtype) @ A.T
 
 
 def add_product(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """output += left right, in place: [tokens, features] += [tokens, rank] [rank, features]."""
+    """Computes output += left right, in place: [tokens, features] += [tokens, rank] [rank, features]."""
     if output.dtype == left.dtype:
         output.addmm_(left, right)
     else:
@@ -21,11 +21,11 @@ def add_product(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 def project(gradient: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """gradient B: [tokens, out_features] and [out_features, rank] -> [tokens, rank], in B's dtype."""
+    """Returns gradient B: [tokens, out_features] and [out_features, rank] -> [tokens, rank], in B's dtype."""
     return gradient.to(B.dtype) @ B
 
 
 def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left^T right, summed over tokens: [tokens, m] and [tokens, n] -> [m, n], in the wider of their dtypes."""
+    """Returns left^T right, summed over tokens: [tokens, m] and [tokens, n] -> [m, n], in the wider of their dtypes."""
     dtype = torch.promote_types(left.dtype, right.dtype)
     return left.to(dtype).T @ right.to(dtype)

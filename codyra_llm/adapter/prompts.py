@@ -1,7 +1,7 @@
-"""Prompts: vectors that train in the place of branches, and are read before the tokens of a row.
+"""Prompts: vectors that are trained instead of branches and are read before the tokens of a row.
 
 A prompt's vector has a token id of its own, beyond the vocabulary, so a row with its prompts is a row of ids like any
-other: it is padded, cached and shared as such, and the input embedding alone knows what those ids mean.
+other: padding, caching and sharing work unchanged, and only the input embedding interprets these ids.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +16,22 @@ from codyra_llm.adapter.injection import replace_module
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merging import unwrap
 
-# (queries [rows, hidden_size], keys [hidden_size, keys]) -> the vectors that are put before each row, by number
+# (queries [rows, hidden_size], keys [hidden_size, keys]) -> the numbers of the vectors that are put before each row
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [rows, any]
 
 
 class PromptedEmbedding(CoDyRALinear):
     """An input embedding E [vocabulary, hidden_size], frozen, whose ids from `vocabulary` on are vectors of A.
 
-    A [vectors, hidden_size] holds the prompts, B [hidden_size, keys] the keys that they are found by; both fp32. It is
-    a gated layer, its gate frozen at one, so that optimizer, checkpoints and ZeRO take it as they take a branch.
+    A [vectors, hidden_size] contains the prompts, B [hidden_size, keys] the keys that select them; both fp32. It is a
+    gated layer with its gate frozen at one, so that optimizer, checkpoints and ZeRO treat it like a branch.
 
     Args:
-        base: the embedding. vectors, keys: how many; at least one of each.
-        choose: which vectors are put before a row. whole_rows: whether, in training, its query is of all its tokens.
+        base: the embedding.
+        vectors: number of vectors, at least one.
+        keys: number of keys, at least one.
+        choose: selects the vectors that are put before a row.
+        whole_rows: whether the query of a row is computed from all its tokens in training.
     """
 
     base: nn.Embedding
@@ -47,27 +50,28 @@ class PromptedEmbedding(CoDyRALinear):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The embedding's."""
+        """The weight of the embedding."""
         return self.base.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Ids [...] -> [..., hidden_size]."""
         words = self.base(input.clamp(max=self.in_features - 1))
-        vectors = self.A + 0 * self.B.sum()  # keys are in the graph, for what a method adds to their gradient
+        vectors = self.A + 0 * self.B.sum()  # keeps the keys in the graph, as a method may add to their gradient
         numbers = (input - self.in_features).clamp(0, len(vectors) - 1)
         of_prompts = functional.embedding(numbers, vectors).to(words.dtype)
         return torch.where((input >= self.in_features)[..., None], of_prompts, words)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, A): keys and prompts; no update is their product."""
+        """Returns (B, A): keys and prompts, whose product is not an update."""
         return self.B.detach(), self.A.detach()
 
     @torch.no_grad()
     def chosen(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """The ids that are put before each row, [rows, any].
+        """Returns the ids that are put before each row, [rows, any].
 
         Args:
-            ids: [rows, tokens]. lengths: of the beginning of each row that its query is the mean embedding of.
+            ids: [rows, tokens].
+            lengths: for each row, the number of its first tokens whose mean embedding is the query.
         """
         states = self.base(ids)
         queries = torch.stack([mean_state(of_row[:length]) for of_row, length in zip(states, lengths, strict=True)])
@@ -75,18 +79,18 @@ class PromptedEmbedding(CoDyRALinear):
 
 
 def mean_state(states: torch.Tensor) -> torch.Tensor:
-    """The mean [hidden_size] of a row's states [tokens, hidden_size], at least fp32."""
+    """Returns the mean [hidden_size] of a row's states [tokens, hidden_size], in fp32 or wider."""
     return states.to(torch.promote_types(states.dtype, torch.float32)).mean(0)
 
 
 def prompts_of(model: Any) -> PromptedEmbedding | None:
-    """The model's input embedding, if it has prompts that take part."""
+    """Returns the model's input embedding if it has enabled prompts, else None."""
     layer = model.get_input_embeddings()
     return layer if isinstance(layer, PromptedEmbedding) and layer.enabled else None
 
 
 def with_prompts(model: Any, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-    """Rows of ids as the model reads them: with the prompts that each one's own tokens choose, where it has any."""
+    """Returns rows of ids as the model reads them: each after the prompts that its own tokens select, if any."""
     layer = prompts_of(model)
     if layer is None:
         return rows
@@ -100,10 +104,10 @@ def with_prompts(model: Any, rows: Sequence[Sequence[int]]) -> Sequence[Sequence
 def add_prompts(
     model: Any, vectors: int, keys: int, choose: Choose, whole_rows: bool = False
 ) -> tuple[str, PromptedEmbedding]:
-    """Freezes a model and gives it prompts, all zero, in place; returns the embedding that has them, its name first.
+    """Freezes a model and adds prompts, all zero, in place; returns (name of the embedding, the embedding).
 
     Raises:
-        ValueError: ids are read beside the input embedding as well.
+        ValueError: the model reads ids outside its input embedding as well.
     """
     if any("per_layer" in name and isinstance(module, nn.Embedding) for name, module in model.named_modules()):
         raise ValueError(f"{type(model).__name__} reads ids beside its input embedding, where a prompt has no meaning")

@@ -1,4 +1,4 @@
-"""How the threshold grows over a task: zero in the dense stage, then a ramp."""
+"""The threshold over a task: zero in the dense stage, then a ramp."""
 
 import math
 
@@ -11,8 +11,8 @@ class ThresholdSchedule:
     """The threshold of each optimizer step of one task, a pure function of the step.
 
     `importance` and `budget`: zero for `dense_fraction` of the steps, then a linear ramp whose values add up to
-    `strength` S, with slope towards kappa_max = 2S / sparse_steps. A gate is therefore shrunk by the same total
-    in a task of 15 steps and in one of 1,500.
+    `strength` S, with slope towards kappa_max = 2S / sparse_steps. A gate is therefore shrunk by the same total in a
+    task of 15 steps and in one of 1,500.
 
     `reference`: the official code. The index into linspace(0, strength, ramp_levels) grows by one every
     floor(sparse steps / ramp_levels) iterations; the threshold is applied from the iteration after the dense stage.
@@ -30,11 +30,11 @@ class ThresholdSchedule:
         self.sparse_steps = total_steps - math.ceil(self.dense_steps)
 
     def threshold(self, step: int) -> float:
-        """kappa of optimizer step `step`, counted from 0."""
+        """Returns kappa of optimizer step `step`, counted from 0."""
         return self._reference(step) if self.config.threshold_mode == "reference" else self._ramp(step)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Writes the step's threshold into the optimizer's gate groups, and returns it. Call it before the step."""
+        """Sets the step's threshold in the optimizer's gate groups and returns it; call it before the step."""
         threshold = self.threshold(step)
         for group in optimizer.param_groups:
             if "threshold_mode" in group:
@@ -42,13 +42,13 @@ class ThresholdSchedule:
         return threshold
 
     def compacts(self, step: int) -> bool:
-        """Whether components at zero are to be left out of the products from this step on."""
+        """True if components at zero are to be removed from the products from this step on."""
         every = self.config.compact_every
         return every > 0 and step >= self.dense_steps and step % every == 0
 
     @property
     def can_prune(self) -> bool:
-        """Whether the thresholds of all steps can shrink some gate from its first value to zero."""
+        """True if the thresholds of all steps can shrink some gate from its initial value to zero."""
         shrink = sum(self.threshold(step) for step in range(self.total_steps))
         if self.config.threshold_mode == "importance":
             shrink *= IMPORTANCE_CLIP[1]

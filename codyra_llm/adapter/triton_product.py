@@ -1,6 +1,6 @@
 """One Triton kernel: output (+)= left right, where one of the three sizes is a branch's rank.
 
-Imported only where triton is. With TRITON_INTERPRET=1 it runs on the CPU.
+Importing it requires triton. With TRITON_INTERPRET=1 it runs on the CPU.
 """
 
 import os
@@ -17,12 +17,12 @@ def _config(rows: int, columns: int, inner: int, warps: int) -> triton.Config:
     return triton.Config({"ROWS": rows, "COLUMNS": columns, "INNER": inner}, num_warps=warps)
 
 
-# One size is a rank, padded to the 16 that a dot takes at least: first the general one, then one for each place of it.
+# one of the sizes is a rank, padded to at least 16 as a dot requires: a general configuration, then one per position
 CONFIGS = [_config(32, 32, 32, 4), _config(64, 16, 128, 4), _config(64, 128, 16, 4), _config(16, 128, 64, 4)]
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-# What is tried while tuning adds to the output as well, so that is put back each time.
+# autotuning runs add to the output as well, so it is restored each time
 @triton.autotune(CONFIGS[:1] if _INTERPRETED else CONFIGS, key=["m_key", "n", "k"], restore_value=["output"])
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
@@ -49,7 +49,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def product(left: torch.Tensor, right: torch.Tensor, output: torch.Tensor, accumulate: bool) -> None:
-    """output = left right, or += where `accumulate`: [m, n] from [m, k] and [k, n], each of any strides and dtype."""
+    """Computes output = left right, or += if `accumulate`: [m, n] from [m, k] and [k, n], of any strides and dtypes."""
     (m, k), n = left.shape, right.shape[1]
     if not (m and n):
         return
@@ -64,13 +64,13 @@ def product(left: torch.Tensor, right: torch.Tensor, output: torch.Tensor, accum
 
 
 def kernel() -> Any:
-    """The kernel as it is compiled, without its autotuner."""
+    """Returns the kernel as it is compiled, without its autotuner."""
     return _kernel.fn
 
 
 @contextmanager
 def only(config: triton.Config) -> Iterator[None]:
-    """A context in which the kernel runs in one configuration, and nothing is tuned."""
+    """A context in which the kernel runs in one configuration, without autotuning."""
     before = _kernel.configs
     _kernel.configs = [config]
     try:

@@ -1,4 +1,4 @@
-"""A run's configuration: what can be set (base.py, schema.py), and how it is read (load.py)."""
+"""A run's configuration: its settings (base.py, schema.py), and how it is read (load.py)."""
 
 from typing import TYPE_CHECKING
 
@@ -48,5 +48,5 @@ __all__ = [
     "resolve_path",
     "to_yaml",
 ]
-OF_METHODS = ("RunConfig", "config_fields", "decisive", "describe", "differences")  # which import torch
+OF_METHODS = ("RunConfig", "config_fields", "decisive", "describe", "differences")  # their import loads torch
 __getattr__ = at_first_use(__name__, dict.fromkeys(OF_METHODS, "codyra_llm.config.schema"))

@@ -1,6 +1,6 @@
-"""What can be set of a run, but for methods' own settings: frozen dataclasses, each field with its help and its range.
+"""The settings of a run, except methods' own: frozen dataclasses, each field with its help text and its range.
 
-Nothing here imports torch, so that mistakes in them are answered at once.
+Nothing here imports torch, so that mistakes in settings are reported at once.
 """
 
 import re
@@ -29,7 +29,7 @@ METHOD_FILES = Path(__file__).parent.parent / "methods"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and how it is held."""
+    """The model: which one, its dtype and quantization."""
 
     name_or_path: str = option(
         "smollm2-135m-instruct",
@@ -50,7 +50,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How rows become token sequences."""
+    """How rows are converted to token sequences."""
 
     version: str | None = option(None, "label of the data version in results; empty: the name of data_dir")
     max_prompt_length: int | None = option(
@@ -83,7 +83,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation of one task; every task starts with a fresh optimizer."""
+    """The optimization of one task; every task starts with a new optimizer."""
 
     global_batch_size: int = option(
         32, "rows of one optimizer step, over all ranks and accumulation steps", within=AT_LEAST_ONE
@@ -126,7 +126,7 @@ class TrainConfig:
     )
 
     def check(self) -> None:
-        """Raises ValueError where settings cannot be meant together."""
+        """Raises ValueError if settings contradict each other."""
         if self.steps and self.num_train_epochs:
             raise ValueError("train.steps and train.num_train_epochs say both how long a task is; leave one empty")
         value = self.validation
@@ -139,7 +139,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RetentionConfig:
-    """What keeps a model at itself while it learns a task: KL(before || now), where no earlier data is needed."""
+    """How a model is kept close to the one before a task, without earlier data: KL(before || now) as a loss."""
 
     prompts: float = option(
         0.0,
@@ -187,11 +187,11 @@ class RetentionConfig:
 
     @property
     def measures(self) -> bool:
-        """Whether there is a divergence to add to the loss."""
+        """True if a divergence is added to the loss."""
         return bool(self.prompts or self.answers or self.own_text)
 
     def check(self) -> None:
-        """Raises ValueError where settings cannot be meant together."""
+        """Raises ValueError if settings contradict each other."""
         for name, is_set in (("budget", self.budget is not None), ("every", self.every > 1)):
             if is_set and not self.measures:
                 raise ValueError(f"retention.{name} needs retention.prompts, answers or own_text above 0")
@@ -205,7 +205,7 @@ class RetentionConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How a finished task enters the weights."""
+    """How the update of a finished task is merged into the weights."""
 
     scale: float = option(1.0, "share of the update that is merged; below 1 is a control, not the method", within=SHARE)
     mode: Literal["exact", "in_place"] = option(
@@ -261,7 +261,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GeneralConfig:
-    """What general ability is measured on, beside the tasks that are learned."""
+    """The suites that general ability is measured on, in addition to the tasks that are learned."""
 
     suites: tuple[str, ...] = option(
         (),
@@ -280,14 +280,14 @@ class GeneralConfig:
     )
 
     def is_due(self, tasks: Sequence[str], number: int) -> bool:
-        """Whether it is measured when `number` of the tasks were learned; 0: on the base model."""
+        """True if general ability is measured after `number` of the tasks; 0: on the base model."""
         last = {"last"} if number == len(tasks) else set()
         return not number or not self.after or bool({tasks[number - 1], *last} & set(self.after))
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The settings of every run; `schema.RunConfig` has a section more for each method with settings of its own."""
+    """The settings of every run; `schema.RunConfig` adds a section for each method with settings of its own."""
 
     output_dir: str = option("runs/run", "the run folder", neutral=True)
     data_dir: str = option("tasks/trace/sample", "folder with <task>/{train,eval,test}.json")
@@ -336,7 +336,7 @@ class BaseConfig:
 
 
 def method_names() -> list[str]:
-    """The methods that there are; until they are imported, which takes seconds, by the files that name them."""
+    """Returns the names of all methods; before these are imported, which takes seconds, from their files."""
     imported = sys.modules.get("codyra_llm.methods")
     return list(imported.METHODS) if imported else _named_by_files()
 

@@ -1,15 +1,15 @@
-"""What a comparison runs: variants of one configuration, each in several orders with several seeds.
+"""The runs of a comparison: variants of one configuration, each in several orders with several seeds.
 
-A comparison's YAML file is a run's configuration with one section more:
+A comparison's YAML file is a run's configuration with one more section:
 
     compare:
-      methods: [lora, seqlora, codyra]       # what is compared: variants from below, or methods as they are
+      methods: [lora, seqlora, codyra]       # what is compared: variants from below, or methods without changes
       seeds: [0, 1, 2]
       orders: [order1]
       line: lora                             # the method whose curve is the line to beat
-      variants:                              # a name, and the settings by which it differs
+      variants:                              # a name, and the settings in which it differs
         replay-10: {method: replay, replay.fraction: 0.1}
-      curves:                                # values of the setting that says how strongly a variant learns or keeps
+      curves:                                # values of the setting for how strongly a variant learns or keeps
         lora: {merge.scale: [0.3, 0.6]}
 """
 
@@ -38,8 +38,14 @@ class Grid:
     """The section `compare`, described above.
 
     Attributes:
-        sweep: setting -> values, of which each variant gets the best before it is compared; one setting.
-        validation: share of the training rows that a sweep chooses on.
+        methods: the variants or methods to compare.
+        seeds: the seeds of each.
+        orders: the orders of tasks of each.
+        line: the method whose curve is the line to beat.
+        variants: settings of each variant, by its name.
+        curves: variant -> setting -> the values of a curve.
+        sweep: one setting -> values, of which each variant gets the best before it is compared.
+        validation: share of the training rows on which a sweep chooses.
     """
 
     methods: tuple[str, ...] = ("lora", "codyra")
@@ -54,11 +60,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """One contestant: a variant, or the variant at another strength.
+    """One contestant: a variant, or a variant at another strength.
 
     Attributes:
-        name: of the contestant. variant: whose curve it is a point of. settings: by which it differs from the base.
-        strength: the value of the curve's setting; None: the variant as it is.
+        name: name of the contestant.
+        variant: the variant whose curve it is a point of.
+        settings: the settings in which it differs from the base.
+        strength: the value of the curve's setting; None for the variant itself.
     """
 
     name: str
@@ -77,18 +85,20 @@ class GridRun:
 
     @property
     def folder(self) -> str:
-        """Its run folder, relative to the comparison's."""
+        """Its run folder, relative to the folder of the comparison."""
         return f"{self.point.name}/{self.order}-seed{self.seed}"
 
 
 def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> "tuple[RunConfig, Grid]":
-    """The base configuration and the grid of a comparison.
+    """Reads the base configuration and the grid of a comparison.
 
     Args:
-        path: YAML file, or the name of one in configs/. overrides: of the base. chosen: of the section `compare`.
+        path: YAML file, or the name of one in configs/.
+        overrides: settings that replace those of the base.
+        chosen: keys that replace those of the section `compare`.
 
     Raises:
-        UserError: the file, a variant or a curve is unfit.
+        UserError: the file, a variant or a curve is invalid.
     """
     file = find_config(path)
     content = read_config(file)
@@ -115,10 +125,10 @@ def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> "tup
 
 
 def points(grid: Grid) -> list[Point]:
-    """Every contestant, each variant as it is before the points of its curve.
+    """Returns all contestants, each variant followed by the points of its curve.
 
     Raises:
-        UserError: a name, or that of the line, is no variant, no method, or none that a folder can have.
+        UserError: a name (or the line's) is neither a variant nor a method, or is not valid as a folder name.
     """
     if not (grid.methods and grid.seeds and grid.orders):
         raise UserError("compare: methods, seeds and orders each need at least one")
@@ -141,7 +151,7 @@ def points(grid: Grid) -> list[Point]:
 
 
 def grid_runs(grid: Grid) -> Iterator[GridRun]:
-    """Every run, a seed of all contestants before the next."""
+    """Yields every run: all contestants and orders for one seed before the next seed."""
     for seed in grid.seeds:
         for order in grid.orders:
             for point in points(grid):
@@ -149,14 +159,16 @@ def grid_runs(grid: Grid) -> Iterator[GridRun]:
 
 
 def config_of_run(base: "RunConfig", run: GridRun, tuned: Settings | None = None) -> "RunConfig":
-    """The configuration of a run, whose folder is below that of the base.
+    """Returns the configuration of a run, whose folder is below the folder of the base.
 
     Args:
-        tuned: settings that a sweep has chosen for its variant, in the place of its own; a point of a curve keeps what
-            its curve sets.
+        base: the base configuration.
+        run: the run.
+        tuned: settings that a sweep has chosen for the variant, which replace its own; a point of a curve keeps the
+            setting of its curve.
 
     Raises:
-        UserError: a setting is unknown or cannot work.
+        UserError: a setting is unknown or invalid.
     """
     own = {"seed": run.seed, "order": run.order, "output_dir": str(Path(base.output_dir) / run.folder)}
     content = dataclasses.asdict(base)
@@ -168,10 +180,10 @@ def config_of_run(base: "RunConfig", run: GridRun, tuned: Settings | None = None
 
 
 def write_runs(base: "RunConfig", grid: Grid) -> tuple[Path, int]:
-    """Writes the configuration of each run, 1.yaml and on, into the folder `runs` of the base's: (it, how many).
+    """Writes the configuration of each run, 1.yaml and so on, to the base's folder `runs`; returns (folder, count).
 
     Raises:
-        UserError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     folder = expand(base.output_dir) / "runs"
     folder.mkdir(parents=True, exist_ok=True)

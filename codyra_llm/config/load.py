@@ -1,9 +1,9 @@
-"""A run's configuration from YAML and the command line, and as YAML again.
+"""Reads a run's configuration from YAML and the command line, and writes it as YAML.
 
 Every field can be given as `--section.field value` (or `--field value` at the top level). The resolved
 configuration is saved in the run folder and can be run again.
 
-What is not a method's own setting is checked first, since the methods' import torch, which takes seconds.
+Settings that are not a method's own are checked first, since the methods import torch, which takes seconds.
 """
 
 import argparse
@@ -34,18 +34,20 @@ DEFAULT_TASK_FILE = shipped(BaseConfig.task_file)
 def load_config(
     path: Path | str | None = None, overrides: dict[str, Any] | None = None, content: dict[str, Any] | None = None
 ) -> "RunConfig":
-    """A checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
+    """Returns a checked configuration from a YAML file and overrides by dotted name ({"adapter.rank": 8}).
 
     Args:
-        content: what the file holds, where it was read already.
+        path: the YAML file, or the name of one in configs/.
+        overrides: values that replace those of the file.
+        content: content of the file, if it was read before.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or cannot work.
+        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or is invalid.
     """
     values: dict[str, Any] = {}
     if content is None and path is not None:
         content = read_config(find_config(str(path)))
-        content.pop("compare", None)  # what its runs differ in: `codyra compare` reads it (config/grid.py)
+        content.pop("compare", None)  # the section that `codyra compare` reads (config/grid.py)
     if content is not None:
         values = dict(_flatten(content, str(path)))
     given = [(str(path), values), ("command line", overrides or {})]
@@ -57,9 +59,9 @@ def load_config(
 
 
 def _checked(of: type[Any], given: list[tuple[str, dict[str, Any]]], path: Path | str | None) -> Any:
-    """A dataclass of settings, from values by dotted name and where they come from; later ones replace earlier ones."""
+    """Returns a dataclass of settings, from (origin, values by dotted name); later values replace earlier ones."""
     known = {name: config_field.type for name, config_field in options(of)}
-    parts = {part for name in known for part in name.split(".")}  # a union's alternatives are in `loc` as well
+    parts = {part for name in known for part in name.split(".")}  # `loc` also contains a union's alternatives
     values: dict[str, Any] = {}
     for origin, names in given:
         values |= names
@@ -68,7 +70,7 @@ def _checked(of: type[Any], given: list[tuple[str, dict[str, Any]]], path: Path 
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f'did you mean "{close[0]}"?' if close else "see --help for all keys"
                 raise UserError(f'{origin}: unknown key "{name[:100]}"; {hint}')
-            if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic would take it as a number
+            if isinstance(names[name], bool) and "bool" not in str(known[name]):  # pydantic accepts it as a number
                 raise UserError(f"{origin}: {name} is {str(names[name]).lower()}; it is not a yes-or-no setting")
     try:
         return type_adapter(of).validate_python(_nest(values))
@@ -77,23 +79,23 @@ def _checked(of: type[Any], given: list[tuple[str, dict[str, Any]]], path: Path 
         place = ".".join(str(part) for part in first["loc"] if part in parts)
         message = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {shown(first['input'])}"
-        if place:  # a section checks its own settings, and names them without itself
+        if place:  # a section checks its own settings, and its messages lack the name of the section
             place += "." if f"{place}.{message.split(' ')[0]}" in known else ": "
         raise UserError(f"{path or 'configuration'}: {place}{message}{found}") from None
 
 
 def parse_command_line(arguments: Sequence[str], description: str) -> "RunConfig":
-    """The configuration that a command line means: `--config FILE`, then every field as an override.
+    """Returns the configuration of a command line: `--config FILE`, then every field as an override.
 
-    Without a file, what is not given has its default.
+    Without a file, settings that are not given have their defaults.
     """
     return config_of(vars(SettingsParser(description).parse_args(arguments)))
 
 
 class SettingsParser(Parser):
-    """Takes `--config FILE` and every setting as an option, in a group for each section.
+    """A parser of `--config FILE` and of every setting as an option, in a group for each section.
 
-    Methods' own settings become options when one is given or --help is: to know them takes the import of torch.
+    Methods' own settings become options only when one is given or for --help, since they require the import of torch.
     """
 
     def __init__(self, description: str | None) -> None:
@@ -115,19 +117,19 @@ class SettingsParser(Parser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class."""
+        """Parses the arguments, with the options of methods if one is given."""
         _, unknown = self.parse_known_args(args)
         if any(_is_of_method(each.removeprefix("--").partition("=")[0]) for each in unknown):
             self.add_methods()
         return super().parse_args(args, namespace)
 
     def format_help(self) -> str:
-        """As the base class."""
+        """Returns the help text, with the options of methods."""
         self.add_methods()
         return super().format_help()
 
     def add_methods(self) -> None:
-        """Adds the methods' own settings, once, and what each method is."""
+        """Adds the methods' own settings, once, and the descriptions of the methods."""
         from codyra_llm.config.schema import config_fields
 
         for name, setting in config_fields():
@@ -148,7 +150,7 @@ class SettingsParser(Parser):
 
 
 def find_config(path: str) -> Path:
-    """The file of a configuration, which may be given by its name in configs/."""
+    """Returns the file of a configuration, given by its path or by its name in configs/."""
     if not re.fullmatch(r"[\w-]+", path) or os.path.exists(path):
         return resolve_path(path)
     named = resolve_path(f"configs/{path}.yaml")
@@ -161,18 +163,18 @@ def find_config(path: str) -> Path:
 
 
 def config_of(options: dict[str, Any]) -> "RunConfig":
-    """The configuration that the options of `SettingsParser` mean; as `load_config`."""
+    """Returns the configuration of the options of `SettingsParser`; see `load_config`."""
     return load_config(options["config"], overrides_of(options))
 
 
 def overrides_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings among the options of `SettingsParser`, as YAML values by dotted name."""
+    """Returns the settings among the options of `SettingsParser`, as YAML values by dotted name."""
     given = {name: text for name, text in options.items() if name not in ("config", "local_rank")}
     return {name: _parse_value(name, text) for name, text in given.items()}
 
 
 def _is_of_method(name: str) -> bool:
-    """Whether a setting, by its dotted name, is in a section of a method."""
+    """True if a setting, by its dotted name, is in a section of a method."""
     section, dot, _ = name.partition(".")
     return bool(dot) and section in method_names()
 
@@ -192,7 +194,7 @@ def _help(setting: "dataclasses.Field[Any]") -> str:
 
 
 def _kind(field_type: Any) -> str:
-    """What a setting takes, for --help: a kind of value, or the values that there are."""
+    """Returns the values of a setting for --help: their kind, or the possible values."""
     choices = [str(value) for part in (field_type, *get_args(field_type)) for value in get_args(part)]
     if choices and not any("<class" in choice or "NoneType" in choice for choice in choices):
         return "{" + ",".join(choices) + "}"
@@ -201,7 +203,7 @@ def _kind(field_type: Any) -> str:
 
 
 def to_yaml(config: "RunConfig") -> str:
-    """The configuration as YAML that `load_config` reads back; sections of methods that are not chosen are left out."""
+    """Returns the configuration as YAML for `load_config`, without the sections of methods that are not chosen."""
     from codyra_llm.config.schema import not_chosen
 
     content = _plain(dataclasses.asdict(config))
@@ -211,7 +213,7 @@ def to_yaml(config: "RunConfig") -> str:
 
 
 def resolve_path(path: str) -> Path:
-    """A path as given or, where that does not exist, that of the files which the project ships.
+    """Returns a path as given or, if it does not exist, that of a file that the project ships.
 
     Raises:
         UserError: it begins with a `~name` that has no home folder.
@@ -221,10 +223,10 @@ def resolve_path(path: str) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a configuration's file holds, unchecked.
+    """Returns the content of a configuration's file, unchecked.
 
     Raises:
-        UserError: it is missing, or no mapping.
+        UserError: it is missing, or not a mapping.
     """
     content = read_yaml(path, "--config takes a YAML file, configs/ has some")
     if content is not None and not isinstance(content, dict):
@@ -252,7 +254,7 @@ def _nest(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_value(name: str, text: str) -> Any:
-    """Command-line text as the YAML value it spells; `a,b` is a list where the field is one."""
+    """Parses command-line text as a YAML value; `a,b` is a list if the field is one."""
     field_type = str(_setting(name).type)
     if "tuple" in field_type and "," in text and not text.startswith("["):
         return [part.strip() for part in text.split(",")]

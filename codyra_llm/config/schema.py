@@ -49,17 +49,17 @@ else:
 
 
 def config_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
-    """(dotted name, field) of every setting."""
+    """Yields (dotted name, field) of every setting."""
     return options(RunConfig)
 
 
 def not_chosen(config: BaseConfig) -> list[str]:
-    """The sections of methods other than the run's."""
+    """Returns the sections of methods other than the run's."""
     return [name for name in METHOD_SECTIONS if name != config.method]
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that results depend on, by dotted name: two runs that agree on them are the same run."""
+    """Returns the settings that results depend on, by dotted name: two runs that agree on them are the same run."""
     others = tuple(f"{name}." for name in not_chosen(config))
     found = {}
     for name, config_field in config_fields():
@@ -71,14 +71,14 @@ def decisive(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(saved: RunConfig, given: RunConfig) -> list[str]:
-    """The settings that results depend on and in which two configurations differ: name, saved value, given one."""
+    """Describes the differences in settings that results depend on: name, saved value, given value."""
     names = dict.fromkeys([*decisive(saved), *decisive(given)])
     pairs = [(name, *(operator.attrgetter(name)(config) for config in (saved, given))) for name in names]
     return [f"{name} {show_value(old)}, now {show_value(new)}" for name, old, new in pairs if old != new]
 
 
 def describe(config: RunConfig) -> str:
-    """The settings that decide how long a run takes, and all that are not as by default, as one line."""
+    """Returns one line with the settings that decide how long a run takes, and all that differ from their defaults."""
     default = RunConfig()
     found = {
         name: value

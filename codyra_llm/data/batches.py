@@ -1,4 +1,4 @@
-"""Batches of a fixed global size: which rows an optimizer step sees never depends on how many devices run it."""
+"""Batches of a fixed global size: the rows of an optimizer step never depend on the number of devices."""
 
 import dataclasses
 import functools
@@ -17,12 +17,15 @@ MOST_STEPS = 2**31
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward pass; `labels` is IGNORED but at answer tokens. All [rows, tokens].
+    """The input of one forward pass of one rank. Tensors are [rows, tokens], except `known`.
 
-    `position_ids` is there where examples are packed into one row: it starts again with each of them. `numbers` are
-    those of the examples in the task's rows, in order; a pass that has none reads padding and learns nothing. `kinds`
-    says at which positions the model is kept at what it was before, and `known` what it was, where that is measured
-    (engine/retention.py).
+    Attributes:
+        input_ids: the token ids.
+        labels: the token ids at answer tokens, IGNORED elsewhere.
+        position_ids: given if examples are packed into one row; positions start again with each example.
+        numbers: indices of the examples in the task's rows, in order; empty in a pass that reads only padding.
+        kinds: the kind of each position at which retention measures the divergence (engine/retention.py).
+        known: `top_tokens` of the model before the task, where they were measured.
     """
 
     input_ids: torch.Tensor
@@ -36,30 +39,32 @@ class MicroBatch:
 class GlobalBatches:
     """The optimizer steps of one task as a pure function of (seed, task, step).
 
-    The rows are read in shuffled passes that follow each other without a gap, so every row is seen equally often
-    (up to one) and every step has exactly `global_batch_size` rows. How they are dealt out in micro batches is the
-    packing's matter; the loss of a step is a sum over its answer tokens, so that changes nothing but the padding:
+    The rows are read in shuffled passes that follow each other without a gap, so every row is seen equally often (up to
+    one) and every step has exactly `global_batch_size` rows. The packing decides how they are divided into micro
+    batches; the loss of a step is a sum over its answer tokens, so the packing changes nothing but the padding:
 
-    - none: in the order of the pass; the shorter ones are padded.
-    - bucket: sorted by length, neighbours together; the shorter ones are padded.
-    - pack: sorted by length, and laid end to end in one row without padding.
+    - none: in the order of the pass; shorter rows are padded.
+    - bucket: sorted by length, so that a micro batch has rows of similar length; shorter rows are padded.
+    - pack: sorted by length, and concatenated in one row without padding.
+
+    If the rows of a step do not fill the passes of all ranks, the last passes have fewer rows, or none.
 
     Args:
         examples: the task's rows.
-        global_batch_size, micro_batch_size: rows of a step over all ranks; the most of one forward pass.
+        global_batch_size: rows of a step over all ranks.
+        micro_batch_size: the most rows of one forward pass.
         epochs: passes over the rows; the number of steps is rounded down.
-        steps: optimizer steps, in the place of passes.
-        seed, task: what the order of rows depends on.
+        seed: the order of rows depends on it.
+        task: name of the task; the order of rows depends on it.
         world_size: number of ranks.
-        pad_token_id: id that fills rows up.
+        pad_token_id: the padding token.
         packing: none, bucket or pack.
         replayed: rows of earlier tasks, which are shuffled together with the task's own.
-        lengthened: whether those add steps; else they take the place of some of the task's own rows.
-
-    Where the rows of a step do not fill the passes of all ranks, the last passes have fewer, or none.
+        lengthened: True if replayed rows add steps; False if they replace some of the task's own rows.
+        steps: number of optimizer steps, instead of `epochs`.
 
     Raises:
-        UserError: the rows do not fill one step, or there are more steps than anyone can wait for.
+        UserError: the rows do not fill one step, or there are more than `MOST_STEPS` steps.
     """
 
     def __init__(
@@ -94,10 +99,10 @@ class GlobalBatches:
                 f"task {task}: {len(examples)} rows x {epochs:g} epochs are {self.total_steps:.3g} optimizer steps; "
                 f"lower the epochs (at most {MOST_STEPS} steps)"
             )
-        self._pass = functools.lru_cache(maxsize=2)(self._shuffled)  # a step reaches into the next one at most
+        self._pass = functools.lru_cache(maxsize=2)(self._shuffled)  # a step spans two passes at most
 
     def rows_of(self, step: int) -> list[int]:
-        """Indices of the rows of optimizer step `step`, longest first unless the packing is none."""
+        """Returns the indices of the rows of optimizer step `step`, longest first unless the packing is none."""
         first = step * self.global_batch_size
         places = (divmod(at, len(self.examples)) for at in range(first, first + self.global_batch_size))
         rows = [self._pass(epoch)[place] for epoch, place in places]
@@ -106,15 +111,15 @@ class GlobalBatches:
         return sorted(rows, key=lambda row: (-len(self.examples[row]), row))
 
     def answer_tokens(self, step: int) -> int:
-        """Answer tokens of a step over all ranks: what its loss is divided by."""
+        """Returns the number of answer tokens of a step over all ranks, by which its loss is divided."""
         return sum(self.examples[row].learned for row in self.rows_of(step))
 
     def tokens(self, step: int) -> int:
-        """Tokens of a step over all ranks, padding left out."""
+        """Returns the number of tokens of a step over all ranks, without padding."""
         return sum(len(self.examples[row]) for row in self.rows_of(step))
 
     def micro_batches(self, step: int, rank: int = 0) -> Iterator[MicroBatch]:
-        """The forward passes of one rank in a step, as many on every rank: under ZeRO-3 all take part in each."""
+        """Yields one rank's forward passes in a step, equally many per rank: under ZeRO-3 all take part in each."""
         rows = self.rows_of(step)
         for number in range(self.accumulation):
             first = (number * self.world_size + rank) * self.micro_batch_size
@@ -127,18 +132,18 @@ class GlobalBatches:
             yield dataclasses.replace(batch, numbers=numbers)
 
     def draw_seed(self, step: int, rank: int = 0) -> int:
-        """Seed of what a model draws at random in a step."""
+        """Returns the seed of a model's random draws in a step."""
         return random.Random(f"{self.seed}/{self.task}/{step}/{rank}").getrandbits(63)
 
     def _shuffled(self, epoch: int) -> list[int]:
-        """The rows in the order of a pass."""
+        """Returns the indices of the rows in the order of a pass."""
         order = list(range(len(self.examples)))
         random.Random(f"{self.seed}/{self.task}/{epoch}").shuffle(order)
         return order
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """Examples as one right-padded batch. A causal model never looks at what stands right, so no mask is needed."""
+    """Returns examples as one right-padded batch. In a causal model no token sees the padding, so no mask is needed."""
     length = max(len(example) for example in examples)
     input_ids = torch.full((len(examples), length), pad_token_id)
     labels = torch.full((len(examples), length), IGNORED)
@@ -151,10 +156,10 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
 
 
 def pack(examples: Sequence[Example]) -> MicroBatch:
-    """Examples end to end in one row; positions that start again keep attention within each of them."""
+    """Returns examples concatenated in one row; positions that start again restrict attention to each example."""
     parts = [collate([example], pad_token_id=0) for example in examples]
     for part in parts:
-        part.labels[0, 0] = IGNORED  # which the example before would have to predict
+        part.labels[0, 0] = IGNORED  # the example before would have to predict it
     return MicroBatch(
         torch.cat([part.input_ids for part in parts], dim=1),
         torch.cat([part.labels for part in parts], dim=1),
@@ -163,15 +168,16 @@ def pack(examples: Sequence[Example]) -> MicroBatch:
 
 
 def divide_batch(global_batch_size: int, most: int, world_size: int) -> tuple[int, int]:
-    """(rows of a forward pass, forward passes of each rank): the fewest passes of at most `most` rows, evenly filled.
+    """Returns (rows of a forward pass, forward passes of each rank): the fewest passes of at most `most` rows.
 
-    Where a step's rows do not fill all passes of all ranks, the last passes have fewer rows, or none.
+    The passes have about the same number of rows. If a step's rows do not fill all passes of all ranks, the last passes
+    have fewer rows, or none.
     """
     accumulation = -(-global_batch_size // (most * world_size))
     return -(-global_batch_size // (accumulation * world_size)), accumulation
 
 
 def rows_and_places(global_batch_size: int, places: int) -> str:
-    """The rows of a step for its user, with the places of the ranks' forward passes that they leave empty."""
+    """Describes the rows of a step, and how many places in the ranks' forward passes they leave empty."""
     empty = places - global_batch_size
     return f"{global_batch_size} rows" + (f" and {empty} empty place{'s' * (empty > 1)}" if empty else "")

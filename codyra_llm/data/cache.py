@@ -1,7 +1,7 @@
-"""Rows as token ids, kept in the cache folder: whoever needs the same ids again, rank or run, maps them into memory.
+"""Rows as token ids, stored in the cache folder, so that other ranks and later runs map them into memory.
 
-A file is an Arrow IPC file of four columns (`COLUMNS`), named by a hash of all that the ids depend on. It is written
-beside and renamed, under a lock, by the first process that needs it; each batch carries its checksum.
+A file is an Arrow IPC file of four columns (`COLUMNS`), named by a hash of all that the ids depend on. The first
+process that needs it writes it to a temporary file, under a lock, and renames it; each batch has a checksum.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ from codyra_llm.example import Example
 from codyra_llm.files import cache_folder, replace_file
 from codyra_llm.locks import exclusive
 
-COLUMNS = ("prompt", "answer", "unlearned", "cut")  # begins and ends of ranges after one another; 1 where it was cut
+COLUMNS = ("prompt", "answer", "unlearned", "cut")  # unlearned: begin, end of each range; cut: 1 if the prompt was cut
 SCHEMA = pa.schema({name: pa.large_list(pa.int32()) for name in COLUMNS})
-ROWS_AT_ONCE = 1000  # held as Python lists while a file is written
+ROWS_AT_ONCE = 1000  # kept as Python lists while a file is written
 CHECKSUM = "crc32"
 
 
 class TokenCache:
-    """What a tokenizer makes of rows, made once for all processes that share the cache folder.
+    """Tokenized rows, computed once for all processes that share the cache folder.
 
     Attributes:
-        notes: where nothing could be kept, one line that says so.
+        notes: one line if nothing can be stored in the folder, else empty.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,17 +46,17 @@ class TokenCache:
     def encode_rows(
         self, rows: list[Row], where: str, numbers: Sequence[int] | None = None, **limits: Any
     ) -> Sequence[Example]:
-        """What `encode_rows` gives, with the same arguments; a sequence that reads each example when it is asked for.
+        """Returns the result of `encode_rows`, with the same arguments; each example is read when it is accessed.
 
         Raises:
-            UserError: as `encode_rows` does.
+            UserError: see `encode_rows`.
         """
         return self._kept(
             rows, limits, lambda: encode_rows(self.tokenizer, rows, where=where, numbers=numbers, **limits)
         )
 
     def encode_text(self, rows: list[Row], **limits: Any) -> Sequence[Example]:
-        """What `encode_text` gives, likewise."""
+        """Returns the result of `encode_text`, with the same arguments; each example is read when it is accessed."""
         return self._kept(rows, limits, lambda: encode_text(self.tokenizer, rows, **limits))
 
     def _kept(
@@ -91,7 +91,7 @@ class TokenCache:
 
     @cached_property
     def _method(self) -> bytes:
-        """Hash of what turns text into ids: the tokenizer as it would be saved, its library, the encoding's source."""
+        """Hash of what determines the ids besides text: saved tokenizer, library versions, source of the encoding."""
         digest = hashlib.sha256(f"{transformers.__version__} {tokenizers.__version__}".encode())
         for module in (chat, encode, ids, raw_text):
             digest.update(Path(str(module.__file__)).read_bytes())
@@ -104,7 +104,7 @@ class TokenCache:
 
 
 class _Examples(Sequence[Example]):
-    """The rows of an Arrow table; of a mapped one, only those that are in use need memory."""
+    """The rows of an Arrow table as examples; if it is mapped, only the rows in use take memory."""
 
     def __init__(self, table: pa.Table) -> None:
         self.columns = [table[name] for name in COLUMNS]
@@ -120,7 +120,7 @@ class _Examples(Sequence[Example]):
 
 
 def _read(file: Path) -> _Examples | None:
-    """The examples of a file, mapped into memory; None where there is none, or a damaged one."""
+    """Returns the examples of a file, mapped into memory; None if it is missing or damaged."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         batches = []
@@ -136,7 +136,7 @@ def _read(file: Path) -> _Examples | None:
 
 
 def _write(file: Path, examples: Iterable[Example]) -> None:
-    """A UserError that tokenizing raises leaves no file."""
+    """Writes examples to a file; leaves no file if tokenizing raises a UserError."""
     remaining = iter(examples)
     with replace_file(file) as scratch, pa.ipc.new_file(str(scratch), SCHEMA) as writer:
         while some := list(islice(remaining, ROWS_AT_ONCE)):

@@ -1,4 +1,4 @@
-"""Conversations in a model's chat template: what is read, what is learned, token by token as transformers has it."""
+"""Conversations in a model's chat template, with the same tokens as transformers, and which tokens are learned."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from codyra_llm.errors import UserError, reason
 from codyra_llm.files import expand, read_text
 
 Learn = Literal["all", "last"]
-Message = dict[str, Any]  # role and content, both text; weight 0 on a turn of the assistant: it is not learned
-# of templates that write the date: a run that is resumed the next day has the same tokens (the date of Llama 3.1's own)
+Message = dict[str, Any]  # role and content, both text; weight 0: a turn of the assistant that is not learned
+# for templates that write the date: a run resumed on another day has the same tokens (the default date of Llama 3.1)
 DATE = "26 Jul 2024"
 
 
@@ -34,7 +34,9 @@ class ChatTemplate:
     """A chat template.
 
     Attributes:
-        setting: what it was found by, "auto" or a path. name: what errors call it. source: its Jinja.
+        setting: "auto" or the path of the template.
+        name: its name in error messages.
+        source: its Jinja source.
     """
 
     setting: str
@@ -48,13 +50,16 @@ class ChatTemplate:
         reply: bool = False,
         unfinished: bool = False,
     ) -> str:
-        """The conversation as text.
+        """Renders the conversation as text.
 
         Args:
-            reply: up to where the assistant's next turn begins. unfinished: the last message is yet to be continued.
+            tokenizer: the tokenizer.
+            messages: the conversation.
+            reply: add the beginning of the assistant's next turn.
+            unfinished: leave the last message open, to be continued.
 
         Raises:
-            UserError: the template fails on it.
+            UserError: the template fails on the conversation.
         """
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         try:
@@ -67,18 +72,18 @@ class ChatTemplate:
                 date_string=DATE,
                 enable_thinking=False,
             )
-        except Exception as error:  # a template is a program, which fails in its own ways
+        except Exception as error:  # a template is a program and can raise anything
             roles = ", ".join(message["role"] for message in plain)
             raise UserError(f"{self.name}: fails on a conversation of {roles}: {reason(error)}") from None
         return str(text)
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation up to where the assistant's next turn begins."""
+        """Returns the ids of a conversation up to the beginning of the assistant's next turn."""
         return text_ids(tokenizer, self.text(tokenizer, messages, reply=True))
 
     @lru_cache(maxsize=8)  # noqa: B019  # of a few small values
     def closing(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """(what follows the text of an assistant's turn, the part of it up to the token that ends the turn).
+        """Returns (the text after an assistant's message, its part up to the token that ends the turn).
 
         Raises:
             UserError: no special token of the tokenizer ends a turn, so no answer could ever end.
@@ -96,19 +101,19 @@ class ChatTemplate:
         return after, after[: place + len(token)]
 
     def facts(self, tokenizer: PreTrainedTokenizerBase) -> ChatFacts:
-        """What results say of it."""
+        """Returns how results describe the template."""
         return ChatFacts(self.setting, hashlib.sha256(self.source.encode()).hexdigest(), self.end_id(tokenizer))
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The id that ends an assistant's turn."""
+        """Returns the id of the token that ends an assistant's turn."""
         return text_ids(tokenizer, self.closing(tokenizer)[1])[-1]
 
 
 def find_chat_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> ChatTemplate | None:
-    """The template that a setting means: "none", "auto" (the tokenizer's own), or the path of a Jinja file.
+    """Returns the template of a setting: "none", "auto" (the tokenizer's own), or the path of a Jinja file.
 
     Raises:
-        UserError: the tokenizer has none of its own, or the file cannot be read.
+        UserError: the tokenizer has no template of its own, or the file cannot be read.
     """
     if setting == "none":
         return None
@@ -126,12 +131,13 @@ def find_chat_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> Chat
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, model: str, setting: str) -> ChatTemplate | None:
-    """The template for prompts to a model that is finished.
+    """Returns the template for prompts to a finished model.
 
     Args:
-        tokenizer: the model's. model: its name or folder.
-        setting: "run": that of the run which saved the model, "auto" for others; "auto": the tokenizer's, where it has
-            one; "none"; or the path of a Jinja file.
+        tokenizer: the model's tokenizer.
+        model: the model's name or folder.
+        setting: "run": the template of the run that saved the model, "auto" for other models; "auto": the tokenizer's,
+            if it has one; "none"; or the path of a Jinja file.
     """
     saved = expand(model).absolute().parent / "config.yaml"
     if setting == "run" and saved.is_file() and load_config(saved).data.chat_template == "none":
@@ -142,24 +148,26 @@ def template_of(tokenizer: PreTrainedTokenizerBase, model: str, setting: str) ->
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, *templates: ChatTemplate | None) -> set[int]:
-    """The ids that end a turn in any of the templates."""
+    """Returns the ids of the tokens that end a turn in any of the templates."""
     return {template.end_id(tokenizer) for template in templates if template}
 
 
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, messages: Sequence[Message], learn: Learn
 ) -> tuple[list[int], list[int], tuple[tuple[int, int], ...]]:
-    """(ids before the first learned turn, ids from there to the end of the last, ranges of these that are not learned).
+    """Returns (ids before the first learned turn, ids from there to the end of the last, ranges of these not learned).
 
-    Together they are `tokenizer.apply_chat_template(messages)` up to the end of the last learned turn. Where a token
-    would span the begin of a turn, the text is tokenized apart there, as it is when the turn is generated.
+    Together they are `tokenizer.apply_chat_template(messages)` up to the end of the last learned turn. If a token would
+    span the beginning of a turn, the text is tokenized in separate parts, as it is when the turn is generated.
 
     Args:
-        messages: the last is the assistant's.
-        learn: every turn of the assistant whose weight is not 0, or the last.
+        tokenizer: the tokenizer.
+        template: the chat template.
+        messages: the conversation; the last message is the assistant's.
+        learn: "all": every turn of the assistant whose weight is not 0; "last": the last turn.
 
     Raises:
-        UserError: the template fails on the conversation, or writes it so that its turns cannot be told apart.
+        UserError: the template fails on the conversation, or renders it so that its turns cannot be separated.
     """
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     learned = [i for i in assistant if messages[i].get("weight", 1)] if learn == "all" else assistant[-1:]
@@ -169,7 +177,7 @@ def encode_conversation(
     for turn in learned:
         begin = template.text(tokenizer, messages[:turn], reply=True)
         end = template.text(tokenizer, messages[: turn + 1])
-        if not whole.startswith(end):  # written otherwise when others follow (reasoning that is left out)
+        if not whole.startswith(end):  # rendered differently before other turns (without its reasoning, for example)
             end = begin + messages[turn]["content"].strip() + closing
         if not (whole.startswith(end) and end.startswith(begin) and end.endswith(closing)):
             raise UserError(
@@ -188,7 +196,7 @@ def encode_conversation(
 
 
 def _ids_with_cuts(tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[int]) -> list[list[int]]:
-    """The ids of a text, cut at places (characters) in it."""
+    """Returns the ids of the parts of a text that is split at `places` (character positions)."""
     whole = text_ids(tokenizer, text)
     counts = [0]
     for place in places:
@@ -205,6 +213,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def as_messages(prompt: str, answer: str | None = None) -> list[Message]:
-    """A prompt as the user's turn, an answer as the assistant's."""
+    """Returns a prompt as the user's turn, and an answer, if any, as the assistant's."""
     messages = [{"role": "user", "content": prompt}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]

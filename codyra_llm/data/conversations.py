@@ -1,4 +1,4 @@
-"""Conversations as people have them, OpenAI's `messages` and ShareGPT's `conversations`, as rows."""
+"""Converts conversations, OpenAI's `messages` or ShareGPT's `conversations`, to rows."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -16,7 +16,7 @@ ROLES = {
 
 
 def conversation_rows(values: Any, where: str, column: str) -> list[Row]:
-    """Rows whose `messages` are a column's conversations; `prompt` and `answer` show them to readers and scorers.
+    """Returns rows whose `messages` are a column's conversations; `prompt` and `answer` are for display and scoring.
 
     Raises:
         UserError: a row has no conversation that an assistant could learn from.
@@ -39,7 +39,7 @@ def _row(value: Any, column: str) -> Row:
     if not isinstance(turns, list) or not turns:
         raise ValueError(f'"{column}" is {kind_of(turns) if turns != [] else "empty"}, not a list of messages')
     messages = [_message(turn, f"message {number}") for number, turn in enumerate(turns, start=1)]
-    if value.get("system"):  # ShareGPT has it beside the conversation
+    if value.get("system"):  # ShareGPT stores it outside the conversation
         if problem := text_problem(value["system"]):
             raise ValueError(f'"system" {problem}')
         messages.insert(0, {"role": "system", "content": value["system"]})
@@ -79,7 +79,7 @@ def _message(turn: Any, which: str) -> dict[str, Any]:
 
 
 def _transcript(messages: list[dict[str, Any]]) -> str:
-    """A conversation for readers: the user's text where it is one message, else each with its role before it."""
+    """Returns a conversation for display: the text of a single message, else each message after its role."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)

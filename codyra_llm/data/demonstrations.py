@@ -1,4 +1,4 @@
-"""In-context learning: training rows with their answers, read before the prompt of each test row."""
+"""In-context learning: training rows with their answers, placed before the prompt of each test row."""
 
 import dataclasses
 import random
@@ -24,10 +24,10 @@ def with_demonstrations(
     template: ChatTemplate | None,
     length: int,
 ) -> tuple[list[Example], str | None]:
-    """A task's test rows behind the same `count` training rows, and a line on those that have no room for all of them.
+    """Places the same `count` training rows before each test row; returns the rows and a note, if some have no room.
 
-    They are drawn by the seed. In a chat template they are earlier turns. A row gets as many, from the first on, as
-    leave its prompt within `length` tokens; one whose prompt was cut to size gets none.
+    The training rows are drawn by the seed. In a chat template they are earlier turns. A test row gets the first of
+    them, as many as keep its prompt within `length` tokens; a row with a truncated prompt gets none.
     """
     drawn = random.Random(f"{seed}/{task.name}/demonstrations").sample(task.train, min(count, len(task.train)))
     conversations = [row.get("messages") or as_messages(row["prompt"], row["answer"]) for row in drawn]

@@ -1,11 +1,11 @@
-"""Rows as token ids: [begin mark] prompt, answer, end mark; the loss counts the answer and its end mark.
+"""Rows as token ids: [BOS] prompt, answer, EOS; the loss counts the answer and its EOS token.
 
-Prompt and answer are tokenized apart and then joined, so that no token spans both: what the model is trained to
-continue is exactly what it is given when it generates. A mark that a text spells out (`<s>` opens every Py150
-prompt) becomes the tokenizer's mark of that name, as in the published runs.
+Prompt and answer are tokenized separately and then joined, so that no token spans both: the model is trained to
+continue exactly the ids that it reads when it generates. A special token that a text spells out (`<s>` opens every
+Py150 prompt) becomes the tokenizer's token of that name, as in the published runs.
 
-With a chat template, a row is the conversation that the template writes (data/chat.py), and its marks are those of
-the template.
+With a chat template, a row is the conversation that the template renders (data/chat.py), with the template's special
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from codyra_llm.text import shown
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError where the tokenizer has no end-of-sequence token: no answer could ever end."""
+    """Raises UserError if the tokenizer has no EOS token, since no answer could ever end."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so no answer can end; "
@@ -33,17 +33,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills rows up: the tokenizer's own where it has one, else its end mark."""
+    """Returns the padding id: the tokenizer's padding token if it has one, else its EOS token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int, body: Body | None = None, where: str = "prompt"
 ) -> list[int]:
-    """Ids of a prompt, with the begin mark; one of more than `max_length` tokens loses part of its body.
+    """Returns the ids of a prompt, with the BOS token; a prompt longer than `max_length` loses part of its body.
 
     Raises:
-        UserError: as `fit_prompt`.
+        UserError: see `fit_prompt`.
     """
     return fit_prompt(prompt, _plain(tokenizer), max_length, body, where)[1]
 
@@ -51,12 +51,12 @@ def encode_prompt(
 def fit_prompt(
     prompt: str, ids: Callable[[str], list[int]], max_length: int, body: Body | None = None, where: str = "prompt"
 ) -> tuple[str, list[int]]:
-    """(text, ids) of the prompt or, where `ids` makes more than `max_length` of it, of what a cut body leaves of it.
+    """Returns (text, ids) of the prompt, with its body truncated if `ids` returns more than `max_length` ids for it.
 
-    The instruction before the body and the question after it are never cut.
+    The instruction before the body and the question after it are never truncated.
 
     Raises:
-        UserError: a prompt that must be cut has no marked body, or instruction and question alone are longer than
+        UserError: a prompt that is too long has no marked body, or instruction and question alone are longer than
             `max_length` (the message begins with `where`).
     """
     whole = ids(prompt)
@@ -85,7 +85,7 @@ def fit_prompt(
 
 
 def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, template: ChatTemplate | None) -> list[int]:
-    """Ids of a text as a user's turn in a chat template, which end with what opens the reply; or as it is.
+    """Returns the ids of a text as a user's turn, up to the beginning of the reply; without a template, as it is.
 
     Raises:
         UserError: the template fails.
@@ -94,7 +94,7 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, text: str, template: Chat
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Ids of an answer and the end mark, never cut."""
+    """Returns the ids of an answer and the EOS token, never truncated."""
     return [*text_ids(tokenizer, answer), tokenizer.eos_token_id]
 
 
@@ -107,10 +107,10 @@ def encode_row(
     learn: Learn = "all",
     where: str = "row",
 ) -> Example:
-    """A row as an example; of a conversation, what comes before its first learned turn is the prompt.
+    """Converts a row to an example; in a conversation, all before the first learned turn is the prompt.
 
     Raises:
-        UserError: a prompt cannot be cut to size; or there is a conversation of several turns, and no template.
+        UserError: a prompt cannot be truncated to size; or a conversation has several turns, and there is no template.
     """
     messages = row.get("messages") or as_messages(row["prompt"], row["answer"])
     if template is None:
@@ -151,14 +151,21 @@ def encode_rows(
     numbers: Sequence[int] | None = None,
     **how: Any,
 ) -> Iterator[Example]:
-    """The rows as examples, one by one; `where` and `numbers` (by default from 1) are what errors call them.
+    """Yields the rows as examples, one by one.
 
     Args:
+        tokenizer: the tokenizer.
+        rows: the rows.
+        max_prompt_length: the most tokens of a prompt.
+        max_answer_length: the most tokens of an answer, including the EOS token.
+        drop_long_answers: whether rows with longer answers are dropped.
+        where: the name of the rows in error messages.
+        numbers: the number of each row in error messages, by default from 1.
         how: `body`, `template` and `learn` of `encode_row`.
 
     Raises:
-        UserError: an answer with its end mark is longer than `max_answer_length` and is not to be dropped, or as
-            `encode_row`; the message names the row.
+        UserError: an answer is longer than `max_answer_length` and is not to be dropped, or no row is left; see also
+            `encode_row`. The message names the row.
     """
     kept = 0
     for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
@@ -177,7 +184,7 @@ def encode_rows(
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, rows: list[Row], length: int, pack: bool) -> Iterator[Example]:
-    """Documents as examples of at most `length` tokens: packed, to learn from; or by themselves, to be scored."""
+    """Yields documents as examples of at most `length` tokens: packed, for training, or one by one, for scoring."""
     texts = [row["answer"] for row in rows]
     if pack:
         yield from (Example(*block) for block in packed(tokenizer, texts, length))
@@ -188,7 +195,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, rows: list[Row], length: int
 def notes_on_tokens(
     task: Task, tokenizer: PreTrainedTokenizerBase, train: Sequence[Example], test: Sequence[Example]
 ) -> list[str]:
-    """What of a task's tokens a user would not expect, a line each: marks twice, answers that come back otherwise."""
+    """Returns remarks on a task's tokens, one line each: doubled BOS or EOS tokens, answers changed by decoding."""
     notes: list[str] = []
     if task.spec.is_text:
         return notes
@@ -208,13 +215,13 @@ def notes_on_tokens(
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """What makes ids of a text as it is, behind its begin mark."""
+    """Returns a function that encodes a text, without template, after the BOS token."""
     begin = begin_mark(tokenizer)
     return lambda text: begin + text_ids(tokenizer, text)
 
 
 def _split_body(prompt: str, body: Body, where: str) -> tuple[str, str, str]:
-    """(before, body, after); an empty marker means the prompt's own beginning or end."""
+    """Returns (before, body, after); an empty marker means the beginning or the end of the prompt."""
     begin = prompt.find(body.start) + len(body.start)
     end = prompt.rfind(body.end) if body.end else len(prompt)
     if body.start not in prompt or end < begin:

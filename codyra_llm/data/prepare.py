@@ -1,7 +1,7 @@
-"""Checking a downloaded copy of TRACE, and carving a clean validation split out of its training rows.
+"""Checks a downloaded copy of TRACE, and takes a clean validation split out of its training rows.
 
-TRACE ships with repeated training rows, conflicting labels, test rows in train, and eval files that are the test
-file. None of that stops a run, all of it changes what a score means, so it is counted and said here.
+TRACE has repeated training rows, conflicting labels, test rows in train, and eval files that are the test file. None
+of that prevents a run, but all of it changes what a score means, so it is counted and reported.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WHERE = (
 
 
 def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str]]:
-    """Return the splits that can be read, and a sentence for each one that cannot."""
+    """Returns the splits that can be read, and a sentence for each one that cannot."""
     folder = data_dir / task
     if not folder.is_dir():
         found = next((p for pattern in (f"*/{task}", f"*/*/{task}") for p in sorted(data_dir.glob(pattern))), None)
@@ -47,7 +47,7 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
             problems.append(str(error))
             continue
         if not path.exists() and split == "eval":
-            continue  # nothing that is run here reads it
+            continue  # no command requires it
         if not path.exists():
             problems.append(
                 f"{path}: no such file; unpack the archive again (copies on GitHub lack the largest files), "
@@ -62,7 +62,7 @@ def read_task(data_dir: Path, task: str) -> tuple[dict[str, list[Row]], list[str
 
 
 def check(splits: dict[str, list[Row]], scorer: str = "") -> dict[str, Any]:
-    """Count what matters about one task; a number that needs a missing split is None.
+    """Returns counts about one task; a number that needs a missing split is None.
 
     `test_in_train` counts test rows whose prompt is in train, `eval_in_test` eval rows whose prompt is in test.
     """
@@ -73,7 +73,7 @@ def check(splits: dict[str, list[Row]], scorer: str = "") -> dict[str, Any]:
         answers.setdefault(row["prompt"], set()).add(row["answer"])
     shared = [row for row in test or [] if row["prompt"] in answers]
     same = [row for row in shared if row["answer"] in answers[row["prompt"]]]
-    # The explanation behind the letter is not what `choice_explained` scores.
+    # `choice_explained` scores the letter alone, not the explanation after it
     scored = [row["answer"][:1] if scorer == "choice_explained" else row["answer"] for row in test or []]
     top, count = Counter(scored).most_common(1)[0] if scored else (None, 0)
     test_prompts = {row["prompt"] for row in test or []}
@@ -95,7 +95,7 @@ def check(splits: dict[str, list[Row]], scorer: str = "") -> dict[str, Any]:
 
 
 def findings(numbers: dict[str, Any]) -> list[str]:
-    """Say in sentences what `check` found wrong, and what to do about it."""
+    """Returns sentences on the problems that `check` found, and on what to do about them."""
     n, rows, said = numbers, numbers["rows"], []
     if n["train_duplicates"]:
         said.append(
@@ -137,9 +137,12 @@ def findings(numbers: dict[str, Any]) -> list[str]:
 
 
 def carve(train: list[Row], test: list[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split train into (train, validation) of `size` rows, without repeated prompts or prompts of test.
+    """Splits train into (train, validation), the latter of `size` rows, without repeated prompts or prompts of test.
 
-    Of repeated prompts the first row stays; both parts keep the order of the file.
+    The first row of each repeated prompt is kept; both parts keep the order of the file.
+
+    Raises:
+        UserError: no training rows would be left.
     """
     seen = {row["prompt"] for row in test}
     usable = []
@@ -160,7 +163,7 @@ def carve(train: list[Row], test: list[Row], size: int, seed: int) -> tuple[list
 
 
 def refuse_used(output_dir: Path) -> None:
-    """Raise UserError unless `output_dir` is free: absent, or an empty folder."""
+    """Raises UserError unless `output_dir` does not exist or is an empty folder."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"{output_dir}: is a file; give a new or empty folder as --output_dir")
     if output_dir.is_dir() and any(output_dir.iterdir()):
@@ -168,12 +171,12 @@ def refuse_used(output_dir: Path) -> None:
 
 
 def write_data(output_dir: Path, data: dict[str, dict[str, list[Row]]]) -> None:
-    """Write OUT/<task>/<split>.json for every task, all of it or nothing."""
+    """Writes OUT/<task>/<split>.json for every task, all of it or nothing."""
     refuse_used(output_dir)
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as scratch:
-            # One level down, because the scratch folder itself is readable by its owner only.
+            # one level down, as only the owner can read the temporary folder itself
             whole = Path(scratch) / "data"
             for task, splits in data.items():
                 (whole / task).mkdir(parents=True)
@@ -197,7 +200,7 @@ def _lengths(splits: dict[str, list[Row]], key: str) -> dict[str, int] | None:
 
 
 def table(tasks: dict[str, dict[str, Any]]) -> str:
-    """Lay the numbers of every task out in columns; lengths are in characters, median/longest."""
+    """Returns the numbers of all tasks as a table; lengths are in characters, median/longest."""
     head = ["task", "train", "unique", "repeats", "conflicts", "eval", "test", "test in train (same)", "eval in test"]
     lines = [[*head, "majority", "prompt", "answer"]]
     for task, n in tasks.items():
@@ -213,7 +216,7 @@ def table(tasks: dict[str, dict[str, Any]]) -> str:
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(
         description="Check a downloaded copy of TRACE, or of the pictures that a task file names; with "
         "--validation_size, also write a clean copy of TRACE.",
@@ -245,10 +248,10 @@ def _choose(names: list[str], wanted: str | None, task_file: Path) -> list[str]:
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Checks, prints, and writes the copy if asked to; returns the exit status.
+    """Runs the checks, prints the results, and writes the copy if requested; returns the exit status.
 
     Raises:
-        UserError: a wrong call.
+        UserError: an argument is invalid.
     """
     args = make_parser().parse_args(arguments)
     _check_call(args)

@@ -7,13 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from codyra_llm.data.ids import begin_mark, text_ids
 
-SCORER = "bits_per_byte"  # makes a task one of raw text
+SCORER = "bits_per_byte"  # the scorer that marks a task as raw text
 
 
 def packed(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], length: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Documents end to end, an end mark after each, in blocks of `length` tokens: (the first, the others).
+    """Yields documents, concatenated with an EOS token after each, in blocks of `length` tokens: (the first, the rest).
 
     The first token of a block is the last of the block before, so that every token but the very first is learned once.
     """
@@ -21,7 +21,7 @@ def packed(
     block = [begin]
     for text in texts:
         ids = [*marks, *text_ids(tokenizer, text), tokenizer.eos_token_id]
-        remaining = ids[1:] if marks and block == [begin] else ids  # the first document's begin mark is there
+        remaining = ids[1:] if marks and block == [begin] else ids  # the first block already has the BOS token
         while remaining:
             room = length - len(block)
             block += remaining[:room]
@@ -34,9 +34,9 @@ def packed(
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """A document in windows of `length` tokens, (what is read, what is scored): each token is scored once.
+    """Yields a document in windows of `length` tokens, (what is read, what is scored); each token is scored once.
 
-    The first window reads the begin mark, the others the last token of the one before, as
+    The first window reads the BOS token, the others the last token of the window before, like
     `get_rolling_token_windows` of lm-evaluation-harness with a context of one token.
     """
     ids, before = text_ids(tokenizer, text), _prefix(tokenizer)
@@ -47,21 +47,21 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Itera
 
 
 def bits_per_byte(nats: float, texts: Iterable[str]) -> float:
-    """Negative log-likelihood of texts, in bits for each of their UTF-8 bytes: lower is better."""
+    """Returns the negative log-likelihood of texts in bits per UTF-8 byte; lower is better."""
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 def as_percent(bits: float) -> float:
-    """Bits per byte on the scale of scores: the mean probability (geometric) that a byte is given, in percent."""
+    """Converts bits per byte to a score: the (geometric) mean probability of a byte, in percent."""
     return 100 * 2.0**-bits if math.isfinite(bits) else 0.0
 
 
 def as_bits(percent: float) -> float:
-    """The bits per byte that a score stands for."""
+    """Converts a score to bits per byte; inverse of `as_percent`."""
     return -math.log2(percent / 100) if percent > 0 else math.inf
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before the first token: the begin mark, or the end mark of a tokenizer without one."""
+    """Returns the id before the first token: BOS, or EOS if the tokenizer has no BOS token."""
     bos: int | None = tokenizer.bos_token_id
     return tokenizer.eos_token_id if bos is None else bos

@@ -1,4 +1,4 @@
-"""Rows of JSON or JSON Lines, and what is wrong with one: two columns of text, neither of them empty."""
+"""Reads rows from JSON or JSON Lines and checks them: each has non-empty text in the required columns."""
 
 import json
 import re
@@ -10,17 +10,19 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import read_json, read_jsonl, read_text
 from codyra_llm.text import shown
 
-Row = dict[str, Any]  # prompt and answer, text; of a conversation also its messages (data/conversations.py)
+Row = dict[str, Any]  # prompt and answer, text; a conversation has its messages as well (data/conversations.py)
 KEYS: tuple[str, str] = ("prompt", "answer")
 EXPECTED = 'every row needs {"prompt", "answer"}'
-MOST_FAULTS = 10  # of a file that are told at once
+MOST_FAULTS = 10  # of a file that are reported together
 MAPPED = "; where columns have other names, the task file says them: columns: {prompt: ..., answer: ...}"
 
 
 def read_values(path: Path) -> Any:
-    """What a JSON or JSON Lines file holds, also a packed one.
+    """Returns the content of a JSON or JSON Lines file, which may be gzip-compressed.
 
-    Raises UserError naming the file and the place: line and column of broken JSON, or the row with a key twice.
+    Raises:
+        UserError: the message names the file and the place: line and column of broken JSON, or the row that has a key
+            twice.
     """
     if path.name.removesuffix(".gz").endswith(".jsonl"):
         return [value for _, value in read_jsonl(path, EXPECTED)]
@@ -36,7 +38,7 @@ def read_values(path: Path) -> Any:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Whether a file that is no JSON value holds an object in its first line."""
+    """True if a file that is no JSON value has an object in its first line."""
     try:
         first = read_text(path).lstrip().partition("\n")[0]
         return isinstance(json.loads(first), dict)
@@ -45,17 +47,18 @@ def _holds_lines(path: Path) -> bool:
 
 
 def _row_with_a_key_twice(path: Path) -> int:
-    """The number, from 1, of the first object with a repeated key; rows have no objects in them."""
+    """Returns the number, from 1, of the first object with a repeated key; rows contain no objects."""
     whole: list[bool] = []
     json.loads(read_text(path), object_pairs_hook=lambda pairs: whole.append(len(dict(pairs)) == len(pairs)))
     return 1 + whole.index(False)
 
 
 def check_rows(rows: Any, where: str, columns: Sequence[str] = KEYS) -> list[Row]:
-    """The rows with these columns alone, each of which holds text.
+    """Returns the rows with only these columns, each of which must contain text.
 
-    Raises UserError, beginning with `where`, if they are no list, none, or naming the first bad rows (from 1) and how
-    many more there are.
+    Raises:
+        UserError: `rows` is no list or empty, or some rows are invalid; the message begins with `where` and names the
+            first invalid rows (from 1) and the number of others.
     """
     names = ", ".join(f'"{column}"' for column in columns)
     expected = f"every row needs {{{names}}}"
@@ -68,7 +71,7 @@ def check_rows(rows: Any, where: str, columns: Sequence[str] = KEYS) -> list[Row
 
 
 def check_list(rows: Any, where: str, expected: str) -> None:
-    """Raises UserError where there is no list of rows, or an empty one."""
+    """Raises UserError if there is no list of rows, or an empty one."""
     if not isinstance(rows, list):
         raise UserError(f"{where}: holds {kind_of(rows)}, not a list of rows; {expected}")
     if not rows:
@@ -76,7 +79,7 @@ def check_list(rows: Any, where: str, expected: str) -> None:
 
 
 def faults(where: str, bad: Sequence[tuple[int, str]], expected: str) -> str:
-    """A message of (number, problem) of bad rows: the first ones, and how many more there are."""
+    """Returns a message about invalid rows (number, problem): the first ones, and the number of others."""
     number, problem = bad[0]
     others = "".join(f"; row {other}: {problem}" for other, problem in bad[1:MOST_FAULTS])
     rest = f"; and {len(bad) - MOST_FAULTS} more" if len(bad) > MOST_FAULTS else ""
@@ -84,14 +87,14 @@ def faults(where: str, bad: Sequence[tuple[int, str]], expected: str) -> str:
 
 
 def _keys_of(row: Any, columns: Sequence[str]) -> str:
-    """What an object has, where that is not what a row needs."""
+    """Returns a remark on the keys of an object that lacks required ones; else empty."""
     if not isinstance(row, dict) or set(columns) <= set(row):
         return ""
     return f"; this one has {', '.join(map(shown, list(row)[:5])) or 'nothing'}"
 
 
 def row_problem(row: Any, keys: Sequence[str] = ("prompt", "answer")) -> str | None:
-    """What is wrong with a row that must have text under each of these keys; None where nothing is."""
+    """Returns what is wrong with a row that must have text under each of these keys; None if nothing is."""
     if not isinstance(row, dict):
         return f"is {kind_of(row)}, not an object"
     for key in keys:
@@ -103,19 +106,19 @@ def row_problem(row: Any, keys: Sequence[str] = ("prompt", "answer")) -> str | N
 
 
 def text_problem(text: Any) -> str | None:
-    """What keeps a value from being a text to learn from; None where nothing does."""
+    """Returns why a value is not a text to learn from; None if it is one."""
     if not isinstance(text, str):
         return f"is {kind_of(text)}, not text"
     if not text.strip():
         return "is empty"
-    # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file can take.
+    # JSON can contain half a surrogate pair, which neither a tokenizer nor a UTF-8 file can encode
     if re.search("[\ud800-\udfff]", text):
         return "holds a broken character (a lone surrogate)"
     return None
 
 
 def kind_of(value: Any) -> str:
-    """The kind of a JSON value, as a message calls it."""
+    """Returns the name of a JSON value's kind, for messages."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return {"dict": "an object", "list": "a list", "str": "text"}.get(type(value).__name__, "a number")

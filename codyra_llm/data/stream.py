@@ -1,4 +1,4 @@
-"""A stream of tasks: the task file (what a task is) joined with a data folder (its rows)."""
+"""A stream of tasks: the task file, which specifies the tasks, joined with a data folder, which has their rows."""
 
 import dataclasses
 import os
@@ -23,16 +23,16 @@ from codyra_llm.text import shown
 Spec = TypeVar("Spec")
 _Count = Annotated[int, Field(strict=True, ge=1)]
 SPLITS: tuple[Split, ...] = ("train", "test")
-IN_TOKENS = ("files", "columns", "dataset", "chat_template", "learn")  # decide which tokens a task has, no more
+IN_TOKENS = ("files", "columns", "dataset", "chat_template", "learn")  # affect nothing but the tokens of a task
 _FORBID = pydantic.ConfigDict(extra="forbid")
 LONGEST_LABEL = 200  # characters of a stream's name, or of its version
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class Body:
-    """The only part of a prompt that may be cut: what stands between `start` and `end` (empty: the prompt's ends).
+    """The only part of a prompt that may be truncated: between `start` and `end` (empty: the prompt's own ends).
 
-    `keep` says which side of the body survives a cut.
+    `keep` specifies which side of the body is kept.
     """
 
     start: str = ""
@@ -42,9 +42,9 @@ class Body:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class DatasetSource:
-    """A dataset that the datasets library loads: its path on the hub or a folder, and what else `load_dataset` takes.
+    """A dataset that the datasets library loads: its path (hub or folder), and other arguments of `load_dataset`.
 
-    `split` says which of its splits is train and which is test ({train: "train[:90%]", test: validation}).
+    `split` specifies which of its splits is train and which is test ({train: "train[:90%]", test: validation}).
     """
 
     path: str
@@ -56,9 +56,9 @@ class DatasetSource:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class TaskSpec:
-    """What a task is, as its entry in the task file says; see tasks/trace/trace.yaml for the meaning of each key.
+    """A task, as its entry in the task file specifies it; see tasks/trace/trace.yaml for the meaning of each key.
 
-    Raises pydantic's ValidationError, a ValueError, where a value cannot work.
+    Raises pydantic's ValidationError, a ValueError, if a value is invalid.
     """
 
     scorer: str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -83,26 +83,37 @@ class TaskSpec:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """The names of its scorers; the first is the headline, which stands in the matrix."""
+        """The names of the scorers; the first is the headline scorer, whose scores are in the matrix."""
         return (self.scorer,) if isinstance(self.scorer, str) else self.scorer
 
     @property
     def is_text(self) -> bool:
-        """Whether its rows are raw text, to continue pretraining on."""
+        """True if the rows are raw text, for continued pretraining."""
         return raw_text.SCORER in self.scorers
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides results; what decides tokens does not, they are compared themselves."""
+        """The fields that determine results, without those that determine tokens, which are compared directly."""
         found = {key: value for key, value in dataclasses.asdict(self).items() if key not in IN_TOKENS}
-        if self.steps is None:  # as runs from before it was there have it
+        if self.steps is None:  # absent, as in runs that are older than this field
             del found["steps"]
         return found
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream: its name, what it is, its rows; of each split the file, its hash and its row numbers."""
+    """One task of a stream: its name, specification and rows; each split's hash, row numbers and file.
+
+    Attributes:
+        name: name of the task.
+        spec: its entry in the task file.
+        train: training rows.
+        test: test rows.
+        validation: validation rows.
+        files: SHA-256 of each split's data.
+        row_numbers: number of each row in its file, by split.
+        places: the file or dataset of each split.
+    """
 
     name: str
     spec: TaskSpec
@@ -114,11 +125,11 @@ class Task:
     places: dict[str, str] = field(default_factory=dict)
 
     def keys(self, split: Split) -> list[str]:
-        """What two rows of train or test that ask the same have in common: the prompt or, of raw text, the text."""
+        """Returns the text by which each row of train or test is compared: its prompt or, of raw text, the text."""
         return [str(row["prompt"] or row["answer"]) for row in (self.train if split == "train" else self.test)]
 
     def parted(self, left: Sequence[int], validation: Sequence[int]) -> "Task":
-        """The task with some of its training rows, by place from 0, left to learn from and others to validate on."""
+        """Returns the task with training rows split, by index, into rows to learn from and rows to validate on."""
         numbers = self.row_numbers.get("train") or range(1, len(self.train) + 1)
         return dataclasses.replace(
             self,
@@ -133,17 +144,17 @@ class Task:
         )
 
     def tested_on_validation(self) -> "Task":
-        """The task with its validation rows in the place of the test rows."""
+        """Returns the task with its validation rows as test rows."""
         numbers = {"train": self.row_numbers["train"], "test": self.row_numbers["eval"]}
         return dataclasses.replace(self, test=self.validation, validation=[], row_numbers=numbers)
 
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks in the order in which they are learned; `notes` say what of their files is not used.
+    """Tasks in the order in which they are learned; `notes` are remarks on their files, one line each.
 
-    Iterating gives the tasks. `TaskStream.load` reads one from a task file and a data folder, `from_rows` makes one
-    of rows that are already in memory.
+    Iterating yields the tasks. `TaskStream.load` reads a stream from a task file and a data folder, `from_rows` makes
+    one from rows in memory.
     """
 
     tasks: tuple[Task, ...]
@@ -174,10 +185,15 @@ class TaskStream:
     ) -> "TaskStream":
         """Reads the tasks of an order and their rows.
 
-        A limit takes a fixed random subset of a split: the same rows for every method and seed.
+        A limit selects a fixed random subset of a split: the same rows for every method and seed.
 
         Args:
-            splits: those to read, of train, test and eval.
+            task_file: path of the task file.
+            data_dir: the data folder.
+            order: see `resolve_order`.
+            max_train_examples: the most training rows of a task.
+            max_test_examples: the most test rows of a task.
+            splits: the splits to read, of train, test and eval.
 
         Raises:
             UserError: a file is missing or malformed, a task or order is unknown, or a task is named twice.
@@ -204,7 +220,7 @@ class TaskStream:
 
     @classmethod
     def from_rows(cls, rows: dict[str, dict[str, list[Row]]], specs: dict[str, TaskSpec] | None = None) -> "TaskStream":
-        """A stream of {task: {"train": rows, "test": rows}}, also "eval"; without a spec, the scorer is accuracy.
+        """Makes a stream of {task: {"train": rows, "test": rows}}, also "eval"; without a spec, the scorer is accuracy.
 
         Raises:
             UserError: a task lacks a split, or a row is malformed.
@@ -223,7 +239,7 @@ class TaskStream:
 
 
 def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]], str]:
-    """({task: spec}, {order: tasks}, stream name) of a task file.
+    """Reads a task file of text; returns ({task: spec}, {order: tasks}, stream name).
 
     Raises:
         UserError: the file is missing or not YAML, is of another domain, or an entry or an order is malformed.
@@ -235,7 +251,7 @@ def read_task_file(path: Path) -> tuple[dict[str, TaskSpec], dict[str, list[str]
 
 
 def read_outline(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], str]:
-    """(content, {order: tasks}, stream name) of a task file of any domain, whose entries are not looked into.
+    """Reads a task file of any domain, without its entries; returns (content, {order: tasks}, stream name).
 
     Raises:
         UserError: the file is missing or not YAML, has no tasks, or an order is malformed.
@@ -261,10 +277,10 @@ def read_outline(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], str]
 
 
 def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequence[str] = ()) -> Spec:
-    """A task's entry in a task file as its specification, a dataclass of pydantic; `but` are fields that are no keys.
+    """Converts a task's entry in a task file to a pydantic dataclass; the fields `but` are no keys of an entry.
 
     Raises:
-        UserError: a key is unknown, or a value does not fit.
+        UserError: a key is unknown, or a value is invalid.
     """
     if not isinstance(entry, dict):
         raise UserError(f"{path}: task {name}: an entry is a mapping like {{scorer: accuracy}}, found {shown(entry)}")
@@ -276,7 +292,7 @@ def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequenc
         return type_adapter(kind).validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        # a union's alternatives are in `loc` as well
+        # `loc` also contains the alternatives of a union
         parts = [str(part) for part in first["loc"] if part != "str" and not str(part).startswith("tuple[")]
         place = ".".join(parts)
         if first["type"] == "value_error":
@@ -287,7 +303,7 @@ def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequenc
 def resolve_order(
     order: str | Sequence[str], orders: dict[str, list[str]], specs: Mapping[str, Any], path: str
 ) -> list[str]:
-    """The tasks that `order` means: an order of the task file by name, one task, or a list of tasks.
+    """Returns the tasks of `order`: the name of an order in the task file, one task, or a list of tasks.
 
     Raises:
         UserError: there is no such order or task, or one is named twice.
@@ -313,10 +329,10 @@ def resolve_order(
 
 
 def check_same_tasks(path: Path, names: Sequence[str]) -> None:
-    """Before orders of a task file are compared: measures are averaged over them, so that only the order may differ.
+    """Checks that orders to be compared have the same tasks, since measures are averaged over them.
 
     Raises:
-        UserError: an order is unknown, or is one of other tasks than the first.
+        UserError: an order is unknown, or has other tasks than the first.
     """
     content, orders, _ = read_outline(path)
     tasks = {name: resolve_order(name, orders, content["tasks"], str(path)) for name in names}
@@ -330,6 +346,6 @@ def check_same_tasks(path: Path, names: Sequence[str]) -> None:
 
 
 def _subset(rows: int, limit: int | None, label: str) -> list[int]:
-    """Row numbers (from 1) of a fixed random choice of at most `limit`, in order."""
+    """Returns the row numbers (from 1) of a fixed random subset of at most `limit` rows, in order."""
     numbers = range(1, rows + 1)
     return list(numbers) if limit is None or limit >= rows else sorted(random.Random(label).sample(numbers, limit))

@@ -1,4 +1,4 @@
-"""Rows of a split from wherever they are: files of several formats, or a Hugging Face dataset; as prompt and answer."""
+"""Reads the rows of a split, as prompt and answer, from files of several formats or a Hugging Face dataset."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test", "eval"]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-# (columns of the prompt, of which the first must be there; column of the answer) that need no mapping
+# (columns of the prompt, of which the first is required; column of the answer) that need no mapping
 LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("prompt",), "answer"),
     (("prompt",), "completion"),
@@ -31,13 +31,16 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def read_split(spec: "TaskSpec", folder: Path, split: Split, note: Callable[[str], None]) -> tuple[list[Row], str, str]:
-    """(rows, prompt and answer only; SHA-256 of what they were read from; what to call that) of a task's split.
+    """Reads a task's split; returns (rows, with prompt and answer only; SHA-256 of their source; name of the source).
 
     Args:
-        folder: of the task. split: train or test. note: told in one line what a user should know of the rows.
+        spec: the task's entry in the task file.
+        folder: the folder of the task.
+        split: train, test or eval.
+        note: called with each remark on the rows, one line.
 
     Raises:
-        UserError: nothing is there, it cannot be read, or a row is unfit; the line names file and row.
+        UserError: no data exist, they cannot be read, or a row is invalid; the message names file and row.
     """
     if spec.dataset:
         where, values = _read_dataset(spec.dataset, split)
@@ -63,7 +66,7 @@ def _rows(spec: "TaskSpec", values: Any, where: str, note: Callable[[str], None]
 def text_rows(
     values: Any, where: str, column: str = "text", note: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """Rows of raw text, which is their answer; the prompt is empty.
+    """Returns rows of raw text, which is their answer; the prompt is empty.
 
     Raises:
         UserError: a row has no text.
@@ -75,10 +78,12 @@ def text_rows(
 
 
 def find_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:
-    """The files of a split, sorted: those that a pattern matches, or <split>.json or the like, also .gz.
+    """Returns the files of a split, sorted: those that match a pattern, or <split> with a suffix of `SUFFIXES` or .gz.
+
+    Without a pattern and without a file, it is <split>.json, which does not exist.
 
     Raises:
-        UserError: none is there, or it is not clear which is meant.
+        UserError: no file matches the pattern, or it is ambiguous which file is meant.
     """
     if pattern is not None:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -96,10 +101,10 @@ def find_files(folder: Path, split: str, pattern: str | None = None) -> list[Pat
 
 
 def read_table(path: Path) -> Any:
-    """What a file holds: a list of objects where it is whole; of CSV and TSV every value is text.
+    """Returns the content of a file, a list of objects if it is valid; all values of CSV and TSV are text.
 
     Raises:
-        UserError: it cannot be read; the line names the place where the format has one.
+        UserError: it cannot be read; the message names the place if the format has one.
     """
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
@@ -112,12 +117,12 @@ def read_table(path: Path) -> Any:
 def to_rows(
     values: Any, where: str, columns: Mapping[str, str] | None = None, note: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """Rows of prompt and answer, from the columns that are named or, if none are, by the layout of the first row.
+    """Returns rows of prompt and answer, from the named columns or, if none are named, by the layout of the first row.
 
-    An answer may be a list of texts: the first is learned, and `references` has all, the best of which counts.
+    An answer may be a list of texts: the first is learned, and `references` has all; the best match counts.
 
     Raises:
-        UserError: the layout is not known, or a row is unfit.
+        UserError: the layout is unknown, or a row is invalid.
     """
     first = values[0] if isinstance(values, list) and values else None
     keys: Mapping[str, Any] = first if isinstance(first, dict) else {}
@@ -156,7 +161,7 @@ def _known(keys: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
 
 
 def _layout(keys: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str]:
-    """(columns of the prompt, column of the answer) of rows with these keys."""
+    """Returns (columns of the prompt, column of the answer) of rows with these keys."""
     known = _known(keys)
     if not known and is_raw_text(keys):
         raise UserError(f"{where}: holds raw text; say so in the task file by scorer: bits_per_byte")
@@ -164,12 +169,12 @@ def _layout(keys: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str]:
 
 
 def is_raw_text(keys: Iterable[str]) -> bool:
-    """Whether rows with these keys look like raw text: a text, and nothing that could be an answer to it."""
+    """True if rows with these keys look like raw text: a text, and nothing that could be an answer to it."""
     return "text" in keys and not {"prompt", "answer", "label", "labels", "messages", "output"} & set(keys)
 
 
 def _append_inputs(rows: Sequence[Row], values: Sequence[Row], name: str, where: str) -> None:
-    """Adds what a column has to the prompts, where it has something."""
+    """Appends a column's text to the prompts, where it is not empty."""
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
         more = value.get(name)
         if more is not None and not isinstance(more, str):
@@ -178,7 +183,7 @@ def _append_inputs(rows: Sequence[Row], values: Sequence[Row], name: str, where:
 
 
 def _references(row: Any, answer: str) -> list[str]:
-    """The texts of an answer that is a list of them; empty where it is not."""
+    """Returns the texts of an answer that is a list of them; empty if it is not."""
     found = row.get(answer) if isinstance(row, dict) else None
     return list(found) if isinstance(found, list) and found and not any(map(text_problem, found)) else []
 
@@ -189,7 +194,7 @@ def _unused(values: Sequence[Row], used: set[str]) -> str:
 
 
 def _read_csv(path: Path, kind: str) -> list[Row]:
-    """The rows of a file with a header; quotes, and semicolons in place of commas, as spreadsheets write them."""
+    """Reads a file with a header, with quotes, and semicolons instead of commas, as spreadsheets write it."""
     text = read_text(path)
     head = text.partition("\n")[0]
     delimiter = "\t" if kind == ".tsv" else ";" if ";" in head and "," not in head else ","
@@ -214,7 +219,7 @@ def _read_csv(path: Path, kind: str) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet  # takes half a second, and few need it
+    import pyarrow.parquet  # takes half a second, and is seldom needed
 
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(read_bytes(path))).to_pylist()
@@ -224,8 +229,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict[str, Any]]]:
-    """(what to call it in errors, rows) of a split; class labels are given by their names."""
-    from datasets import ClassLabel, load_dataset  # takes a second, and few need it
+    """Loads a split of a dataset; returns (its name in errors, rows). Class labels are replaced by their names."""
+    from datasets import ClassLabel, load_dataset  # takes a second, and is seldom needed
 
     path = str(expand(source.path)) if expand(source.path).exists() else source.path
     named = source.split.get(split, split)
@@ -234,7 +239,7 @@ def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict
         found = load_dataset(
             path, source.name, split=named, data_files=source.data_files, revision=source.revision, streaming=False
         )
-    except Exception as error:  # of several libraries, about networks, files and formats
+    except Exception as error:  # several libraries raise exceptions about networks, files and formats
         raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())[:500]}") from None
     labels = {name: feature for name, feature in found.features.items() if isinstance(feature, ClassLabel)}
     rows = [dict(row) for row in found]
@@ -246,7 +251,7 @@ def _read_dataset(source: "DatasetSource", split: Split) -> tuple[str, list[dict
 
 
 def _numbers_as_text(row: Row) -> Row:
-    """A row whose numbers are text, as they are in CSV: the same table means the same in each of its formats."""
+    """Returns a row with its numbers as text, as in CSV, so that a table means the same in each format."""
     is_number = {name: type(value) in (int, float) and math.isfinite(value) for name, value in row.items()}
     return {name: str(value) if is_number[name] else value for name, value in row.items()}
 
@@ -254,7 +259,7 @@ def _numbers_as_text(row: Row) -> Row:
 def check_sources(
     files: Mapping[str, str], columns: Mapping[str, str] | None, splits: Sequence[str], keys: Sequence[str]
 ) -> None:
-    """Raises ValueError where what a task file says of its data cannot be meant."""
+    """Raises ValueError if a task file's settings for data files and columns are invalid."""
     if unknown := sorted(set(files) - set(splits)):
         raise ValueError(f"files: {shown(unknown[0])} is no split; there are {' and '.join(splits)}")
     if columns is not None and set(columns) != set(keys):

@@ -1,4 +1,4 @@
-"""Rows to validate on while a task is learned: a split of their own, or some of the training rows."""
+"""Rows to validate on during training: a split of their own, or some of the training rows."""
 
 import random
 
@@ -9,10 +9,10 @@ Setting = str | float | None  # "eval", a share of the training rows below 1, a 
 
 
 def with_validation(task: Task, setting: Setting, seed: int) -> Task:
-    """The task with validation rows, as `train.validation` says.
+    """Returns the task with validation rows, as `train.validation` specifies.
 
-    Those of a share or number are drawn, the same ones every time, from training rows with different prompts, none of
-    which is in the test split; no row with such a prompt is trained on.
+    For a share or number they are drawn, always the same ones, from training rows with distinct prompts that are not in
+    the test split; no row with such a prompt is trained on.
 
     Raises:
         UserError: there are no such rows, or the task would be validated on its test split.

@@ -1,1 +1,1 @@
-"""Ranks: how they find each other, talk to each other, and stop together."""
+"""Ranks: rendezvous, communication, and coordinated stops."""

@@ -1,6 +1,6 @@
-"""Which process of a run this is, as the environment says: set by torchrun, the deepspeed launcher, or srun.
+"""Identifies this process by the environment variables that torchrun, the deepspeed launcher or srun set.
 
-Imports nothing heavy, so that a command can ask before anything is loaded.
+Imports nothing heavy, so that a command can use it before anything else is loaded.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _LAUNCHERS = "start with deepspeed, torchrun, srun or plain python"
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run: its rank of `size`, and its number on its own host."""
+    """This process of the run: its rank, the world size, and its rank on its own host."""
 
     rank: int
     size: int
@@ -34,12 +34,12 @@ class Process:
 
 
 def this_process() -> Process | None:
-    """What torchrun's or the deepspeed launcher's variables say, else srun's; None for a process on its own.
+    """Reads the variables of torchrun or the deepspeed launcher, else those of srun; None for a process on its own.
 
     A batch script and an interactive shell of one task are processes on their own.
 
     Raises:
-        UserError: the variables are there in part, or make no sense.
+        UserError: the variables are incomplete or inconsistent.
     """
     if any(name in os.environ for name in _PROCESS):
         _require((*_PROCESS, *_MEETING_POINT))
@@ -51,13 +51,13 @@ def this_process() -> Process | None:
 
 
 def find_meeting_point() -> tuple[str, int]:
-    """Host and port where the processes of the run find each other; rank 0 is on that host.
+    """Returns the host and port of the rendezvous; rank 0 is on that host.
 
-    MASTER_ADDR and MASTER_PORT where they are set. Under bare srun: the first host of the step, and a port made of job
-    and step, so that steps on one host do not meet each other; below 30000, where systems do not hand out ports.
+    They are MASTER_ADDR and MASTER_PORT if set. Under bare srun: the first host of the step, and a port derived from
+    job and step, so that steps on one host use different ports; below 30000, the range that systems do not assign.
 
     Raises:
-        UserError: the port is not one, or SLURM cannot name the host.
+        UserError: the port is invalid, or SLURM cannot name the host.
     """
     host = os.environ.get("MASTER_ADDR") or hosts_of_step()[0]
     if "MASTER_PORT" not in os.environ:
@@ -69,7 +69,7 @@ def find_meeting_point() -> tuple[str, int]:
 
 
 def local_size() -> int:
-    """Number of the run's processes on this host."""
+    """Returns the number of the run's processes on this host."""
     by_launcher = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     if by_launcher or "RANK" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return int(by_launcher or 1)
@@ -78,7 +78,7 @@ def local_size() -> int:
 
 
 def hosts_of_step() -> list[str]:
-    """The hosts of a SLURM step, in the order of their tasks.
+    """Returns the hosts of a SLURM step, in the order of their tasks.
 
     Raises:
         UserError: SLURM cannot name them.
@@ -96,10 +96,10 @@ def hosts_of_step() -> list[str]:
 
 
 def prints(error: UserError | None = None) -> bool:
-    """Whether this process is the one to print: rank 0, or one on each host for what rank 0 may not live to say."""
+    """True if this process prints: rank 0, or one per host for errors that rank 0 may not be able to report."""
     try:
         process = this_process()
-    except UserError:  # then no process knows which one it is
+    except UserError:  # the rank is unknown
         return True
     if process is None:
         return True

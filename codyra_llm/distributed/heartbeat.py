@@ -1,4 +1,4 @@
-"""Which ranks still run: each counts in the run's store, so that one that waits in vain can name the missing."""
+"""Heartbeats: each rank counts in the run's store, so that a rank that waits in vain can name the missing ones."""
 
 import atexit
 import threading
@@ -12,10 +12,12 @@ LISTEN_SECONDS = 3 * BEAT_SECONDS
 
 
 class Heartbeat:
-    """This rank's beat, in a thread, and the beats of the others.
+    """This rank's heartbeat, in a thread, and the heartbeats of the others.
 
     Args:
-        store: that the ranks share; a connection of its own is made, since the process group uses this one.
+        store: the store that the ranks share; it is cloned, since the process group uses this connection.
+        rank: this process's rank.
+        size: the world size.
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
@@ -27,12 +29,12 @@ class Heartbeat:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Ends the beat. Done when Python exits, for a thread that returns from the store later aborts the process."""
+        """Ends the heartbeat, before Python exits: a thread that returns from the store later aborts the process."""
         self._end.set()
-        self._thread.join(LISTEN_SECONDS + BEAT_SECONDS)  # as long as the store may keep it
+        self._thread.join(LISTEN_SECONDS + BEAT_SECONDS)  # as long as a call of the store may take
 
     def lost(self) -> list[int]:
-        """The ranks whose beat does not change for some seconds; rank 0 alone where it, and the store, are gone."""
+        """Returns the ranks whose heartbeat has stopped for some seconds; [0] if rank 0, with the store, is gone."""
         try:
             before = self._counts()
             time.sleep(LISTEN_SECONDS)
@@ -50,6 +52,6 @@ class Heartbeat:
             try:
                 with self._lock:
                     self._store.add(self._key, 1)
-            except RuntimeError:  # rank 0 has ended, and with it the store
+            except RuntimeError:  # rank 0 and the store have ended
                 return
             self._end.wait(BEAT_SECONDS)

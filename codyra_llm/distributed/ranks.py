@@ -1,4 +1,4 @@
-"""Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`: one process group, the same code everywhere."""
+"""Start-up under `deepspeed`, `torchrun`, `srun` or plain `python`, which all give one process group."""
 
 import atexit
 import errno
@@ -24,12 +24,12 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import full_disk
 from codyra_llm.text import shown
 
-COLLECTIVE_SECONDS = 1800.0  # as DeepSpeed's
+COLLECTIVE_SECONDS = 1800.0  # DeepSpeed's own limit
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process of the run: its rank, the world size, and its device."""
 
     rank: int
     size: int
@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """True if this process writes files and prints."""
         return self.rank == 0
 
 
@@ -45,38 +45,38 @@ _heartbeat: Heartbeat | None = None
 
 
 def start(rendezvous_seconds: float = 300, collective_seconds: float = COLLECTIVE_SECONDS) -> Ranks:
-    """Joins the process group that the launcher describes; without a launcher, makes one of a single process.
+    """Joins the process group that the launcher describes; without a launcher, creates one with a single process.
 
     Args:
         rendezvous_seconds: how long to wait for the other processes.
-        collective_seconds: how long one collective operation may take; a rank that stands still costs the others this.
+        collective_seconds: time limit of a collective operation, after which the others give up on a rank that hangs.
 
     Raises:
-        UserError: the launcher's variables are there only in part or make no sense, or a process did not come.
+        UserError: the launcher's variables are incomplete or inconsistent, or a process did not arrive.
     """
     global _heartbeat
     if not dist.is_initialized():
         process = this_process()
         _take_device(process)
         limit = timedelta(seconds=collective_seconds)
-        # of the groups that DeepSpeed makes later as well, for which it names no limit
+        # also the limit of the groups that DeepSpeed creates later without one
         distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
         # the accelerator's backend is gloo on CPU, nccl on CUDA
         options = {"backend": get_accelerator().communication_backend_name(), "timeout": limit}
-        if process is None or process.size == 1:  # a process alone needs no port, which another run may use
+        if process is None or process.size == 1:  # a single process needs no port, which another run may use
             dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, **options)
         else:
             store = meet(process, rendezvous_seconds)
-            store.set_timeout(limit)  # until now it was what was left of the wait
+            store.set_timeout(limit)  # it was the remaining time of the rendezvous
             _heartbeat = Heartbeat(store, process.rank, process.size)
             dist.init_process_group(store=store, rank=process.rank, world_size=process.size, **options)
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group made here
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # uses the group created here
     device = torch.device(get_accelerator().current_device_name())
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def lost_ranks(error: RuntimeError) -> str | None:
-    """One line that names the ranks that a collective operation waited for in vain; None: the error is another."""
+    """Returns one line that names the ranks that a collective operation waited for in vain; None for other errors."""
     if not _heartbeat or not (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|Connection", str(error))):
         return None
     lost = _heartbeat.lost()
@@ -88,10 +88,10 @@ def lost_ranks(error: RuntimeError) -> str | None:
 
 
 def leave() -> None:
-    """Waits until all ranks are done: rank 0, which serves the others, must not be the first to go."""
+    """Waits until all ranks are done: rank 0 serves the store of the others and must not end first."""
     if dist.is_initialized():
         dist.barrier()
-        atexit.register(_end_process_group)  # not before: DeepSpeed could not be started in this process again
+        atexit.register(_end_process_group)  # not now: DeepSpeed could not be started again in this process
 
 
 def _end_process_group() -> None:
@@ -101,7 +101,7 @@ def _end_process_group() -> None:
 
 @contextmanager
 def local_rank_in_environment() -> Iterator[None]:
-    """Within, LOCAL_RANK is set: DeepSpeed insists on it, which neither srun nor plain python sets."""
+    """A context in which LOCAL_RANK is set: DeepSpeed requires it, but neither srun nor plain python sets it."""
     if "LOCAL_RANK" in os.environ:
         yield
         return
@@ -109,11 +109,11 @@ def local_rank_in_environment() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["LOCAL_RANK"]  # a child process must not take it for a launcher's
+        del os.environ["LOCAL_RANK"]  # a child process would take it for a launcher's
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Returns rank 0's value, on every rank."""
     if dist.get_world_size() == 1:
         return value
     values = [value]
@@ -122,17 +122,18 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """Returns the values of all ranks, in rank order, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def check_same(ranks: Ranks, values: Mapping[str, Any]) -> None:
-    """Raises UserError, on every rank, where a rank has another value than rank 0: settings, data, weights, by name.
+    """Raises UserError, on every rank, if a rank has another value than rank 0.
 
     Args:
-        values: what this rank has, the same names everywhere; None: it does not say.
+        ranks: the ranks.
+        values: this rank's settings, data and weights, by the same names on every rank; None is not compared.
     """
     of_ranks = all_gather(dict(values))
     for name, value in of_ranks[0].items():
@@ -146,17 +147,17 @@ def check_same(ranks: Ranks, values: Mapping[str, Any]) -> None:
 
 
 def any_rank(mine: bool, device: torch.device) -> bool:
-    """Whether it is so on any rank, the same answer on all; `device`: this rank's."""
+    """Returns whether `mine` is true on any rank, the same on all; `device` is this rank's."""
     flag = torch.tensor(int(mine), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
 def on_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank.
+    """Returns the result of `action` on rank 0, None on the others; if it fails, it fails on every rank.
 
     Raises:
-        UserError: the action did, or a file could not be read or written.
+        UserError: the action raised one, or a file could not be read or written.
     """
     result, problem, failure = None, None, None
     if ranks.is_main:
@@ -166,7 +167,7 @@ def on_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
             problem = str(error)
         except (OSError, SafetensorError) as error:
             problem = f"{error}{_kept(error)}"
-        except Exception as error:  # a mistake of ours: the others must not wait for rank 0
+        except Exception as error:  # a bug: the others must not wait for rank 0
             problem, failure = f"rank 0: {type(error).__name__}: {error}", error
     problem = broadcast(problem)
     if failure:
@@ -177,7 +178,7 @@ def on_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
 
 
 def _kept(error: OSError | SafetensorError) -> str:
-    """What is true of files that could not be written because of the disk: each is written beside and renamed."""
+    """Returns a remark on errors of the disk: earlier files are complete, since each is written apart and renamed."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) or full_disk(error):
         return "; what was kept until now is whole, and the same command resumes from it"
     return ""
@@ -189,14 +190,14 @@ def _take_device(process: Process | None) -> None:
         return
     device, devices = process.local_rank if process else 0, get_accelerator().device_count()
     if devices == 1 and "LOCAL_RANK" not in os.environ:
-        device = 0  # srun --gpus-per-task shows each task its own GPU alone
+        device = 0  # with srun --gpus-per-task, each task sees its own GPU only
     if device >= devices:
         raise UserError(f"environment: local rank {device} needs a device of its own, this process sees {devices}")
-    get_accelerator().set_device(device)  # else every rank would take the first
+    get_accelerator().set_device(device)  # otherwise every rank would use the first
 
 
 def _settle_on_cpu() -> None:
-    # DeepSpeed would compile its shared-memory collectives at first use: over a minute, for what gloo does as well.
+    # DeepSpeed would compile its shared-memory collectives at first use, which takes over a minute; gloo does without
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})
     if local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size()))

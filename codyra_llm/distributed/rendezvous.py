@@ -1,4 +1,4 @@
-"""Ranks register in a store; on timeout the missing ranks are reported."""
+"""The rendezvous: ranks register in a store; after a timeout, the missing ranks are reported."""
 
 import os
 import socket
@@ -17,25 +17,28 @@ ARRIVED = "arrived"
 
 
 def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[str] = ()) -> Store:
-    """Waits until every rank has come.
+    """Waits until every rank has arrived.
 
-    The store is the torchrun agent's where there is one, else rank 0's.
+    The store is the torchrun agent's if there is one, else rank 0's.
 
     Args:
-        kind, names: what the processes are called where some are missing; without names, by their ranks.
+        process: this process.
+        seconds: how long to wait.
+        kind: the kind of process in messages about missing ones.
+        names: the processes' names in these messages; by default their ranks.
 
     Returns:
         A store that all ranks share, ready for a process group.
 
     Raises:
-        RendezvousError: a rank did not come within `seconds`, or its meeting point cannot be reached.
-        UserError: the environment names no meeting point.
+        RendezvousError: a rank did not arrive within `seconds`, or the rendezvous cannot be reached.
+        UserError: the environment names no host or port, or the connection is lost.
     """
     host, port = find_meeting_point()
     where = f"rendezvous at {host}:{port}"
-    # the others wait a little longer than rank 0, which then is the one to say who is missing
+    # the others wait a little longer than rank 0, so that rank 0 reports the missing ranks
     deadline = time.monotonic() + seconds * (1.1 if process.rank else 1.0)
-    # torchrun may start its workers again, on the same store
+    # torchrun may restart its workers on the same store
     attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     store = PrefixStore(attempt, _open(process, host, port, where, seconds, deadline))
     keys = [f"came/{rank}" for rank in range(process.size)]
@@ -45,7 +48,7 @@ def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[s
                 f"{where}: rank {process.rank} came twice; does another run use this port, or is RANK set by hand?"
             )
         store.add(ARRIVED, 1)
-        # one number, however many ranks: looking at every key from every rank would keep a store of hundreds busy
+        # one counter for all ranks: checking every key on every rank would overload the store with hundreds of ranks
         while store.add(ARRIVED, 0) < process.size:
             if time.monotonic() > deadline:
                 absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
@@ -56,7 +59,7 @@ def meet(process: Process, seconds: float, kind: str = "rank", names: Sequence[s
                     "look for what their hosts say, or raise rendezvous_seconds"
                 )
             time.sleep(0.1)
-    except RuntimeError as error:  # rank 0 has given up, and said why
+    except RuntimeError as error:  # rank 0 has given up and reported the reason
         raise UserError(f"{where}: rank {process.rank} lost the connection: {_first_line(error)}") from None
     return store
 
@@ -79,7 +82,7 @@ def _open(process: Process, host: str, port: int, where: str, seconds: float, de
         except RuntimeError as error:
             outcome.append(error)
 
-    # its own time limit does not hold where something else listens at the port and says nothing
+    # TCPStore's own time limit has no effect if another program listens at the port and does not answer
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(max(deadline - time.monotonic(), 1.0))
@@ -95,7 +98,7 @@ def _open(process: Process, host: str, port: int, where: str, seconds: float, de
 
 
 def _wait_for_port(host: str, port: int, deadline: float) -> str | None:
-    """Waits until something listens there; says why not once it is too late."""
+    """Waits until something listens at the port; returns None then, the last error after the deadline."""
     while True:
         try:
             socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 1.0)).close()

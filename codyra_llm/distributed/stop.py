@@ -1,4 +1,4 @@
-"""Stop requests: SIGTERM, SIGUSR1, Ctrl-C or a trigger file; all ranks agree before anything is done about one."""
+"""Stop requests: SIGTERM, SIGUSR1, Ctrl-C or a trigger file; all ranks agree before they act on one."""
 
 import os
 import signal
@@ -14,13 +14,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Notes, within its `with` block, that this process was asked to stop; `agreed` tells every rank alike.
+    """Records, within its `with` block, that this process was asked to stop; `agreed` returns the same on every rank.
 
-    In the block of another one, both note it: what comes too late for a run is not lost to the comparison around it.
+    If blocks are nested, the outer one records a signal as well: a signal that comes too late for a run still stops the
+    comparison around it.
 
     Args:
-        ranks: those that must agree.
-        trigger: a file whose appearance asks as well; None on ranks that do not look for it.
+        ranks: the ranks that must agree.
+        trigger: a file whose existence requests a stop; None on ranks that do not check it.
     """
 
     def __init__(self, ranks: Ranks, trigger: Path | None) -> None:
@@ -29,7 +30,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handler
+        if threading.current_thread() is threading.main_thread():  # Python sets signal handlers in this thread only
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -38,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop, the same answer on all. Every rank must call it."""
+        """Returns whether any rank was asked to stop, the same on all ranks. Every rank must call it."""
         asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
         return any_rank(asked, self.ranks.device)
 

@@ -1,7 +1,7 @@
-"""What a run asks of a domain: text that a causal model writes, or images that CLIP tells classes of.
+"""The interface of a domain: text, which a causal model generates, or images, which CLIP classifies.
 
-A run asks once which domain it is (`domains.find`), when it is planned. All that differs between domains is
-behind this interface; everything else (branches, methods, ZeRO, ledger, checkpoints, matrix) does not know of it.
+The domain of a run is found once (`domains.find`), when the run is planned. All that differs between domains is
+behind this interface; everything else (branches, methods, ZeRO, ledger, checkpoints, matrix) is independent of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from codyra_llm.models.source import Source
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a stream's tasks as examples, by split and task.
+    """The rows of a stream's tasks as examples: in each split, one sequence of examples for each task.
 
     Attributes:
         templates: the chat template of each task; None where prompts are used as they are.
-        notes: what whoever runs it should know, a line each.
+        notes: remarks for the user, one line each.
     """
 
     train: list[Sequence[Example]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Rows:
 
 
 class Answer(Protocol):
-    """`generation.generate.answer_questions`, whose arguments say what each is."""
+    """The signature of `generation.generate.answer_questions`, where the arguments are described."""
 
     def __call__(
         self,
@@ -55,34 +55,36 @@ class Answer(Protocol):
         on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
         synced: bool = False,
     ) -> list[Answered]:
-        """Answers questions, in their order, the same on every rank."""
+        """Answers the questions; returns the answers in the order of the questions, the same on every rank."""
 
 
 class Suite(Protocol):
-    """What a model's general ability is measured on, beside the tasks that it learns."""
+    """Data that a model's general ability is measured on, in addition to the tasks that it learns."""
 
     @property
     def name(self) -> str:
-        """As the configuration names it."""
+        """The name that the configuration uses."""
 
     @property
     def label(self) -> str:
-        """The name as part of a file's."""
+        """The name in the form used in file names."""
 
     @property
     def items(self) -> dict[str, list[int]]:
-        """The numbers of the items that are asked, by the task that they are of."""
+        """The numbers of the items that are asked, by the name of their task."""
 
     @property
     def digest(self) -> str:
-        """Changes with what is asked, and how."""
+        """A hash that changes when the questions, or the way they are asked, change."""
 
 
 class Domain(Protocol):
     """A kind of data, the models that learn it, and how they are trained and scored on it.
 
     Attributes:
-        facts: what reports say of it. learning: what an engine wraps and what a step is. answer: how a model answers.
+        facts: how reports describe the domain.
+        learning: the module that an engine wraps, and the objective of a step.
+        answer: how a model answers questions.
     """
 
     facts: Facts
@@ -90,44 +92,44 @@ class Domain(Protocol):
     answer: Answer
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """The configuration as it applies here.
+        """Returns the configuration with the domain's own defaults filled in.
 
         Raises:
-            UserError: a setting, or the method, has no meaning here.
+            UserError: a setting, or the method, has no meaning in this domain.
         """
 
     def open(self, config: RunConfig) -> Source:
-        """The model of a configuration.
+        """Opens the model that the configuration names.
 
         Raises:
-            UserError: it is none that this domain can teach, or lacks what goes with it.
+            UserError: this domain cannot train the model, or a file that belongs to the model is missing.
         """
 
     def stream(self, config: RunConfig, stream: TaskStream | None, to_train: bool) -> TaskStream:
-        """The tasks with their rows, by default those that the configuration names.
+        """Returns the tasks with their rows: those of `stream` if given, else those that the configuration names.
 
         Raises:
             UserError: they cannot be read, learned or scored.
         """
 
     def check_method(self, config: RunConfig, source: Source, method: Method) -> None:
-        """Raises UserError where the method, or what is learned beside it, does not fit the model."""
+        """Raises UserError if the method, or another training setting, is incompatible with the model."""
 
     def rows(self, config: RunConfig, source: Source, stream: TaskStream) -> Rows:
-        """The rows as examples.
+        """Converts the rows of all tasks to examples.
 
         Raises:
-            UserError: the model cannot read one.
+            UserError: the model cannot read one of the rows.
         """
 
     def hashes(self, task: Task) -> dict[str, str]:
-        """SHA-256 of what a task's data are, by name of a file or a part."""
+        """Returns the SHA-256 hashes of a task's data, by the name of a file or a part."""
 
     def suites(self, config: RunConfig, source: Source, learned: Sequence[str]) -> Sequence[Suite]:
-        """The suites that a configuration names, their data read.
+        """Loads the suites that the configuration names, with their data.
 
         Args:
-            learned: names of the tasks that are.
+            learned: names of the tasks that the run learns.
 
         Raises:
             UserError: one is unknown, named twice or cannot be read.
@@ -136,21 +138,21 @@ class Domain(Protocol):
     def score_suites(
         self, suites: Sequence[Any], source: Source, template: ChatTemplate | None, ask: Ask
     ) -> tuple[dict[str, SuiteScore | SuiteFailure], dict[str, list[dict[str, Any]]]]:
-        """Scores a model on suites: (score by the suite's name, every answer by its label)."""
+        """Scores a model on suites; returns (scores by suite name, all answers by suite label)."""
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
-        """Raises UserError where a loaded model cannot be run as it is run here."""
+        """Raises UserError if a loaded model cannot run the way this domain runs it."""
 
     def scored(
         self, tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
     ) -> list[TaskScores]:
-        """Scores tasks; `examples` are their test rows."""
+        """Scores the model on tasks; `examples` are their test rows."""
 
     def remarks(self, tasks: Sequence[Task], scored: Sequence[TaskScores], variant: str) -> tuple[list[str], list[str]]:
-        """(what is said, what is warned of) about the scores of the model that nothing was taught yet, a line each."""
+        """Returns (remarks, warnings) about the scores of the model before its first task, one line each."""
 
     def table(self, config: RunConfig, stream: TaskStream, batches: Sequence[GlobalBatches]) -> list[list[str]] | None:
-        """The tasks as they are shown before a run, heads first; None: with what there is to say of tokens."""
+        """Returns a table of the tasks for display before a run, header row first; None for the table of tokens."""
 
     def described(self, source: Source, example: Any) -> str | None:
-        """A training row as the model reads it, for a dry run; None: its tokens are shown."""
+        """Returns a training row as the model reads it, for a dry run; None if its tokens are to be shown."""

@@ -1,4 +1,4 @@
-"""What reports say of a domain, by its name in results.json."""
+"""How reports describe a domain, by the domain's name in results.json."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,17 @@ UNION, WITHIN_TASK = "union", "within_task"
 
 @dataclass(frozen=True)
 class Facts:
-    """A domain, to those who write about it.
+    """Names and units that reports use for a domain.
 
     Attributes:
-        name: as task files give it. unit: what speed counts. per: what a loss in nats is a mean over.
-        variants: of scores. leading: metrics of the matrix that are shown before the others.
-        task: what models do, as model cards say it (pipeline_tag).
-        adapter_task: the same as PEFT says it; None where it has no word for it.
-        generates: whether answers are written, which takes longer than to say how likely they are.
+        name: the name in task files.
+        unit: what training speed counts.
+        per: what a loss in nats is averaged over.
+        variants: the scoring variants.
+        leading: metrics of the matrix that are shown before the others.
+        task: the task in model cards (pipeline_tag).
+        adapter_task: the task type in PEFT; None where PEFT has no name for it.
+        generates: True if answers are generated, which takes longer than computing their likelihood.
     """
 
     name: str
@@ -50,7 +53,7 @@ FACTS = {
 
 
 def check_learns(name: str, method: str) -> None:
-    """Raises UserError where a method cannot learn from a kind of data (`Needs.domains`)."""
+    """Raises UserError if a method cannot learn from a kind of data (`Needs.domains`)."""
     able = [each for each, of_method in METHODS.items() if name in of_method.needs.domains]
     if method not in able:
         raise UserError(f"method {method}: cannot learn from {name}; use {', '.join(able)}")

@@ -1,4 +1,4 @@
-"""Which domain a run is of: text (causal models) or images (CLIP)."""
+"""Finds the domain of a run: text (causal models) or images (CLIP)."""
 
 from codyra_llm.config import RunConfig, resolve_path
 from codyra_llm.data.stream import TaskStream
@@ -14,10 +14,10 @@ DOMAINS: dict[str, Domain] = {"text": TEXT, "images": IMAGES}
 
 
 def find_domain(config: RunConfig, stream: TaskStream | None = None) -> Domain:
-    """The domain of a run: that of its tasks, which a task file names (`domain: images`); else text.
+    """Returns the domain of a run's tasks, which a task file names (`domain: images`); text by default.
 
     Raises:
-        UserError: the task file cannot be read, or names a domain that there is not.
+        UserError: the task file cannot be read, or names an unknown domain.
     """
     if stream is not None:
         return IMAGES if any(isinstance(task, ImageTask) for task in stream) else TEXT

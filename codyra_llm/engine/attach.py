@@ -1,4 +1,4 @@
-"""A method's hooks in an engine, at any ZeRO stage: whole branches, slices of the optimizer, passes over rows."""
+"""Connects a method's hooks to an engine, at any ZeRO stage: whole branches, optimizer slices, passes over rows."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,12 +20,16 @@ from codyra_llm.methods.hooks import Hooks, Slice, Slices, overrides
 
 
 class Attached:
-    """The hooks of a method while an engine trains a task; those that the method does not override cost nothing.
+    """The hooks of a method while an engine trains a task; hooks that the method does not override cost nothing.
 
     Args:
-        hooks: the method's.
-        engine: DeepSpeed's, over a model with gated branches.
-        passes: makes passes over single rows, of what `ModelPasses` takes.
+        hooks: the method's hooks.
+        model: the model, with gated branches.
+        engine: the DeepSpeed engine over the model.
+        optimizer: the optimizer of the branches.
+        batches: the rows of each step.
+        ranks: the ranks of the engine.
+        passes: makes passes over single rows, from the arguments of `ModelPasses`.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Attached:
 
     @functools.cached_property
     def _pieces(self) -> dict[str, Piece]:
-        """This rank's part of each parameter, which is the same one as long as the engine lives."""
+        """This rank's part of each parameter, which does not change during the engine's lifetime."""
         pieces = ((name, own_piece(self.engine, parameter)) for name, parameter, _ in trainable(self.model))
         return {name: piece for name, piece in pieces if piece}
 
@@ -69,7 +73,7 @@ class Attached:
         return value
 
     def end_training(self, rows: Sequence[Example]) -> None:
-        """Lets the method measure what it needs while the engine is alive, then detaches the optimizer's hooks."""
+        """Lets the method measure what it needs while the engine exists, then detaches the optimizer's hooks."""
         if overrides(self.hooks, "after_training"):
             with self.passes.apart():
                 self.hooks.after_training(rows, self.passes)
@@ -77,7 +81,7 @@ class Attached:
 
     def _after_pass(self) -> None:
         if self.engine.zero_optimization_stage() == 3:
-            # modules whose input has no gradient would keep their weights whole
+            # modules whose input has no gradient would keep their weights gathered
             self.engine.optimizer.parameter_offload.partition_all_parameters()
 
     def _change(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -94,7 +98,7 @@ class Attached:
         return change
 
     def _slices(self) -> Slices:
-        """What the optimizer is about to step, or has stepped: above stage 0 it is called for each group by itself."""
+        """Slices that the optimizer is about to update or has updated: above stage 0, one call for each group."""
         stepped = {p: p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None}
         found = [
             Slice(name, piece.of(piece.flat), piece.of(stepped[piece.flat]), piece.offset)
@@ -105,7 +109,7 @@ class Attached:
 
 
 def whole_branches(model: nn.Module) -> Deltas:
-    """(B [out_features, rank], A [rank, in_features]) of each branch, whole on every rank; gates are left out."""
+    """Returns (B [out_features, rank], A [rank, in_features]) of each branch, whole on every rank; without gates."""
     branches = {}
     for name, layer in gated_layers(model):
         B, A = whole_copies([layer.B, layer.A])

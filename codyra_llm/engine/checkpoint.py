@@ -3,9 +3,9 @@
 checkpoints/00000012/
     progress.json       position and results so far
     state.safetensors   A, B, gate and moving averages (`engine.state`); only in the middle of a task
-    checksums.json      the run that they belong to; SHA-256 of both, and of what else in the run folder they rest on
+    checksums.json      the run; SHA-256 of both files, and of the other files in the run folder that they need
 
-Each is written beside, flushed and renamed; the last two are kept.
+Each checkpoint is written to a temporary folder, flushed and renamed; the last two are kept.
 """
 
 import json
@@ -25,27 +25,28 @@ from codyra_llm.files import plain_name, read_json, replace_folder, sha256, type
 from codyra_llm.text import shown
 
 KEPT = 2
-SCHEMA_VERSION = 1  # of progress.json; one without was written before there were versions, and is like the first
+SCHEMA_VERSION = 1  # of progress.json; files without a version are older and have the form of version 1
 
 _Count = Annotated[int, Field(strict=True, ge=0)]
 _Phase = Annotated[str, Field(pattern="^(evaluate|train|merge|save|done)$")]
 
 
 class _Unfit(Exception):
-    """What is wrong with a checkpoint, in one line."""
+    """A checkpoint cannot be used; the message names the problem in one line."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The position of a run and its results so far.
 
     Attributes:
         task: number of the task, from 1; 0: the base model.
-        phase: the one to begin or to resume.
+        phase: the phase to begin or to resume.
         step: optimizer steps done in the phase; above 0 in the middle of a task's training.
         global_step: optimizer steps done in the run.
-        ledger, results: what the two hold, as JSON.
-        kept: the file of what the method keeps, by path relative to the run folder, with its SHA-256.
+        ledger: content of the ledger, as JSON.
+        results: content of the results, as JSON.
+        kept: path (relative to the run folder) and SHA-256 of the file that the method keeps.
     """
 
     task: _Count
@@ -59,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole; `tensors` is empty between phases."""
+    """A checkpoint that was read and verified; `tensors` is empty between phases."""
 
     progress: Progress
     tensors: dict[str, torch.Tensor]
@@ -69,8 +70,8 @@ class Checkpoints:
     """The checkpoints of a run in a folder (on rank 0).
 
     Args:
-        folder: where they lie, in the run folder.
-        run: names the run; a checkpoint with another name is not taken.
+        folder: their folder, inside the run folder.
+        run: identifies the run; checkpoints of other runs are rejected.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -78,14 +79,15 @@ class Checkpoints:
         self._unfit: list[Path] = []  # seen by `latest`
 
     def write(self, progress: Progress, tensors: dict[str, torch.Tensor], rests_on: dict[str, str]) -> None:
-        """Adds a checkpoint, then drops all but the last two.
+        """Adds a checkpoint, then removes all but the last two.
 
         Args:
-            tensors: what safetensors can hold; may be empty.
-            rests_on: SHA-256 of other files without which it is worth nothing, by path relative to the run folder.
+            progress: position and results.
+            tensors: the state, as tensors that safetensors can store; may be empty.
+            rests_on: SHA-256 of other files that the checkpoint needs, by path relative to the run folder.
 
         Raises:
-            OSError: it cannot be written; the earlier ones are as they were.
+            OSError: it cannot be written; earlier checkpoints are unchanged.
         """
         present = self._present()
         serial = int(present[-1].name) + 1 if present else 1
@@ -103,10 +105,10 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole and of this run, and what is wrong with those that are newer.
+        """Returns the newest valid checkpoint of this run, and the problems of newer ones.
 
         Raises:
-            UserError: there are checkpoints, and none can be used.
+            UserError: there are checkpoints, but none can be used.
         """
         problems: list[str] = []
         for folder in reversed(self._present()):
@@ -117,18 +119,18 @@ class Checkpoints:
                 self._unfit.append(folder)
                 continue
             state = folder / "state.safetensors"
-            # read, not mapped: a file that is mapped cannot be removed everywhere
+            # read, not mapped: some systems cannot remove a mapped file
             return Checkpoint(progress, load(state.read_bytes()) if state.exists() else {}), problems
         if problems:
             raise UserError(f"no checkpoint can be used: {'; '.join(problems)}; `--resume never` starts over")
         return None, []
 
     def _present(self) -> list[Path]:
-        """Oldest first; what was never finished has another kind of name."""
+        """The checkpoint folders, oldest first; unfinished ones have another kind of name."""
         return sorted(path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{8,}", path.name))
 
     def _read(self, folder: Path) -> Progress:
-        """The position of a checkpoint whose files are all as they were written; raises _Unfit."""
+        """Returns the position of a checkpoint after verifying all of its files; raises _Unfit."""
         damaged = _Unfit(f"{folder / 'checksums.json'} is damaged")
         try:
             sums = read_json(folder / "checksums.json")

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a run: the user's JSON for how to hold things, our fields for what is computed."""
+"""The DeepSpeed configuration of a run: memory and placement from the user's JSON, the rest from the run's fields."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from codyra_llm.data.batches import divide_batch
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_json
 
-# What these say would change the result, or be said twice; the run's configuration says it alone.
+# keys that would change the result or duplicate a setting; the run's configuration alone specifies these
 OURS = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",
@@ -23,23 +23,23 @@ OURS = {
     "amp": "model.dtype (adapters are always fp32)",
     "torch_autocast": "model.dtype (adapters are always fp32)",
 }
-# Slices of another size or dtype than the weight's, which loading and merging do not know.
+# these make slices of another size or dtype than the weight's, which loading and merging do not support
 ZERO_PLUS_PLUS = {
     "zero_hpz_partition_size": 1,
     "zero_quantized_weights": False,
     "zero_quantized_nontrainable_weights": False,
 }
-NO_CLIPPING = 1e30  # a norm that no gradient exceeds, and with which DeepSpeed measures it as ever
-# All gates must lie in one sub-group: the importance threshold compares them with one another.
+NO_CLIPPING = 1e30  # no gradient norm exceeds it, and DeepSpeed still computes the norm
+# all gates must be in one sub-group, since the importance threshold compares them with one another
 SMALLEST_SUB_GROUP = 1_000_000
 
 
 def read_deepspeed_json(path: str | None) -> dict[str, Any]:
-    """The user's part of the configuration; without a path, ZeRO stage 0.
+    """Reads the user's part of the configuration; without a path, ZeRO stage 0.
 
     Raises:
-        UserError: no such file, not a JSON object, a key that the run's configuration decides, or a
-            "zero_optimization" that DeepSpeed or this method cannot work with.
+        UserError: no such file, not a JSON object, a key that the run's configuration specifies, or a
+            "zero_optimization" that DeepSpeed or this project does not support.
     """
     if path is None:
         return {"zero_optimization": {"stage": 0}}
@@ -54,17 +54,17 @@ def read_deepspeed_json(path: str | None) -> dict[str, Any]:
 
 
 def zero_stage(content: dict[str, Any]) -> int:
-    """The ZeRO stage that a DeepSpeed configuration asks for."""
+    """Returns the ZeRO stage of a DeepSpeed configuration."""
     stage: int = content.get("zero_optimization", {}).get("stage", 0)
     return stage
 
 
 def complete(user: dict[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The user's part joined with the batch sizes and clipping of the run."""
+    """Returns the user's part joined with the batch sizes and the gradient clipping of the run."""
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, world_size)
     return {
         **user,
-        "train_batch_size": micro * accumulation * world_size,  # some of which may stay empty
+        "train_batch_size": micro * accumulation * world_size,  # some of its places may stay empty
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": train.max_grad_norm or NO_CLIPPING,

@@ -1,4 +1,4 @@
-"""What an engine asks of a kind of data: what it wraps, what a step is, how single rows are passed through."""
+"""The interface between an engine and a kind of data: the wrapped module, the steps, and passes over single rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ class Objective(Protocol):
     """The optimizer steps of a task in an engine, as passes of this rank."""
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(what to call backward on, a scalar; [1 + KINDS], detached: its part of the loss, divergences) of each pass.
+        """Yields (scalar to call backward on; [1 + KINDS], detached: its part of the loss, divergences) for each pass.
 
-        There are as many on every rank as the engine has accumulation steps. The engine averages gradients over both.
+        Every rank has as many passes as the engine has accumulation steps. The engine averages gradients over both.
         """
 
     def mean(self, step: int, summed: float) -> float:
-        """The value of a step, in nats, from the sum of its passes' parts over all ranks."""
+        """Returns the mean loss of a step, in nats, from the sum of its passes' losses over all ranks."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a domain is learned.
+    """The training interface of a domain.
 
     Attributes:
-        module: makes what an engine wraps, of a model (its `model`) and a method's hooks.
-        objective: makes the steps, of an engine around that, batches, ranks and retention.
-        passes: makes passes over single rows, of that and what else `ModelPasses` takes.
+        module: makes the module that an engine wraps, from a model (its attribute `model`) and a method's hooks.
+        objective: makes the steps, from an engine around that module, batches, ranks and retention.
+        passes: makes passes over single rows, from that module and the other arguments of `ModelPasses`.
     """
 
     module: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""The loss of a causal model at answer positions only: nothing else of the vocabulary's width is ever computed."""
+"""The loss of a causal model, which computes logits at answer positions only."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class AnswerLoss(nn.Module):
 
     Args:
         model: a causal LM of transformers; its decoder runs over all positions, its head over answer positions.
-        hooks: of the method, whose term on the outputs is added.
+        hooks: the method's hooks, whose term on the outputs is added.
     """
 
     def __init__(self, model: PreTrainedModel, hooks: Hooks = NO_HOOKS) -> None:
@@ -44,16 +44,16 @@ class AnswerLoss(nn.Module):
         kinds: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of a batch, whose parts are as a MicroBatch has them, in nats, fp32.
+        """Computes the loss of a batch in nats, fp32; the arguments are the fields of a MicroBatch.
 
         Returns:
-            A scalar; with `kinds`, [1 + KINDS]: the same, and the sum of KL(before || now) over its positions of each
-            kind, where `before` is the model without its branches, or what is `known` of it at positions of own text,
-            the only kind then.
+            A scalar; with `kinds`, [1 + KINDS]: the loss, then for each kind the sum of KL(before || now) over its
+            positions, where `before` is the model without its branches. With `known`, own text is the only kind that is
+            measured, and `known` replaces that model.
         """
         hidden = self._read(input_ids, labels, position_ids)
         targets = labels[:, 1:]
-        line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: how many there are must be waited for
+        line, column = (targets != IGNORED).nonzero(as_tuple=True)  # once: it waits for the device
         before = teacher = places = None
         if (kinds is not None and known is None) or (self.term and self.hooks.has_teacher):
             with torch.no_grad(), without_branches(self.model):
@@ -73,9 +73,9 @@ class AnswerLoss(nn.Module):
         return torch.stack([loss, *(summed_divergence(self.model, hidden[at], before[at]) for at in at_kinds)])
 
     def _read(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states after each token [rows, tokens, hidden_size]; what stands before rows is read and left out."""
+        """Returns the hidden states after each token [rows, tokens, hidden_size], without those of added prompts."""
         prompts, ids = prompts_of(self.model), input_ids
-        if prompts:  # whose keys ZeRO-3 gathers where they are read, within the forward pass of this module
+        if prompts:  # under ZeRO-3, keys are gathered where they are read, within this module's forward pass
             ids = torch.cat([prompts.chosen(ids, _lengths(labels, prompts.whole_rows)), ids], dim=1)
         decoder = self.model.get_decoder()
         hidden: torch.Tensor = decoder(input_ids=ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -83,7 +83,7 @@ class AnswerLoss(nn.Module):
 
 
 def _lengths(labels: torch.Tensor, whole: bool) -> list[int]:
-    """How many tokens of each row come before its answer, or come at all; of a row without an answer, all columns."""
+    """Returns the tokens of each row before its answer, or (`whole`) up to its end; without an answer, all columns."""
     learned, columns = (labels != IGNORED).int(), labels.shape[1]
     found = columns - learned.flip(1).argmax(1) if whole else learned.argmax(1)
     return torch.where(learned.any(1), found, columns).tolist()
@@ -92,14 +92,18 @@ def _lengths(labels: torch.Tensor, whole: bool) -> list[int]:
 def _places(
     line: torch.Tensor, column: torch.Tensor, lines: int, position_ids: torch.Tensor | None, numbers: Sequence[int]
 ) -> torch.Tensor:
-    """[answer tokens, 2]: the number of each one's row, and which of its row's answer tokens it is.
+    """[answer tokens, 2]: the row number of each answer token, and its index among the answer tokens of its row.
 
     Args:
-        line, column: [answer tokens], of `lines` lines of the batch.
+        line: [answer tokens], the line of each in the batch.
+        column: [answer tokens], the column of each in the batch.
+        lines: number of lines of the batch.
+        position_ids: [1, tokens] of a packed batch; None if each line is one row.
+        numbers: row numbers of the batch; its line numbers if empty.
     """
     example = line if position_ids is None else (position_ids[0] == 0).cumsum(0)[column] - 1
     of_examples = torch.tensor(numbers or range(lines), device=line.device)
-    first = torch.searchsorted(example, example)  # the tokens of an example follow each other
+    first = torch.searchsorted(example, example)  # the tokens of an example are consecutive
     return torch.stack([of_examples[example], torch.arange(len(example), device=line.device) - first], dim=1)
 
 
@@ -107,18 +111,20 @@ class AnswerObjective:
     """The mean loss per answer token of an optimizer step, as passes of this rank: one for each of its micro batches.
 
     Args:
-        engine: DeepSpeed's, around an `AnswerLoss`. batches: the rows of each step. ranks: that split them.
-        retention: whose divergences, each a mean over its positions in the step, are added with their weights.
+        engine: the DeepSpeed engine around an `AnswerLoss`.
+        batches: the rows of each step.
+        ranks: the ranks that a step is partitioned over.
+        retention: adds its divergences, each a mean over its positions in the step, with their weights.
     """
 
     def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks, retention: Retention | None = None) -> None:
         self.engine, self.batches, self.ranks, self.retention = engine, batches, ranks, retention
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(what to call backward on, a scalar; sums of loss and divergences, [1 + KINDS], detached) of each pass.
+        """Yields (scalar to call backward on; sums of loss and divergences, [1 + KINDS], detached) for each pass.
 
         DeepSpeed averages gradients over ranks and micro batches; the objective is a sum over both, divided by the
-        number of tokens of all ranks.
+        number of answer tokens of all ranks.
         """
         accumulation, device = self.engine.gradient_accumulation_steps(), self.ranks.device
         retention = self.retention if self.retention and self.retention.is_due(step) else None
@@ -140,7 +146,7 @@ class AnswerObjective:
                 yield found * share, functional.pad(found.detach()[None], (0, len(KINDS)))
 
     def mean(self, step: int, summed: float) -> float:
-        """The value of a step, in nats, from the sum of its passes' losses over all ranks."""
+        """Returns the mean loss of a step per answer token, in nats, from its passes' losses summed over all ranks."""
         return summed / self.batches.answer_tokens(step)
 
 
@@ -152,14 +158,17 @@ def summed_loss(
     places: torch.Tensor | None = None,
     teacher: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Negative log-likelihood in nats, summed over tokens; logits that do not fit at once are computed in chunks.
+    """Returns the negative log-likelihood in nats, summed over tokens; computed in chunks where logits are too large.
 
-    A chunk's logits are computed again in the backward pass, so that only one chunk's are held at any time.
+    A chunk's logits are recomputed in the backward pass, so that the logits of only one chunk are in memory.
 
     Args:
-        model: whose head is used. hidden: [tokens, hidden_size]. targets: [tokens], ids.
-        term: `Hooks.output_loss`, added to the loss. places: [tokens, 2], row and place of each token in its answer.
-        teacher: [tokens, hidden_size], the hidden states that the term's teacher logits are made of.
+        model: the model with the output head.
+        hidden: [tokens, hidden_size].
+        targets: [tokens], ids.
+        term: `Hooks.output_loss`, added to the loss.
+        places: [tokens, 2], the row of each token and its index in the row's answer.
+        teacher: [tokens, hidden_size], the hidden states from which the term's teacher logits are computed.
     """
 
     def loss(
@@ -171,7 +180,7 @@ def summed_loss(
             return likelihood
         with torch.no_grad():
             known = None if teacher is None else answer_logits(model, teacher)
-        if not len(targets):  # a pass without rows, in which the head was gathered as often as on the other ranks
+        if not len(targets):  # a pass without rows, which must gather the head as often as the other ranks do
             return likelihood
         added = term(logits, AnswerTokens(targets, *places.unbind(1)), known)
         return likelihood if added is None else likelihood + added
@@ -180,10 +189,12 @@ def summed_loss(
 
 
 def summed_divergence(model: PreTrainedModel, now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """KL(before || now) of the next token in nats, over the whole vocabulary, summed over tokens, in chunks.
+    """Returns KL(before || now) of the next token in nats, over the vocabulary, summed over tokens; in chunks.
 
     Args:
-        model: whose head is used. now, before: hidden states [tokens, hidden_size]; `before` without gradient.
+        model: the model with the output head.
+        now: hidden states [tokens, hidden_size].
+        before: hidden states [tokens, hidden_size], without gradient.
     """
 
     def loss(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -195,10 +206,12 @@ def summed_divergence(model: PreTrainedModel, now: torch.Tensor, before: torch.T
 
 
 def summed_top_divergence(model: PreTrainedModel, now: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """As `summed_divergence`, with all tokens but the likeliest as one, which is never more.
+    """Returns `summed_divergence` with all but the most likely tokens merged into one; never larger than the exact one.
 
     Args:
-        known: `top_tokens` of the model before, [tokens, 2 k + 1].
+        model: the model with the output head.
+        now: hidden states [tokens, hidden_size].
+        known: `top_tokens` of the model before the task, [tokens, 2 k + 1].
     """
 
     def loss(now: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -210,7 +223,7 @@ def summed_top_divergence(model: PreTrainedModel, now: torch.Tensor, known: torc
 
 
 def _in_chunks(model: PreTrainedModel, loss: Callable[..., torch.Tensor], *parts: torch.Tensor | None) -> torch.Tensor:
-    """The sum of a loss over tokens, whose parts [tokens, ...] are given to it chunk by chunk; None stays None."""
+    """Sums a loss over tokens, passing its arguments [tokens, ...] chunk by chunk; None stays None."""
     first = parts[0]
     assert first is not None
     tokens = logits_at_once(model)
@@ -223,7 +236,7 @@ def _in_chunks(model: PreTrainedModel, loss: Callable[..., torch.Tensor], *parts
 
 
 def _same_on_all_ranks(model: PreTrainedModel, count: int) -> int:
-    """The largest count of any rank where the head is partitioned: each call gathers it from all of them."""
+    """Returns the largest count of all ranks if the head is partitioned, since each call gathers it collectively."""
     weight = model.get_output_embeddings().weight
     if not is_zero_param(weight):
         return count

@@ -1,4 +1,4 @@
-"""The C library's heap: glibc keeps freed blocks for later, which costs memory where large ones come and go."""
+"""Settings of glibc's heap, which keeps freed blocks for reuse and so wastes memory where large ones come and go."""
 
 import ctypes
 import gc
@@ -8,17 +8,17 @@ LARGE_BLOCK = 256 * 1024  # bytes
 
 
 def return_large_blocks() -> None:
-    """From now on, makes glibc give large freed blocks back at once.
+    """Makes glibc return large freed blocks to the system at once, from now on.
 
-    It would keep those of up to 32 MB for later, and weights that are whole for a moment, between slices that stay,
-    leave holes of all sizes: more than cutting them up, or quantizing them, saves.
+    By default it keeps blocks of up to 32 MB for reuse. Weights that are whole for a moment, between partitions that
+    stay, then leave holes of all sizes, which cost more memory than partitioning or quantizing the weights saves.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def return_freed_memory() -> None:
-    """Collects what nothing refers to any more, and gives all freed pages back: a few milliseconds."""
+    """Collects garbage and returns all freed pages to the system; takes a few milliseconds."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Passes over single rows, apart from those of a step: gradients, outputs, inputs of projections."""
+"""Passes over single rows, outside of training steps: gradients, outputs, inputs of projections."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,16 +25,18 @@ from codyra_llm.example import Example
 from codyra_llm.generation.sample import sample_texts
 from codyra_llm.methods.hooks import AnswerTokens, Hooks, overrides
 
-ROWS_AT_ONCE = 64  # whose embeddings are held
+ROWS_AT_ONCE = 64  # whose embeddings are in memory together
 
 
 def measure_before(
     hooks: Hooks, rows: Sequence[Example], before: "Callable[[], AbstractContextManager[ModelPasses]]"
 ) -> None:
-    """Lets a method measure what it needs on the model as the task finds it (`Hooks.before_training`).
+    """Lets a method measure what it needs on the model before a task (`Hooks.before_training`).
 
     Args:
-        rows: the task's own. before: gives passes over that model.
+        hooks: the method's hooks.
+        rows: the training rows of the task.
+        before: opens passes over that model.
     """
     if overrides(hooks, "before_training"):
         with before() as passes:
@@ -53,11 +55,18 @@ def passes_before(
     module: Callable[[PreTrainedModel], Any] = AnswerLoss,
     passes: "Callable[..., ModelPasses] | None" = None,
 ) -> "Iterator[ModelPasses]":
-    """A context with passes over the model as a task finds it, without branches, and texts that it writes itself.
+    """A context with passes over the model before a task, without branches, and with texts that the model generates.
 
     Args:
-        adapter: says which projections will have a branch. gather: as of `gathered_for_inference`.
-        module, passes: of `engine.learning.Learning`; by default those of answers.
+        model: the model; switched to evaluation mode.
+        tokenizer: its tokenizer.
+        adapter: specifies which projections will have a branch.
+        batches: the batches of the task.
+        seed: seed of the generated texts.
+        gather: `how` of `gathered_for_inference`.
+        ranks: the ranks of the run.
+        module: `engine.learning.Learning.module`; by default that of answers.
+        passes: `engine.learning.Learning.passes`; by default that of answers.
     """
     projections = {name: model.get_submodule(name) for name in find_targets(model, adapter)}
     with gathered_for_inference(model.eval(), gather, ranks) as synced:
@@ -69,15 +78,17 @@ def passes_before(
 
 
 class ModelPasses:
-    """`methods.hooks.RowPasses` on a model: each rank makes those of its share of the rows, with whole parameters.
+    """`methods.hooks.RowPasses` on a model: each rank runs the passes of its share of the rows, on whole parameters.
 
     Args:
-        loss: around the model; an engine's module while there is one, else one that is `gathered_for_inference`.
-        projections: by name, those whose inputs can be asked for.
-        after_pass: called after each pass, as an engine at stage 3 needs it.
-        write: texts of the model's own, so many, of so many tokens at most; there are none while it trains.
-        most: rows of a pass of which nothing is asked for row by row, at most.
-        rows_of: the rows of each step, while it trains.
+        loss: module around the model; an engine's module during training, else one that is `gathered_for_inference`.
+        projections: the projections whose inputs can be read, by name.
+        pad_token_id: the padding token.
+        ranks: the ranks that share the rows.
+        after_pass: called after each pass, which an engine at stage 3 needs.
+        write: generates (count) texts of at most (length) tokens; returns none during training.
+        most: the most rows in a pass where no result per row is needed.
+        rows_of: the rows of each step, during training.
     """
 
     def __init__(
@@ -97,7 +108,7 @@ class ModelPasses:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """A context in which passes are none of a step: what a method adds to those is left out."""
+        """A context for passes outside of steps: the method's term on the outputs is left out."""
         self.busy, term = True, self.loss.term
         self.loss.term = None
         try:
@@ -106,11 +117,11 @@ class ModelPasses:
             self.busy, self.loss.term = False, term
 
     def gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """As `RowPasses.gradient`."""
+        """Returns the mean gradient of the rows' NLL; see `RowPasses.gradient`."""
         return self._mean_gradient(rows, self.nll)
 
     def divergence_gradient(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """As `RowPasses.divergence_gradient`."""
+        """Returns the mean gradient of the rows' divergence; see `RowPasses.divergence_gradient`."""
         return self._mean_gradient(rows, self.divergence)
 
     def _mean_gradient(
@@ -123,14 +134,14 @@ class ModelPasses:
     def mean_of_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """As `RowPasses.mean_of_gradients`."""
+        """Returns the mean of a function of each row's gradient; see `RowPasses.mean_of_gradients`."""
         sums = self._sum([[row] for row in rows], of, self.nll)
         return {name: total / len(rows) for name, total in sums.items()}
 
     def mean_of_weight_gradients(
         self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """As `RowPasses.mean_of_weight_gradients`."""
+        """Returns the mean of a function of each row's weight gradient; see `RowPasses.mean_of_weight_gradients`."""
         seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         sums: dict[str, torch.Tensor] = {}
 
@@ -152,7 +163,7 @@ class ModelPasses:
         return {name: (total / len(rows)).float().cpu() for name, total in sums.items()}
 
     def outputs(self, rows: Sequence[Example], of: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        """As `RowPasses.outputs`."""
+        """Returns a function of each row's logits; see `RowPasses.outputs`."""
         own: dict[int, torch.Tensor] = {}
         for number, counts in self._numbers(rows):
             parts: list[torch.Tensor] = []
@@ -166,9 +177,9 @@ class ModelPasses:
         return [every[number] for number in range(len(rows))]
 
     def input_moments(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """As `RowPasses.input_moments`."""
+        """Returns the second moments of the projections' inputs; see `RowPasses.input_moments`."""
         sums: dict[str, torch.Tensor] = {}
-        same: dict[str, str] = {}  # the projection that has read the same input before
+        same: dict[str, str] = {}  # the first projection that read the same input
         last: list[Any] = [None, ""]
 
         def add(counts: bool, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -188,7 +199,7 @@ class ModelPasses:
         return {name: sums[same.get(name, name)] for name in self.projections}
 
     def prompt_states(self, rows: Sequence[Example]) -> torch.Tensor:
-        """As `RowPasses.prompt_states`."""
+        """Returns the mean hidden state of each row's prompt; see `RowPasses.prompt_states`."""
         layers = self.loss.model.get_decoder().layers
         states: list[torch.Tensor] = []
 
@@ -206,7 +217,7 @@ class ModelPasses:
         return torch.stack([every[number] for number in range(len(rows))])
 
     def embedding_means(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """As `RowPasses.embedding_means`; every rank makes all of it, which is no work."""
+        """Returns the mean embedding of each row ; see `RowPasses.embedding_means`. All ranks compute all of it."""
         embedding, means = self.loss.model.get_input_embeddings(), []
         for first in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[first : first + ROWS_AT_ONCE]
@@ -217,11 +228,11 @@ class ModelPasses:
         return torch.stack(means)
 
     def own_texts(self, count: int, length: int) -> list[Example]:
-        """As `RowPasses.own_texts`."""
+        """Returns texts that the model generates; see `RowPasses.own_texts`."""
         return [Example(text[:1], text[1:]) for text in self.write(count, length)]
 
     def output_magnitudes(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """As `RowPasses.output_magnitudes`."""
+        """Returns the mean absolute outputs of the projections; see `RowPasses.output_magnitudes`."""
         sums: dict[str, torch.Tensor] = {}
 
         def add(counts: bool, name: str, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
@@ -239,7 +250,7 @@ class ModelPasses:
         """Reads this rank's rows; each projection calls the hook with whether the row counts and its own name first.
 
         Returns:
-            How many tokens that count each projection has read, over all ranks.
+            The number of tokens of counted rows that each projection has read, over all ranks.
         """
         counting, tokens = [False], dict.fromkeys(self.projections, 0)
 
@@ -256,7 +267,7 @@ class ModelPasses:
         return dict(zip(tokens, every.tolist(), strict=True))
 
     def _readings(self, rows: Sequence[Example]) -> Iterator[tuple[Callable[[], object], bool]]:
-        """What this rank reads of rows, and whether it counts."""
+        """Yields (pass to run, whether it counts) of this rank's share of the rows."""
         for number, counts in self._numbers(rows):
             yield partial(self.nll, [rows[number]]), counts
 
@@ -266,10 +277,12 @@ class ModelPasses:
         of: Callable[[torch.Tensor], torch.Tensor],
         run: Callable[[Sequence[Example]], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """The sum over passes, formed in float64, so that it does not depend on the number of ranks; fp32, on the CPU.
+        """Sums a function of gradients over passes, in float64 to be independent of the world size; fp32, on the CPU.
 
         Args:
-            passes: the rows of each. of: a function of the gradient of a pass. run: makes a pass; returns a scalar.
+            passes: the rows of each pass.
+            of: the function of a pass's gradient.
+            run: runs a pass; returns a scalar.
         """
         named = [(name, parameter) for name, parameter, _ in trainable(self.loss.model)]
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for _, parameter in named]
@@ -286,18 +299,18 @@ class ModelPasses:
         return {name: total.float().cpu() for (name, _), total in zip(named, sums, strict=True)}
 
     def _numbers(self, passes: Sequence[object]) -> Iterator[tuple[int, bool]]:
-        """(number, whether it counts) of the passes of this rank: at stage 3 every rank must take part in every one."""
+        """Yields (number, whether it counts) of this rank's passes: at stage 3 every rank must take part in each."""
         for first in range(0, len(passes), self.ranks.size):
             number = first + self.ranks.rank
             yield (number, True) if number < len(passes) else (first, False)
 
     def nll(self, rows: Sequence[Example]) -> torch.Tensor:
-        """The NLL of the rows' answers in nats, summed over their tokens, in one pass of this rank."""
+        """Returns the NLL of the rows' answers in nats, summed over their tokens, from one pass of this rank."""
         loss: torch.Tensor = self.loss(*self._collated(rows))
         return loss
 
     def divergence(self, rows: Sequence[Example]) -> torch.Tensor:
-        """KL(before || now) in nats, `before` the model without its branches, summed over the rows' answer tokens."""
+        """Returns KL(before || now) in nats, summed over answer tokens; `before` is the model without its branches."""
         ids, labels = self._collated(rows)
         kinds = functional.pad((labels[:, 1:] != IGNORED) * ANSWER, (0, 1))
         found: torch.Tensor = self.loss(ids, labels, kinds=kinds)[ANSWER]
@@ -328,5 +341,5 @@ def _append_to(
     tokens: AnswerTokens,
     teacher: torch.Tensor | None,
 ) -> None:
-    """A term of the loss that adds nothing to it, and keeps a function of the logits."""
+    """Appends a function of the logits to `parts`; a term (`Term`) that adds nothing to the loss."""
     parts.append(of(logits).cpu())

@@ -1,4 +1,4 @@
-"""Whether a model can be run as it is run here: decoder and head apart, over our own key-value cache."""
+"""Checks that a model runs the way this project runs it: decoder and head apart, with the project's KV cache."""
 
 import torch
 from transformers import PreTrainedModel
@@ -8,19 +8,18 @@ from codyra_llm.generation.kv_cache import Context
 from codyra_llm.models.head import answer_logits
 
 TOKENS, READ_FIRST = 12, 8
-TOLERANCE = {torch.float32: 0.01}  # of the largest logit; of other dtypes and of quantized weights 0.05
+TOLERANCE = {torch.float32: 0.01}  # share of the largest logit; 0.05 for other dtypes and quantized weights
 
 
 @torch.no_grad()
 def check_forward(model: PreTrainedModel, name: str) -> None:
-    """Compares, on a few tokens, our logits and those after a cached step with the model's own.
+    """Compares logits on a few tokens, computed in one pass and with a KV cache, with the model's own.
 
-    Training and evaluation call the decoder and put the head on the hidden states that they need. A model that does
-    more than that (another scaling of its logits, a cache of another kind) would be trained on another loss than its
-    own.
+    Training and evaluation call the decoder and apply the head to the hidden states that they need. A model that does
+    more than that (scaled logits, another kind of cache) would be trained on a loss that is not its own.
 
     Raises:
-        UserError: they differ or are not finite, or the model cannot be run so.
+        UserError: the logits differ or are not finite, or the model cannot be run this way.
     """
     ids = _some_ids(model)
     rows = ids[0].tolist()
@@ -31,7 +30,7 @@ def check_forward(model: PreTrainedModel, name: str) -> None:
         context.read([rows[:READ_FIRST]])
         cached = context.read([rows[READ_FIRST:]])[0]
         found = {"the logits": answer_logits(model, hidden), "a step with cached keys": answer_logits(model, cached)}
-    except Exception as error:  # of whatever the model's code assumes of its caller
+    except Exception as error:  # a model's code can raise anything if called in a way that it does not expect
         raise _unfit(model, name, f"it cannot be run without its own cache or head: {reason(error)}") from None
     if not torch.isfinite(own).all():
         raise UserError(
@@ -46,7 +45,7 @@ def check_forward(model: PreTrainedModel, name: str) -> None:
 
 
 def _some_ids(model: PreTrainedModel) -> torch.Tensor:
-    """[1, TOKENS] ids that stand for text, not for what a model puts images in."""
+    """[1, TOKENS] ids of ordinary tokens, without special ones such as a model's image placeholders."""
     config, text = model.config, model.config.get_text_config()
     special = {value for each in (config, text) for value in vars(each).values() if type(value) is int}
     size = text.vocab_size

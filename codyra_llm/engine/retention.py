@@ -1,9 +1,9 @@
-"""Retention: the loss also keeps a model at what it was before the task, where that is known without earlier data.
+"""Retention: loss terms that keep a model close to the one before the task, without data of earlier tasks.
 
-What a task does to the model is measured where the task has nothing to teach, at the prompt tokens of its own rows and
-on text that the model has written itself before the task; and where it has, at its answers. KL(before || now) over the
-whole vocabulary is added to the loss there; `before` is the model without its branches, so nothing is held twice.
-Of own text alone, the likeliest tokens can be measured once before the task instead (`top_tokens`).
+The change that a task makes to the model is measured where the task teaches nothing (at the prompt tokens of its rows,
+and on text that the model generated before the task), and where it does (at its answers). KL(before || now) over the
+whole vocabulary is added to the loss there; `before` is the model without its branches, so no second copy is stored.
+For own text alone, the most likely tokens can be measured once before the task instead (`top_tokens`).
 """
 
 import math
@@ -18,11 +18,11 @@ from codyra_llm.config import RetentionConfig
 from codyra_llm.data.batches import IGNORED, GlobalBatches, MicroBatch
 from codyra_llm.example import Example
 
-PROMPT, ANSWER, OWN_TEXT = KINDS = 1, 2, 3  # of positions, in `MicroBatch.kinds`; 0: none of them
+PROMPT, ANSWER, OWN_TEXT = KINDS = 1, 2, 3  # of positions, in `MicroBatch.kinds`; 0: no kind
 NAMES = ("prompts", "answers", "own_text")  # of their weights
-STATE = "retention."  # before the names of what a checkpoint in the middle of a task holds of it
+STATE = "retention."  # prefix of the names of its tensors in a checkpoint in the middle of a task
 RATE = 0.1  # of the dual ascent, in each step
-FACTORS = (1e-2, 1e3)  # that the weights are multiplied by to meet a budget, at least and at most
+FACTORS = (1e-2, 1e3)  # bounds of the factor on the weights that meets a budget
 
 
 @dataclass
@@ -30,8 +30,10 @@ class Retention:
     """The retention of one task.
 
     Attributes:
-        texts: ids of each text that the model has written before the task.
-        batches: the task's. factor: what the weights are multiplied by to meet `config.budget`.
+        config: the weights and other settings.
+        texts: ids of each text that the model generated before the task.
+        batches: the batches of the task.
+        factor: multiplies the weights, to meet `config.budget`.
         known: `top_tokens` of each text where `config.top_k` is set: [its tokens - 1, 2 k + 1].
     """
 
@@ -46,11 +48,11 @@ class Retention:
         return [getattr(self.config, name) for name in NAMES]
 
     def is_due(self, step: int) -> bool:
-        """Whether a step measures it; the first ones, at which nothing has changed yet, matter least."""
+        """True if a step measures retention: the last of every `config.every`, since the first have changed little."""
         return (step + 1) % self.config.every == 0
 
     def texts_of(self, step: int) -> list[int]:
-        """The numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
+        """Returns the numbers of a step's texts, over all ranks: a function of the seed, the task and the step."""
         if not self.config.own_text or not self.is_due(step):
             return []
         count = min(self.config.texts_per_step, len(self.texts))
@@ -58,7 +60,7 @@ class Retention:
         return random.Random(seed).sample(range(len(self.texts)), count)
 
     def positions(self, step: int) -> list[int]:
-        """How many positions of each kind a step has, over all ranks; none where it measures nothing."""
+        """Returns the number of positions of each kind in a step, over all ranks; 0 where the step measures nothing."""
         if not self.is_due(step):
             return [0] * len(KINDS)
         examples = [self.batches.examples[row] for row in self.batches.rows_of(step)]
@@ -67,7 +69,7 @@ class Retention:
         return [prompts, sum(example.learned for example in examples), texts]
 
     def with_kinds(self, batch: MicroBatch, step: int, number: int, rank: int) -> MicroBatch:
-        """A step's pass with its share of the texts as further rows, and the kind of each position."""
+        """Returns a step's micro batch with its share of the texts as further rows, and each position's kind."""
         examples = [self.batches.examples[row] for row in batch.numbers]
         passes = self.batches.accumulation * self.batches.world_size
         place = number * self.batches.world_size + rank
@@ -81,24 +83,24 @@ class Retention:
 
     @property
     def added_cost(self) -> float:
-        """FLOPs that it adds to an optimizer step, in those of fixed-rank LoRA (`cost_of`)."""
+        """FLOPs that retention adds to an optimizer step, relative to one of fixed-rank LoRA (`cost_of`)."""
         steps = range(self.batches.total_steps)
         rows = sum(map(self.batches.tokens, steps))
         texts = sum(len(self.texts[number]) for step in steps for number in self.texts_of(step))
         return cost_of(self.config, self.config.every * texts / rows)
 
     def weights(self, step: int) -> list[float]:
-        """What the sum of the divergence over a step's positions is multiplied by, of each kind."""
+        """Returns, for each kind, the factor of the divergence summed over a step's positions."""
         of_kinds = zip(self._weights, self.positions(step), strict=True)
         return [self.factor * self.config.every * weight / max(1, count) for weight, count in of_kinds]
 
     def means(self, step: int, sums: Sequence[float]) -> dict[str, float]:
-        """The mean divergence of each kind with a weight, nats a token, from the sums over all ranks."""
+        """Returns the mean divergence of each kind with a weight, in nats per token, from the sums over all ranks."""
         of_kinds = zip(NAMES, self._weights, sums, self.positions(step), strict=True)
         return {name: total / count for name, weight, total, count in of_kinds if weight and count}
 
     def update(self, means: Mapping[str, float]) -> None:
-        """Dual ascent on the factor: it rises while the largest divergence exceeds the budget, else it falls."""
+        """Updates the factor by dual ascent: it rises while the largest divergence exceeds the budget, else falls."""
         if self.config.budget is None or not means:
             return
         excess = max(-1.0, min(1.0, max(means.values()) / self.config.budget - 1))
@@ -106,29 +108,30 @@ class Retention:
         self.factor = min(high, max(low, self.factor * math.exp(RATE * excess)))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint in the middle of the task holds of it."""
+        """Returns the tensors for a checkpoint in the middle of the task."""
         known = {"known": torch.cat(list(self.known))} if self.known else {}
         return texts_state(self.texts) | {"factor": torch.tensor(self.factor, dtype=torch.float64)} | known
 
 
 def cost_of(config: RetentionConfig, texts: float) -> float:
-    """FLOPs that retention adds to an optimizer step, in those of fixed-rank LoRA; the head's are left out.
+    """Returns the FLOPs that retention adds to an optimizer step, relative to one of fixed-rank LoRA, without the head.
 
-    A forward pass without gradient is half of a step; texts take a whole step of their own, and such a pass unless
-    `top_k` spares both.
+    A forward pass without gradient costs half a step. Unless `top_k` is set, rows and texts need one; texts cost a
+    whole step as well.
 
     Args:
-        texts: tokens of the texts of a step that measures it, in those of its rows.
+        config: the weights and other settings.
+        texts: tokens of the texts of a step that measures retention, relative to the tokens of its rows.
     """
     added = texts if config.top_k else 0.5 + 1.5 * texts
     return added / config.every if config.measures else 0.0
 
 
 def top_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """The likeliest next tokens, and all others as one: [tokens, 2 k + 1], of logits [tokens, vocabulary].
+    """[tokens, 2 k + 1]: the most likely next tokens, and all others as one, from logits [tokens, vocabulary].
 
-    Log-probabilities of k tokens, then of all others together, then the ids of the k, which fp32 holds exactly below
-    2^24. At least one token is among the others.
+    The columns are the log-probabilities of k tokens, that of all others together, then the ids of the k, which fp32
+    represents exactly below 2^24. At least one token is among the others.
     """
     count = min(count, logits.shape[-1] - 1)
     every = logits.float().log_softmax(-1)
@@ -137,24 +140,24 @@ def top_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def with_others(every: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Of log-probabilities [tokens, vocabulary] those of `ids` [tokens, k], then all others as one: [tokens, k + 1]."""
+    """[tokens, k + 1]: log-probabilities (of [tokens, vocabulary]) of `ids` [tokens, k], then that of all others."""
     others = every.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
     return torch.cat([every.gather(-1, ids), others], dim=-1)
 
 
 def texts_state(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Texts as tensors: ids end to end, and lengths."""
+    """Returns texts as tensors: their ids, concatenated, and their lengths."""
     ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64)
     return {"ids": ids, "lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64)}
 
 
 def texts_of_state(state: dict[str, torch.Tensor]) -> list[list[int]]:
-    """The texts that `texts_state` has made tensors of."""
+    """Returns the texts of a `texts_state`."""
     return [part.tolist() for part in state["ids"].split(state["lengths"].tolist())]
 
 
 def _with_rows(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
-    """A batch with the kinds of its own positions; that which predicts a token has the token's kind."""
+    """Returns a batch with the kinds of its own positions; a position has the kind of the token that it predicts."""
     kinds = functional.pad((batch.labels[:, 1:] != IGNORED).to(torch.int8) * ANSWER, (0, 1))
     at = 0
     for row, example in enumerate(examples):
@@ -165,7 +168,7 @@ def _with_rows(batch: MicroBatch, examples: Sequence[Example]) -> MicroBatch:
 
 
 def _with_texts(batch: MicroBatch, texts: Sequence[Sequence[int]], pad_token_id: int) -> MicroBatch:
-    """A batch with texts as further rows or, of a packed one, at its end."""
+    """Returns a batch with texts as further rows or, in a packed one, at its end."""
     assert batch.kinds is not None
     ids, labels, kinds, positions = batch.input_ids, batch.labels, batch.kinds, batch.position_ids
     if not texts:

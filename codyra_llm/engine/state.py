@@ -1,7 +1,7 @@
-"""The trainable state of a task in training, whole and by name, however ZeRO has cut it up.
+"""The trainable state of a task in training, whole and by name, independent of ZeRO's partitioning.
 
-For each branch: A, B and gate, and of each the optimizer's moving averages ("<layer>.A.exp_avg" and so on). DeepSpeed
-keeps them in flat partitions that depend on stage and world size; whole, they can be taken up by any other.
+For each branch: A, B and gate, and the optimizer's moving averages of each ("<layer>.A.exp_avg" and so on). DeepSpeed
+keeps them in flat partitions that depend on stage and world size; whole, they can be loaded at any of these.
 """
 
 import functools
@@ -20,22 +20,22 @@ from codyra_llm.distributed.ranks import Ranks
 
 @dataclass(frozen=True)
 class TaskState:
-    """A task in training: optimizer steps done, and what `read_state` gave after them, whole on every rank."""
+    """A task in training: the optimizer steps done, and the result of `read_state` after them, whole on every rank."""
 
     step: int
     tensors: dict[str, torch.Tensor]
 
 
 def taken(state: TaskState | None, start: str) -> dict[str, torch.Tensor]:
-    """Takes the tensors whose names begin with `start` out of a state, if there is one; named without it."""
+    """Removes the tensors whose names begin with `start` from a state, if any; returns them without that prefix."""
     found = {name: tensor for name, tensor in state.tensors.items() if name.startswith(start)} if state else {}
     return {name.removeprefix(start): state.tensors.pop(name) for name in found}  # type: ignore[union-attr]
 
 
 def read_state(model: nn.Module, engine: Any, optimizer: Proximal, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """The whole state on rank 0, on the CPU; nothing on the others. Every rank must call it, after a step."""
+    """Returns the whole state on the CPU of rank 0; empty on other ranks. Every rank must call it, after a step."""
     state = {}
-    moments_of = functools.lru_cache(maxsize=2)(optimizer.moments)  # most parameters lie in one of two flat slices
+    moments_of = functools.lru_cache(maxsize=2)(optimizer.moments)  # most parameters are in one of two flat slices
     for name, parameter, keys in trainable(model):
         size, shape = getattr(parameter, "ds_numel", parameter.numel()), getattr(parameter, "ds_shape", parameter.shape)
         whole = torch.zeros(1 + len(keys), size, device=ranks.device)
@@ -54,14 +54,14 @@ def read_state(model: nn.Module, engine: Any, optimizer: Proximal, ranks: Ranks)
 
 
 def write_branches(model: nn.Module, state: TaskState) -> None:
-    """Puts A, B and gate into a model whose branches are still whole, before an engine takes them over."""
+    """Copies A, B and gate to a model whose branches are still whole, before it is wrapped by an engine."""
     with torch.no_grad():
         for name, parameter, _ in trainable(model):
             parameter.copy_(state.tensors[name])
 
 
 def write_moments(model: nn.Module, engine: Any, optimizer: Proximal, state: TaskState) -> None:
-    """Puts the moving averages into a fresh engine's optimizer."""
+    """Copies the moving averages to a new engine's optimizer."""
     found: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
     for name, parameter, keys in trainable(model):
         piece = own_piece(engine, parameter)
@@ -86,12 +86,12 @@ class Piece:
     length: int
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """The part of a tensor that is laid out as `flat` is."""
+        """Returns the part of a tensor that has the layout of `flat`."""
         return values.detach().view(-1)[self.start : self.start + self.length]
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
-    """(name, parameter, the keys of its moving averages) of all that trains."""
+    """Yields (name, parameter, keys of its moving averages) of each trainable parameter."""
     for name, layer in gated_layers(model):
         for part, keys in (("A", AVERAGES[:2]), ("B", AVERAGES[:2]), ("gate", AVERAGES)):
             if getattr(layer, part).requires_grad:
@@ -99,7 +99,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[str, 
 
 
 def own_piece(engine: Any, parameter: Any) -> Piece | None:
-    """Where this rank's part of a parameter lies in what the optimizer steps; None where it has no part of it."""
+    """Returns this rank's part of a parameter among the tensors that the optimizer steps; None if it has no part."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
         return Piece(parameter, 0, 0, parameter.numel())
@@ -116,7 +116,7 @@ def own_piece(engine: Any, parameter: Any) -> Piece | None:
 
 
 def clear_padding(model: nn.Module, engine: Any) -> None:
-    """Zeroes what ZeRO-3 pads the last parts of parameters with, which DeepSpeed leaves as the memory was."""
+    """Zeroes the padding that ZeRO-3 appends to the last parts of parameters, which DeepSpeed leaves uninitialized."""
     with torch.no_grad():
         for _, parameter, _ in trainable(model):
             piece, padded = _partition(engine.optimizer, parameter)
@@ -124,7 +124,7 @@ def clear_padding(model: nn.Module, engine: Any) -> None:
 
 
 def _partition(zero: Any, parameter: Any) -> tuple[Piece, int]:
-    """This rank's part of a parameter under ZeRO-3, and its length with padding."""
+    """Returns this rank's part of a parameter under ZeRO-3, and its length with padding."""
     group, start, padded = zero.grad_position[zero.get_param_id(parameter)]
     offset = dist.get_rank(zero.dp_process_group) * padded
     length = max(0, min(padded, parameter.ds_numel - offset))

@@ -33,12 +33,21 @@ from codyra_llm.methods.hooks import NO_HOOKS, Hooks
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step: mean loss per answer token in nats, peak rate times schedule, threshold, live rank, speed.
+    """One optimizer step.
 
-    `live_rank` is the mean number of non-zero gates of a branch; `tokens` counts the step's, padding left out;
-    `penalty` is the value of the method's term on the branches, which is not part of `loss`; `validation` is the loss
-    on the validation rows where it was measured after the step; `divergences` are those of retention, by kind, in
-    nats a token, and `retention_factor` is what their weights were multiplied by.
+    Attributes:
+        step: its number, from 0.
+        loss: mean loss per answer token in nats.
+        learning_rate: peak rate times schedule.
+        threshold: the threshold of the gates.
+        live_rank: mean number of non-zero gates of a branch.
+        grad_norm: norm of the gradient.
+        tokens: number of tokens of the step, without padding.
+        penalty: value of the method's term on the branches, which is not part of `loss`.
+        seconds: duration of the step.
+        validation: loss on the validation rows, where it was measured after the step.
+        divergences: divergences of retention, by kind, in nats per token.
+        retention_factor: the factor on the weights of these divergences.
     """
 
     step: int
@@ -55,7 +64,7 @@ class StepReport:
     retention_factor: float | None = None
 
 
-GATHERED = "method."  # before the names of what a method has gathered within a task
+GATHERED = "method."  # prefix of the names of what a method has gathered within a task
 OnStep = Callable[[StepReport, Callable[[], dict[str, torch.Tensor]]], None]
 
 
@@ -77,22 +86,24 @@ def train_task(
 ) -> list[StepReport]:
     """Trains the branches of a model on one task and leaves them whole on every rank.
 
-    The loss of a step is that of all its rows (of answers, the sum over their tokens divided by their number over all
-    ranks and micro batches), so it does not depend on how the step is cut up.
+    The loss of a step is that of all its rows (for answers, the sum over their tokens divided by their number over all
+    ranks and micro batches), so it does not depend on how the step is partitioned.
 
     Args:
-        model: with gated branches; only they are trained.
-        optimizer: over the branches, fresh for this task.
-        schedule: threshold of each step; None leaves the gates alone.
-        batches: which rows each step sees.
-        train, deepspeed_json: what to compute, how to hold it.
-        on_step: called after each optimizer step, on every rank, with its report and a function that gives the whole
+        model: a model with gated branches, which alone are trained.
+        optimizer: the optimizer of the branches, new for this task.
+        schedule: threshold of each step; None leaves the gates unchanged.
+        batches: the rows of each step.
+        train: the training settings.
+        deepspeed_json: the user's part of the DeepSpeed configuration.
+        ranks: the ranks of the run.
+        on_step: called after each optimizer step, on every rank, with its report and a function that returns the whole
             trainable state on rank 0 (`read_state`; every rank must call it, or none).
-        resumed: a state to resume from; its branches replace those of the model. It is emptied.
-        hooks: the method's.
-        validation: rows to validate on, and what follows from their loss.
-        retention: keeps the model at what it was before.
-        learning: what is learned, by default answers.
+        resumed: a state to resume from; its branches replace those of the model. Its tensors are removed.
+        hooks: the method's hooks.
+        validation: rows to validate on, with early stopping and the best step.
+        retention: keeps the model close to the one before the task.
+        learning: the module and objective to train, by default those of answers.
 
     Returns:
         A report for each optimizer step that was taken.
@@ -114,7 +125,7 @@ def train_task(
         if validation and validation.stops:
             break
         began = time.perf_counter()
-        # what a model draws (dropout) depends on the step alone, not on what ran before it
+        # a model's random draws (dropout) depend on the step alone, not on what ran before it
         torch.manual_seed(batches.draw_seed(step, ranks.rank))
         factor = cosine_factor(step, batches.total_steps, train.warmup_steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -128,10 +139,10 @@ def train_task(
             sums[:-1] += parts.double()
             engine.backward(loss)
             engine.step()
-        sums[-1] = optimizer.live_gates  # in float64 before it is divided
+        sums[-1] = optimizer.live_gates  # converted to float64 before it is divided
         sums[-1] /= 1 if partitioned else ranks.size
         dist.all_reduce(sums)
-        summed, *of_kinds, live_gates = sums.tolist()  # at once: each read waits for the device
+        summed, *of_kinds, live_gates = sums.tolist()  # one read, as each is a synchronization with the device
         divergences = retention.means(step, of_kinds) if retention else {}
         mean_loss = objective.mean(step, summed)
         grad_norm = float(engine.get_global_grad_norm())
@@ -178,7 +189,7 @@ def _state(
     validation: Validation | None,
     retention: Retention | None,
 ) -> dict[str, torch.Tensor]:
-    """What a checkpoint in the middle of a task holds, on rank 0: `read_state`, and what else has a state."""
+    """Returns the tensors for a checkpoint in the middle of a task, on rank 0: `read_state` and other states."""
     state = read_state(model, engine, optimizer, ranks)
     if not state:
         return {}
@@ -191,7 +202,7 @@ def _state(
 
 
 def _engine(loss: Any, optimizer: Proximal, ds_config: dict[str, Any], resumed: TaskState | None) -> Any:
-    """DeepSpeed's engine around the loss, with the branches and moments of a state to resume from."""
+    """Returns a DeepSpeed engine around the loss, with the branches and moments of a state to resume from."""
     if resumed:
         write_branches(loss.model, resumed)
     engine, *_ = deepspeed.initialize(
@@ -205,7 +216,7 @@ def _engine(loss: Any, optimizer: Proximal, ds_config: dict[str, Any], resumed: 
         _keep_grad_norm(engine)
     if resumed:
         write_moments(loss.model, engine, optimizer, resumed)
-        resumed.tensors.clear()  # as much memory as the branches and their moments take
+        resumed.tensors.clear()  # frees as much memory as the branches and their moments take
     if engine.zero_optimization_stage() == 3:
         clear_padding(loss.model, engine)  # zeros are not counted among the live gates
         ungroup_branches(loss.model)
@@ -213,7 +224,7 @@ def _engine(loss: Any, optimizer: Proximal, ds_config: dict[str, Any], resumed: 
 
 
 def _keep_grad_norm(engine: Any) -> None:
-    """Lets the engine know the gradient's norm at stage 0 as well, where DeepSpeed clips without keeping it."""
+    """Stores the gradient norm in the engine at stage 0 as well, where DeepSpeed clips without storing it."""
 
     def clip() -> None:
         engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
@@ -222,21 +233,21 @@ def _keep_grad_norm(engine: Any) -> None:
 
 
 def _check_step(task: str, step: int, loss: float, grad_norm: float, dtype: torch.dtype) -> None:
-    if math.isfinite(loss) and 0 <= grad_norm < math.inf:  # of what is not finite, some of DeepSpeed's norms are -1
+    if math.isfinite(loss) and 0 <= grad_norm < math.inf:  # DeepSpeed reports some norms that are not finite as -1
         return
     found = f"the gradient norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
     remedy = "lower train.learning_rate"
     if dtype == torch.float16:
         remedy += ", or set model.dtype bfloat16 or float32"
-    if step == 0:  # what was learned so far is nothing
+    if step == 0:  # nothing has been learned yet, so that the learning rate is not the cause
         remedy = "the model's weights are damaged, or its values leave the range of the dtype; try another model.dtype"
     raise UserError(f"task {task} step {step}: {found} in {str(dtype).removeprefix('torch.')}; {remedy}")
 
 
 def _check_branches(task: str, model: PreTrainedModel) -> None:
-    """Raises UserError where training left a branch that is damaged, or never reached one: its B is zero as drawn.
+    """Raises UserError if a branch has invalid values, or training never reached it: its B is still zero.
 
-    Components that tokens choose among (`mix`) may never be chosen.
+    Components that tokens choose among (`mix`) are exempt from the second check: they may never be chosen.
     """
     layers = list(gated_layers(model))
     for name, layer in layers:

@@ -1,4 +1,4 @@
-"""The loss on rows that are not trained on, at intervals, and what follows from it: an early stop, the best step."""
+"""Validation: the loss on held-out rows at intervals, from which early stopping and the best step follow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from codyra_llm.engine.passes import ModelPasses
 from codyra_llm.engine.state import trainable
 from codyra_llm.example import Example
 
-BEST = "best."  # before the names of what a checkpoint holds of the best step
+BEST = "best."  # prefix of the names of the best step's tensors in a checkpoint
 
 
 @dataclass
@@ -20,9 +20,10 @@ class Validation:
     """The validation of one task.
 
     Attributes:
-        rows: what the loss is taken on.
-        losses: (optimizer steps done, mean loss per answer token in nats), those from before a resumption included.
-        best: of `train.keep_best`, the trainable parameters of the best step, whole; on rank 0.
+        rows: the rows on which the loss is measured.
+        train: the training settings.
+        losses: (optimizer steps done, mean loss per answer token in nats), including those before a resumption.
+        best: with `train.keep_best`, the trainable parameters of the best step, whole; on rank 0.
     """
 
     rows: Sequence[Example]
@@ -32,26 +33,29 @@ class Validation:
 
     @property
     def best_step(self) -> int | None:
-        """The steps done where the loss was least."""
+        """The number of steps done when the loss was lowest."""
         return min(self.losses, key=lambda found: found[1])[0] if self.losses else None
 
     @property
     def stops(self) -> bool:
-        """Whether the loss has not fallen for as many validations as `train.early_stopping` says."""
+        """True if the loss has not improved for `train.early_stopping` validations."""
         patience = self.train.early_stopping
         if not patience or not self.losses:
             return False
         return sum(step > (self.best_step or 0) for step, _ in self.losses) >= patience
 
     def is_due(self, done: int, total: int) -> bool:
-        """Whether there is a validation after so many of the steps."""
+        """True if there is a validation after `done` of `total` steps."""
         return done % self.train.validate_every == 0 or done == total
 
     def measure(self, done: int, passes: ModelPasses, size: int, ranks: Ranks) -> float:
-        """Adds the loss after `done` steps, which is the same on every rank; every rank must call it.
+        """Measures and records the loss after `done` steps, the same on every rank; every rank must call it.
 
         Args:
-            passes: over the model in an engine. size: rows of a forward pass.
+            done: optimizer steps done.
+            passes: passes over the model in an engine.
+            size: rows of a forward pass.
+            ranks: the ranks that share the rows.
         """
         order = sorted(self.rows, key=len)
         batches = [order[first : first + size] for first in range(0, len(order), size)]
@@ -70,7 +74,7 @@ class Validation:
         return found
 
     def restore_best(self, model: torch.nn.Module) -> None:
-        """Puts the parameters of the best step into a model whose branches are whole again; every rank must call it."""
+        """Copies the best step's parameters to a model whose branches are whole again; every rank must call it."""
         best: dict[str, torch.Tensor] = broadcast(self.best)
         with torch.no_grad():
             for name, parameter, _ in trainable(model):

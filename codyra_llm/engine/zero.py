@@ -1,4 +1,4 @@
-"""Access to parameters whatever ZeRO stage holds them. Nothing outside this folder knows that ZeRO exists.
+"""Access to parameters at any ZeRO stage. No code outside this folder depends on ZeRO.
 
 At stage 3 a parameter is a flat slice on each rank (`ds_tensor`) and its `data` is empty unless gathered; at every
 other stage, parameters are whole.
@@ -34,15 +34,16 @@ from codyra_llm.models.shards import checkpoint_tensors
 from codyra_llm.models.source import Source
 
 LOG = logging.getLogger(__name__)
-# Room to leave beside the whole weights in an evaluation: the KV cache, activations, logits.
+# room in memory beside the whole weights in an evaluation, for the KV cache, activations and logits
 EVALUATION_MARGIN = 1.25
 
 
 def placement(ds_config: dict[str, Any], ranks: Ranks) -> Place | None:
-    """How to lay down a base weight: at stage 3 as this rank's slice of it; None where weights are whole.
+    """Returns the function that places a base weight, at stage 3 as this rank's slice; None where weights are whole.
 
     Args:
-        ds_config: complete, with batch sizes.
+        ds_config: a complete DeepSpeed configuration, with batch sizes.
+        ranks: the ranks of the run.
     """
     if zero_stage(ds_config) != 3:
         return None
@@ -67,15 +68,18 @@ def load_base(
     warn: Callable[[str], None],
     check: Callable[[PreTrainedModel, str], None] = check_forward,
 ) -> PreTrainedModel:
-    """The base model where it is to run: whole on each rank's device, or at stage 3 in parts.
+    """Loads the base model onto the device of each rank, whole or, at stage 3, partitioned.
 
     Args:
         source: the model of the configuration.
-        warn: called with what a user should know of how it was loaded.
-        check: called with model and name, raises UserError where it cannot be run as it is run here.
+        config: the configuration of the run.
+        deepspeed_json: the user's part of the DeepSpeed configuration.
+        ranks: the ranks of the run.
+        warn: called with warnings for the user about how the model was loaded.
+        check: called with the model and its name; raises UserError if the model cannot be run as the domain runs it.
 
     Raises:
-        UserError: it cannot be loaded, holds weights that are not finite, or as `check`.
+        UserError: it cannot be loaded, has weights that are not finite, or fails `check`.
     """
     place, settings = placement(complete(deepspeed_json, config.train, ranks.size), ranks), config.model
     model = load_model(
@@ -99,7 +103,7 @@ def load_base(
 
 
 def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The name of the first weight with a value that is not finite, the same on every rank; all must call it."""
+    """Returns the name of the first weight with a value that is not finite, the same on every rank; all must call."""
     damaged = (
         name
         for name, weight in weights
@@ -109,16 +113,16 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def check_updates(model: PreTrainedModel, updates: Deltas, task: str) -> None:
-    """Checks, before a task's updates are merged into a plain model, that weights stay in the range of their dtype.
+    """Checks, before a task's updates are merged into a model, that weights stay in the range of their dtype.
 
     Raises:
-        UserError: on every rank, where one may not (`check_reach`).
+        UserError: on every rank, if the weights of any projection may leave it (`check_reach`).
     """
     problems = []
     for name, factors in updates.items():
         projection: Any = model.get_submodule(name)
         weight = projection.weight
-        if is_quantized(projection):  # in the model's dtype it is computed with, or saved
+        if is_quantized(projection):  # dequantized, it is computed with and saved in the model's dtype
             with deepspeed.zero.GatheredParameters([weight], enabled=is_zero_param(weight)):
                 dtype, largest = model.dtype, largest_magnitude(dequantized(projection))
         else:
@@ -137,8 +141,10 @@ def gathered_for_inference(model: nn.Module, how: str, ranks: Ranks) -> Iterator
     """Makes a partitioned model callable outside the engine; yields True if every forward is a collective.
 
     Args:
-        how: "always": all weights are whole on every rank; "never": those of a module are while it runs, which takes
-            all ranks; "auto": always where that fits the memory of every rank, else never.
+        model: the model, whole or partitioned.
+        how: "always" gathers all weights on every rank; "never" gathers the weights of a module while it runs, which
+            takes all ranks; "auto" is "always" if that fits the memory of every rank, else "never".
+        ranks: the ranks of the run.
     """
     weights = [weight for weight in model.parameters() if is_zero_param(weight)]
     if weights and how == "auto":
@@ -157,7 +163,7 @@ def gathered_for_inference(model: nn.Module, how: str, ranks: Ranks) -> Iterator
 
 
 def weight_layout(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Name, whole shape and dtype of each weight of a checkpoint, on the meta device; tied weights once."""
+    """Returns name, whole shape and dtype of each weight of a checkpoint, on the meta device; tied weights once."""
     return {
         name: torch.empty(getattr(weight, "ds_shape", weight.shape), dtype=weight.dtype, device="meta")
         for name, weight in checkpoint_tensors(model).items()
@@ -165,9 +171,9 @@ def weight_layout(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a checkpoint, one after another, whole and on the CPU of rank 0; on the others what they hold.
+    """Yields the weights of a checkpoint, one by one, whole and on the CPU of rank 0; empty elsewhere if partitioned.
 
-    Every rank must go through all of them.
+    Every rank must iterate over all of them.
     """
     for name, weight in checkpoint_tensors(model).items():
         whole = _gather_on_main(weight) if is_zero_param(weight) else weight.detach()
@@ -175,7 +181,7 @@ def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def compact_branches(model: nn.Module) -> None:
-    """Leaves the components of every branch that are at zero, for good, out of its products from here on."""
+    """Removes components at zero, which never grow again, from the products of every branch from here on."""
     for _, layer in gated_layers(model):
         with deepspeed.zero.GatheredParameters([layer.gate], enabled=is_zero_param(layer.gate)):
             layer.compact()
@@ -189,7 +195,7 @@ def ungroup_branches(model: nn.Module) -> None:
 
 
 def whole_copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Detached copies of parameters, whole on every rank, which all must call it."""
+    """Returns detached copies of parameters, whole on every rank; every rank must call it."""
     partitioned = [parameter for parameter in parameters if is_zero_param(parameter)]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         return [parameter.detach().clone() for parameter in parameters]
@@ -206,18 +212,19 @@ def unpartition_branches(model: nn.Module) -> None:
 
 @torch.no_grad()
 def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original: Fill | None = None) -> None:
-    """weight = round(original + B @ A), computed in fp32 and without moving a base weight.
+    """Sets weight = round(original + B @ A), computed in fp32, without moving a base weight.
 
-    Under ZeRO-3 each rank sets its own slice. With the factors of all finished tasks, stacked, and the weight that the
-    run began with, the weight is rounded once, however many tasks there were.
+    Under ZeRO-3 each rank sets its own slice. With the stacked factors of all finished tasks and the run's original
+    weight, the weight is rounded once, however many tasks there were.
 
     Args:
-        projection: a plain one.
-        B: [out_features, rank]; A: [rank, in_features]; fp32, both whole on every rank.
-        original: gives the weight to add to; by default it is the projection's own, in place.
+        projection: a projection without a branch.
+        B: [out_features, rank], fp32, whole on every rank.
+        A: [rank, in_features], fp32, whole on every rank.
+        original: fills in the weight to add to; by default the projection's own weight, in place.
 
     Raises:
-        ValueError: the projection is quantized, cut up, and no original is given.
+        ValueError: the projection is quantized and partitioned, and no original is given.
     """
     if original is not None and is_quantized(projection):
         _requantize(projection, B, A, original)
@@ -227,7 +234,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
     if is_zero_param(weight):
         if is_quantized(projection):
             raise ValueError("a slice of quantized weights cannot be added to; give the original")
-        weight.partition()  # type: ignore[attr-defined]  # a persistent small weight is also held whole; drop that copy
+        weight.partition()  # type: ignore[attr-defined]  # a persistent small weight also has a whole copy; drop it
         own, start = _own_slice(weight)
     elif original is None:
         add_delta_in_place(projection, B, A)
@@ -241,7 +248,7 @@ def add_delta(projection: nn.Module, B: torch.Tensor, A: torch.Tensor, original:
 
 
 def _requantize(layer: Any, B: torch.Tensor, A: torch.Tensor, original: Fill) -> None:
-    """weight = quantize(original + B @ A): one weight at a time is whole in fp32; of what it becomes, its own slice."""
+    """weight = quantize(original + B @ A): one weight at a time is whole in fp32; a partitioned one keeps its slice."""
     values = torch.empty(len(B), A.shape[1], dtype=torch.float32, device=B.device)
     for begin, tile in sum_in_tiles(original, B, A, 0, values.numel()):
         values.view(-1)[begin : begin + len(tile)] = tile
@@ -261,12 +268,12 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def trainable_count(model: nn.Module) -> int:
-    """Number of values that are trained, whole or partitioned."""
+    """Number of trainable values, whole or partitioned."""
     return sum(_values(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _values(parameter: Any) -> int:
-    if getattr(parameter, "quant_state", None):  # which holds two values in a byte
+    if getattr(parameter, "quant_state", None):  # it stores two values in a byte
         return parameter.quant_state.shape.numel()
     return getattr(parameter, "ds_numel", parameter.numel())
 
@@ -276,16 +283,16 @@ def _own_values(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _own_slice(weight: Any) -> tuple[torch.Tensor, int]:
-    """(this rank's values of a partitioned weight, flat and without the padding, where they start)."""
+    """Returns (this rank's values of a partitioned weight, flat and without padding; their offset)."""
     own = weight.ds_tensor.data
     start = dist.get_rank(weight.ds_process_group) * own.numel()
     return own[: max(0, weight.ds_numel - start)], start
 
 
 def _gather_on_main(weight: Any) -> torch.Tensor:
-    """The whole of a partitioned weight on rank 0, nothing on the others."""
+    """Gathers a partitioned weight on rank 0; returns an empty tensor on other ranks."""
     world_size, device = dist.get_world_size(), get_accelerator().current_device_name()
-    own = weight.ds_tensor.data.to(device).view(torch.uint8)  # backends know bytes, if not every dtype
+    own = weight.ds_tensor.data.to(device).view(torch.uint8)  # backends support bytes, but not every dtype
     parts = [torch.empty(0, dtype=torch.uint8)] * world_size
     whole = torch.empty(own.numel() * world_size if dist.get_rank() == 0 else 0, dtype=torch.uint8, device=device)
     if dist.get_rank() == 0:
@@ -295,7 +302,7 @@ def _gather_on_main(weight: Any) -> torch.Tensor:
 
 
 def _fits(weights: list[Any], ranks: Ranks) -> bool:
-    """Whether every rank has the memory to hold all weights whole, beside the slices that it holds already."""
+    """True if every rank has the memory for all whole weights, in addition to its slices."""
     needed = sum(w.ds_numel * w.element_size() for w in weights if ranks.size > 1 or w.ds_tensor.device != w.device)
     if ranks.device.type == "cuda":
         cached = torch.cuda.memory_reserved(ranks.device) - torch.cuda.memory_allocated(ranks.device)
@@ -306,9 +313,9 @@ def _fits(weights: list[Any], ranks: Ranks) -> bool:
 
 
 def _gather_module_by_module(model: nn.Module) -> list[Any]:
-    """Hooks that gather the weights of a module before it runs and partition them after; to be removed.
+    """Registers hooks that gather the weights of a module before it runs and partition them after; returns the handles.
 
-    A weight that the parent reads as well (`read_by_parents`) is the parent's, which runs around its child.
+    A weight that a parent reads as well (`read_by_parents`) is gathered for the parent, which runs around its child.
     """
     running: dict[nn.Module, Any] = {}
     weights: dict[nn.Module, list[Any]] = {}
@@ -319,7 +326,7 @@ def _gather_module_by_module(model: nn.Module) -> list[Any]:
         weights[module] = own + [weight for parent, weight in of_parents if parent is module]
 
     def before(module: nn.Module, args: Any) -> None:
-        # what is made in inference mode could not be trained through later
+        # tensors created in inference mode could not be trained through later
         with torch.inference_mode(False):
             running[module] = deepspeed.zero.GatheredParameters(weights[module])
             running[module].__enter__()

@@ -1,1 +1,1 @@
-"""What a person starts: training, evaluation, general ability, judging."""
+"""The commands' work: training, evaluation, general ability, judging."""

@@ -1,4 +1,4 @@
-"""Asking a model questions across ranks; answers are saved as they arrive, so an interrupted evaluation resumes."""
+"""Asks a model questions across ranks; answers are saved as they arrive, so an interrupted evaluation resumes."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -31,16 +31,22 @@ def asking(
     identity: str | None = None,
     answer: Answer | None = None,
 ) -> Iterator[Ask]:
-    """A context in which the model can be asked questions; they are dealt to the ranks, and each rank gets all answers.
+    """A context in which the model can be asked questions; the ranks share them, and each rank gets all answers.
 
-    Answers are saved in the folder under `name` as they are given, and the same question is not asked again: the name
+    Answers are saved in the folder under `name` as they arrive, and the same question is not asked again, so the name
     must change with the model.
 
     Args:
-        doing: for the progress bar and for Stopped. total: how many questions will come, where that is known.
+        session: the session of the command.
+        model: the model.
+        tokenizer: its tokenizer.
+        config: batch size and gathering of weights.
+        name: name of the file of answers.
+        doing: description for the progress bar and for Stopped.
+        total: number of questions to come, if known.
         identity: fingerprint of everything the answers depend on (rank 0's); enables the cross-run cache of answers.
             None: a model of this run alone.
-        answer: how the model answers, by default as `answer_questions`.
+        answer: how the model answers; by default `answer_questions`.
 
     Raises:
         Stopped: the command was asked to stop.

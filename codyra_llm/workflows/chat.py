@@ -15,11 +15,14 @@ from codyra_llm.models.source import open_source
 
 
 def chat(name: str, setting: str, system: str | None, max_new_tokens: int, dtype: str) -> None:
-    """Answers the lines of standard input, greedily, each word as it is generated.
+    """Answers the lines of standard input, greedily, printing each word as it is generated.
 
     Args:
-        name: the model. setting: where its chat template comes from, as `template_of` takes it.
-        system: opens each conversation. max_new_tokens: the most of an answer.
+        name: the model.
+        setting: the source of its chat template, see `template_of`.
+        system: system message of each conversation.
+        max_new_tokens: the most tokens of an answer.
+        dtype: dtype of the model.
 
     Raises:
         UserError: the model cannot be used, or its template fails on the conversation.
@@ -61,7 +64,7 @@ def chat(name: str, setting: str, system: str | None, max_new_tokens: int, dtype
 
 
 def _lines(about: str) -> Iterator[str]:
-    """What is typed, or piped in, line by line; nothing of blank ones."""
+    """Yields the lines that are typed or piped in, without blank ones."""
     typed = sys.stdin.isatty()
     if typed:
         print(f"{about}; Ctrl-D ends, /new begins another conversation")

@@ -1,4 +1,4 @@
-"""A comparison: every run of a grid, one after another, resumed where it was; then a table, and a picture."""
+"""A comparison: runs, or resumes, all runs of a grid one after another, then writes a table and a picture."""
 
 import dataclasses
 import datetime
@@ -35,10 +35,13 @@ from codyra_llm.workflows.train import run as run_stream
 
 @dataclasses.dataclass
 class Finished:
-    """What is known of one contestant's runs; numbers and losses on rank 0 alone.
+    """The runs of one contestant; numbers and losses on rank 0 alone.
 
     Attributes:
-        runs: how many have finished. failed: what the others ended with.
+        runs: number of finished runs.
+        numbers: measures of each run.
+        losses: losses of each run's rows.
+        failed: errors that other runs ended with.
     """
 
     runs: int = 0
@@ -50,11 +53,11 @@ class Finished:
 def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
     """Runs, or resumes, every run of a grid, and writes comparison.{json,csv,md,tex}, the picture and the page.
 
-    Every run has a run folder of its own in base.output_dir, and one that is finished is read, not run again. One that
-    ends with an error is listed with it, and the others continue.
+    Every run has its own run folder in base.output_dir; a finished one is read, not run again. A run that ends with an
+    error is listed with it, and the comparison continues with the others.
 
     Raises:
-        UserError: the grid is unfit, its orders are of other tasks, or no run could be finished.
+        UserError: the grid is invalid, its orders have different tasks, or no run could be finished.
         Stopped: it was asked to stop, by a signal or a file `stop` in its folder; started again, it resumes.
     """
     check_same_tasks(resolve_path(base.task_file), grid.orders)
@@ -97,7 +100,7 @@ def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: Stop
 def _run(
     config: RunConfig, each: GridRun, into: Finished, untouched: dict[RunKey, list[RowLosses]], ranks: Ranks
 ) -> None:
-    """One run, and what the comparison reads of it; rank 0 alone has the run's folder."""
+    """Executes one run and reads its results for the comparison; rank 0 alone has the run's folder."""
     key = (each.order, each.seed)
     try:
         results = run_stream(config, shares_base=True)
@@ -117,10 +120,10 @@ def _run(
 
 
 def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str, Settings]:
-    """The setting that suits each variant best, by the NLL after the last task of rows carved from train.
+    """Returns the best setting of each variant, by the NLL after the last task on rows taken from train.
 
-    The test split takes no part: its place is taken by the carved rows, on which nothing is trained. A variant with a
-    value of its own tries others in the same proportion to it as those of the others are to the configuration's.
+    The test split is not used: rows of train that are not trained on replace it. A variant with its own value of the
+    setting tries values in the same proportion to it as the sweep's values have to the configuration's value.
     """
     if not grid.sweep:
         return {}
@@ -152,7 +155,7 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
 
 
 def _carved(config: RunConfig, share: float) -> TaskStream:
-    """The stream of a configuration with rows carved from train in the place of test."""
+    """Returns the stream of a configuration with rows of train, which are not trained on, as test rows."""
     train = dataclasses.replace(config.train, validation=None, early_stopping=None, keep_best=False)
     stream = find_domain(config).stream(dataclasses.replace(config, train=train), None, to_train=True)
     tasks = tuple(with_validation(task, share, seed=0).tested_on_validation() for task in stream)
@@ -165,7 +168,7 @@ def _last_nll(results: RunResults) -> float:
 
 
 def _contestants(grid: Grid, found: dict[str, Finished], untouched: Losses) -> list[Contestant]:
-    """A line of the table for each contestant, with its differences from the line's method as it is."""
+    """Returns the table's line for each contestant, with its differences from the line's method at its own strength."""
     every = points(grid)
     line = [found[point.name].losses for point in every if point.variant == grid.line]
     line = [losses for losses in line if losses]

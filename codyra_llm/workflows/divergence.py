@@ -22,9 +22,10 @@ ROLLING = "loglikelihood_rolling"  # lm-eval's name for whole texts
 
 
 def measure_divergence(run: RunState, stage: Stage) -> TaskDivergence:
-    """How far a stage's task, which is merged, has moved the model's outputs.
+    """Measures how far a stage's task, which is merged, has moved the model's outputs.
 
-    Live parts of a method (`Hooks.serving`) take no part: of a method that merges nothing, all is zero.
+    Parts of a method that are active at inference only (`Hooks.serving`) are left out: for a method that merges
+    nothing, all values are zero.
     """
     ranks, plan, config = run.session.ranks, run.plan, run.config.evaluate
     updates: Deltas = broadcast(run.session.on_rank_0(lambda: _last_change(run.entry_folders, run.combine)))
@@ -48,7 +49,7 @@ def measure_divergence(run: RunState, stage: Stage) -> TaskDivergence:
 
 
 def _last_change(folders: Sequence[Path], combine: Combine | None) -> Deltas:
-    """By how much the last entry has changed each projection."""
+    """Returns the change of each projection by the last entry."""
     if not combine:
         return read_entry(folders[-1])
     before = dict(summed(folders[:-1], combine=combine)) if folders[:-1] else {}
@@ -59,7 +60,7 @@ def _last_change(folders: Sequence[Path], combine: Combine | None) -> Deltas:
 
 
 def _texts(plan: RunPlan) -> list[Example]:
-    """The windows of the suites that measure the likelihood of whole texts, every token of which is predicted."""
+    """Returns the windows of the suites that measure the likelihood of whole texts; all their tokens are predicted."""
     suites: Sequence[Any] = plan.suites  # of the harness: only text measures divergence
     rolling = [suite for suite in suites if {task.OUTPUT_TYPE for task in suite.tasks.values()} == {ROLLING}]
     if not rolling:

@@ -1,4 +1,4 @@
-"""A run up to where it would load the model: its table, and a training row of each task as the model would read it."""
+"""A run up to the point before loading the model: its table, and a training row of each task as the model reads it."""
 
 import os
 import sys
@@ -19,10 +19,10 @@ READ, LEARNED, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
 
 
 def dry_run(config: RunConfig) -> None:
-    """Prints what a run would do, on rank 0; no weight is read, and nothing is written.
+    """Prints what a run would do, on rank 0; reads no weights and writes nothing.
 
     Raises:
-        UserError: the configuration, data or model is unfit.
+        UserError: the configuration, data or model is invalid.
     """
     config = find_domain(config).settled(config)
     check_tracking(config)
@@ -43,7 +43,7 @@ def dry_run(config: RunConfig) -> None:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, colored: bool) -> str:
-    """The text of an example with its special tokens, what is learned set apart."""
+    """Returns the text of an example with its special tokens; learned parts are colored or between >> and <<."""
     read, learned = ((READ, PLAIN), (LEARNED, PLAIN)) if colored else (("", ""), (">>", "<<"))
     text = ""
     for ids, is_learned in _segments(example):
@@ -53,7 +53,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, colored: boo
 
 
 def _segments(example: Example) -> Iterator[tuple[list[int], bool]]:
-    """An example in parts that are learned, or not."""
+    """Yields the parts of an example: (ids, whether they are learned)."""
     yield example.prompt, False
     at = 0
     for begin, end in example.unlearned:

@@ -1,4 +1,4 @@
-"""Scoring a model on the tasks of a plan: after a task of a run, or as it is, without training."""
+"""Scores a model on the tasks of a plan: after a task of a run, or without training."""
 
 import dataclasses
 import hashlib
@@ -43,16 +43,23 @@ def score_tasks(
     identity: str | None = None,
     through: Callable[[Ask], Ask] = lambda ask: ask,
 ) -> list[TaskScores]:
-    """Scores tasks of a plan, by number; each rank answers its part of the rows.
+    """Scores tasks of a plan, by number; each rank answers its share of the rows.
 
-    Answers are saved in the folder under `name` as they are given, and not asked for again.
+    Answers are saved in the folder under `name` as they arrive, and are not asked for again.
 
     Args:
-        identity: of a model that other runs have scored as well, as for `asking`.
-        through: what questions go through on their way to the model.
+        session: the session of the command.
+        model: the model.
+        plan: the plan of the run.
+        which: numbers of the tasks, from 0.
+        config: how to score.
+        name: name of the answers, see `asking`.
+        trained: False for the model before its first task, whose likelihoods are checked.
+        identity: fingerprint of a model that other runs score as well, see `asking`.
+        through: wraps the function that asks the model.
 
     Raises:
-        UserError: `trained` is false, and the model gives a true answer no finite likelihood.
+        UserError: `trained` is False, and a true answer has no finite likelihood.
         Stopped: the command was asked to stop.
     """
     rows = [plan.test_examples[i] for i in which]
@@ -77,16 +84,16 @@ def _check_likelihoods(task: Task, scores: TaskScores, dtype: torch.dtype) -> No
 
 
 def score_model(config: RunConfig) -> ModelScores:
-    """Scores config.model on every task of the configuration and, where suites are configured, on general ability.
+    """Scores config.model on every task of the configuration and, if suites are configured, on general ability.
 
-    Leaves in config.output_dir: config.yaml, results.json and predictions/model.<task>.jsonl.
+    Writes to config.output_dir: config.yaml, results.json and predictions/model.<task>.jsonl.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: the configuration, data or model is unfit, or output_dir holds something else.
-        Stopped: it was asked to stop, as a run is; started again, it resumes.
+        UserError: the configuration, data or model is invalid, or output_dir contains other files.
+        Stopped: it was asked to stop, like a run; started again, it resumes.
     """
     config = find_domain(config).settled(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
@@ -135,19 +142,20 @@ def score_model(config: RunConfig) -> ModelScores:
 
 
 def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunResults:
-    """Scores the tasks of a configuration on the models that a finished run had: its base and that after each task.
+    """Scores the tasks of a configuration on the models of a finished run: its base and the model after each task.
 
-    Leaves in config.output_dir what a run leaves of its scores: config.yaml, results.json, the matrix, predictions.
+    Writes the scores to config.output_dir as a run does: config.yaml, results.json, the matrix, predictions.
 
     Args:
-        run: its folder, which stays as it is. config: the run's, with other limits, rows, or scoring variant.
-        after: tasks after which it is scored, beside the base model; none: each.
+        run: the run's folder, which is not changed.
+        config: the run's configuration, with other limits, rows, or scoring variant.
+        after: tasks after which the model is scored, in addition to the base model; empty: each.
 
     Returns:
-        What stands in results.json; losses and ranks are those of the run.
+        The content of results.json; losses and ranks are those of the run.
 
     Raises:
-        UserError: the run is not finished, or its folder or the configuration is unfit.
+        UserError: the run is not finished, or its folder or the configuration is invalid.
         Stopped: it was asked to stop; started again, it resumes.
     """
     config = dataclasses.replace(config, general=GeneralConfig())
@@ -185,7 +193,7 @@ def score_run(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunRes
 def record_scores(
     results: RunResults, stage: Stage, tasks: Sequence[int], scored: Sequence[TaskScores], config: EvaluateConfig
 ) -> None:
-    """Enters what tasks, by number, scored at a stage."""
+    """Records the scores of tasks, by number, at a stage."""
     for task, scores in zip(tasks, scored, strict=True):
         for variant in results.matrices:
             results.matrices[variant][stage.number][task] = scores.totals[variant]
@@ -206,7 +214,7 @@ def _write_stage(folder: RunFolder, results: RunResults, stage: Stage, scored: S
 
 
 def _digest(config: RunConfig, plan: RunPlan) -> str:
-    """Changes with the settings, the data, and the model's weights."""
+    """Returns a hash that changes with the settings, the data, and the model's weights."""
     named = f"{plan.name(config)} {plan.source.sha256}"
     return hashlib.sha256(named.encode()).hexdigest()[:8]
 

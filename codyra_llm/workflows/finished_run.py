@@ -1,4 +1,4 @@
-"""A finished run, and its model as it was after each task: the base model and the ledger's entries up to there."""
+"""A finished run, and its model after each task: the base model plus the ledger's entries up to that task."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,13 @@ from codyra_llm.workflows.session import Session
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run left.
+    """The files of a finished run.
 
     Attributes:
-        begun: how many entries its ledger had before the run's own.
+        path: the run folder.
+        results: its results.
+        ledger: its ledger.
+        begun: number of entries in its ledger before the run's own.
     """
 
     path: Path
@@ -36,27 +39,29 @@ class FinishedRun:
 
     @property
     def extended(self) -> Ledger:
-        """The ledger as it was before the run's first task."""
+        """The ledger before the run's first task."""
         return dataclasses.replace(self.ledger, entries=self.ledger.entries[: self.begun])
 
 
 def saved_config(run: Path) -> RunConfig:
-    """The configuration of the run in a folder, wherever that lies by now.
+    """Returns the configuration of the run in a folder, with the folder's present path as output_dir.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: there is no run in the folder.
     """
     return dataclasses.replace(load_config(run / "config.yaml"), output_dir=str(run))
 
 
 def open_finished(session: Session, run: Path, after: Sequence[str] = ()) -> FinishedRun:
-    """Reads, on rank 0, what a run left.
+    """Reads a run's files on rank 0, for all ranks.
 
     Args:
-        after: tasks that it must have learned.
+        session: the session of the command.
+        run: the run folder.
+        after: tasks that the run must have learned.
 
     Raises:
-        UserError: the run is not finished, or its folder is damaged.
+        UserError: the run is not finished, its folder is damaged, or its method serves with more than the ledger.
     """
     results, ledger = broadcast(session.on_rank_0(lambda: (read_results(run), read_ledger(run / "ledger"))))
     if not results.finished:
@@ -72,7 +77,7 @@ def open_finished(session: Session, run: Path, after: Sequence[str] = ()) -> Fin
 
 
 def _begun_with(ledger: Ledger, tasks: Sequence[str]) -> int:
-    """How many entries a run's ledger had before the run's own; adapters may have been appended since."""
+    """Returns the number of entries before the run's own; adapters may have been appended since the run."""
     learned = [number for number, entry in enumerate(ledger.entries, 1) if entry.settings]
     begun = max(learned, default=0) - len(tasks)
     own = [entry.task for entry in ledger.entries[max(begun, 0) : begun + len(tasks)]]
@@ -87,13 +92,17 @@ def _begun_with(ledger: Ledger, tasks: Sequence[str]) -> int:
 def rebuilt(
     finished: FinishedRun, session: Session, config: RunConfig, source: Source, model: PreTrainedModel
 ) -> Iterator[Stage]:
-    """Each stage of a run, once the model is what it was there.
+    """Yields each stage of a run after setting the model to its state at that stage.
 
     Args:
-        source: the run's base model. model: the same, loaded; it is changed in place.
+        finished: the run.
+        session: the session of the command.
+        config: the configuration.
+        source: the run's base model.
+        model: the base model, loaded; it is changed in place.
 
     Raises:
-        UserError: the base model is not that of the run, or an entry does not fit it.
+        UserError: the base model is not that of the run, or an entry is incompatible with it.
     """
     check_base(finished.ledger, source)
     original = find_original(config, source)

@@ -1,4 +1,4 @@
-"""Measuring general ability: in a run after its tasks, of a model as it is, or later, of a finished run's ledger."""
+"""Measures general ability: in a run after its tasks, of an untrained model, or later, from a finished run's ledger."""
 
 import hashlib
 import json
@@ -47,12 +47,19 @@ def score_general(
 ) -> dict[str, SuiteScore | SuiteFailure]:
     """Scores a model on suites of general ability, by name of the suite; every rank returns the same.
 
-    Answers are saved in the folder under `name` as they are given, and not asked for again; in the end they are in
+    Answers are saved in the folder under `name` as they arrive, and are not asked for again; in the end they are in
     predictions/<name>.general.<suite>.jsonl.
 
     Args:
-        template: that the prompts are put into, as lm-eval does with --apply_chat_template. identity: as for `asking`.
-        domain: that the suites are of.
+        session: the session of the command.
+        source: the source of the model.
+        model: the model.
+        suites: the suites.
+        template: the chat template of the prompts, as in lm-eval with --apply_chat_template.
+        config: how to score.
+        name: name of the answers.
+        identity: see `asking`.
+        domain: the domain of the suites.
 
     Raises:
         Stopped: the command was asked to stop.
@@ -84,17 +91,20 @@ def base_identity(
     model: PreTrainedModel,
     ledger: Ledger | None = None,
 ) -> str:
-    """The model that a run begins with, for `asking`: all that answers depend on but the questions.
+    """Returns the identity, for `asking`, of a run's first model: all that answers depend on, except the questions.
 
     Args:
-        model: as it is to be asked: its configuration decides as its weights do.
-        ledger: what is added to config.model before its first task.
+        session: the session of the command.
+        config: the configuration of the run.
+        source: the base model.
+        model: the model in the state in which it is asked: its configuration counts as well as its weights.
+        ledger: the entries added to config.model before the run's first task.
     """
 
     def identify() -> str:
         settings = {name: value for name, value in decisive(config).items() if name.startswith("model.")}
         settings["model.name_or_path"] = source.sha256
-        structure = json.loads(model.config.to_json_string(use_diff=False))  # says as well which transformers it is
+        structure = json.loads(model.config.to_json_string(use_diff=False))  # includes the version of transformers
         structure.pop("_name_or_path", None)
         ends = sorted(end_tokens(model, source.tokenizer))
         added = [config.merge.mode, ledger.files] if ledger and ledger.files else []
@@ -105,28 +115,28 @@ def base_identity(
 
 
 def general_of_model(suites: Sequence[Suite], found: dict[str, SuiteScore | SuiteFailure]) -> General:
-    """General ability of a model that was not trained."""
+    """Returns the general ability of a model that was not trained."""
     return General(items={suite.name: suite.items for suite in suites}, scores={"model": found} if found else {})
 
 
 def write_scores(folder: RunFolder, results: Provenance, tables: Sequence[str]) -> None:
-    """Writes the results of a model that was not trained, and prints them."""
+    """Writes the results of a model that was not trained by this command, and prints them."""
     folder.write_results(results)
     folder.drop_answers()
     print("\n\n".join([*tables, f"all results are in {folder.path}"]))
 
 
 def score_suites(config: RunConfig) -> GeneralScores:
-    """Scores config.model on config.general.suites alone; those of text need no task data.
+    """Scores config.model on config.general.suites alone; suites of text need no task data.
 
-    Leaves config.yaml, results.json and predictions/model.general.<suite>.jsonl in config.output_dir.
+    Writes config.yaml, results.json and predictions/model.general.<suite>.jsonl to config.output_dir.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: the configuration, a suite or the model is unfit, or output_dir holds something else.
-        Stopped: it was asked to stop, as a run is; started again, it resumes.
+        UserError: the configuration, a suite or the model is invalid, or output_dir contains other files.
+        Stopped: it was asked to stop, like a run; started again, it resumes.
     """
     domain, config = _settled(config)
     ranks = start(config.rendezvous_seconds, config.collective_seconds)
@@ -150,7 +160,7 @@ def score_suites(config: RunConfig) -> GeneralScores:
 
 
 def _settled(config: RunConfig) -> tuple[Domain, RunConfig]:
-    """What suites are of, and the configuration as it applies there; suites of text need no task file."""
+    """Returns the domain and the configuration settled for it; suites of text need no task file."""
     try:
         domain = find_domain(config)
     except UserError:
@@ -159,7 +169,7 @@ def _settled(config: RunConfig) -> tuple[Domain, RunConfig]:
 
 
 def _check_measured(of_stages: "Sequence[dict[str, SuiteScore | SuiteFailure]]") -> None:
-    """Raises UserError where suites were measured, and all of them failed."""
+    """Raises UserError if suites were measured, and all of them failed."""
     measured = [found for of_stage in of_stages for found in of_stage.values()]
     failed = [found for found in measured if isinstance(found, SuiteFailure)]
     if failed and len(failed) == len(measured):
@@ -167,20 +177,21 @@ def _check_measured(of_stages: "Sequence[dict[str, SuiteScore | SuiteFailure]]")
 
 
 def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> RunResults:
-    """Measures what a finished run's results lack of its general ability; the run's results, plot and answers get it.
+    """Measures the general ability that a finished run's results lack; updates the run's results, plot and answers.
 
-    The model after each task is the base model and the ledger's entries up to it. A suite that failed, or was measured
+    The model after each task is the base model plus the ledger's entries up to it. A suite that failed, or was measured
     on other items, is measured again.
 
     Args:
-        run: its folder. config: the run's, with the suites that are wanted and, where they differ, the means.
-        after: tasks after which it is measured, beside the base model; none: each.
+        run: the run folder.
+        config: the run's configuration, with the wanted suites and, where they differ, batch size, placement and so on.
+        after: tasks after which it is measured, in addition to the base model; empty: each.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: the run is not finished, or its folder, a suite or the configuration is unfit.
+        UserError: the run is not finished, or its folder, a suite or the configuration is invalid.
         Stopped: it was asked to stop; started again, it resumes.
     """
     domain = find_domain(config)
@@ -227,7 +238,7 @@ def measure_later(run: Path, config: RunConfig, after: Sequence[str] = ()) -> Ru
 
 
 def _forget_other_items(general: General, suites: Sequence[Suite], left_out: set[Stage], after: Sequence[str]) -> None:
-    """Takes out the scores of suites that were measured on other items, which is refused where it would lose some."""
+    """Removes the scores of suites that were measured on other items; raises UserError if some would be lost."""
     for suite in suites:
         if general.items.get(suite.name) == suite.items:
             continue

@@ -1,4 +1,4 @@
-"""The beginning of a stream of one's own: a folder with a task file, rows and a configuration, from tables of data."""
+"""Creates the folder of a user's own stream, with a task file, rows and a configuration, from tables of data."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import plain_name, replace_folder, write_text
 from codyra_llm.models.source import open_source
 
-SHORT_ANSWER = 40  # characters; whole answers that are longer seldom match to the letter
+SHORT_ANSWER = 40  # characters; longer answers seldom match exactly
 MOST_SCORED = 200  # rows of a task's test split
 ROWS_OF_A_STEP = 32
 LONGEST_BLOCK, SHORTEST_BLOCK, CHARACTERS_OF_A_TOKEN = 1024, 32, 5
@@ -51,14 +51,17 @@ train:
 def begin_stream(
     folder: Path, files: Mapping[str, Path], columns: Mapping[str, str] | None, test: float, model: str
 ) -> str:
-    """Writes the folder; returns what to tell the user.
+    """Writes the folder; returns a message for the user.
 
     Args:
-        files: task -> table. columns: names of the columns, as in a task file.
-        test: share of the rows to hold out. model: the model to teach, by name.
+        folder: the folder to write, new or empty.
+        files: task -> table.
+        columns: names of the columns, as in a task file.
+        test: share of the rows to hold out.
+        model: name of the model to train.
 
     Raises:
-        UserError: the folder has something in it, or a table cannot be read or has too few rows.
+        UserError: the folder is not empty, or a table cannot be read or has too few rows.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already exists; give a new or empty folder")
@@ -90,12 +93,12 @@ def begin_stream(
 
 
 def _has_conversations(splits: Mapping[str, Mapping[str, list[Any]]]) -> bool:
-    """Whether a table holds conversations, which need a chat template."""
+    """True if a table contains conversations, which need a chat template."""
     return any("messages" in row or "conversations" in row for split in splits.values() for row in split["train"])
 
 
 def _read(file: Path, columns: Mapping[str, str] | None, said: list[str]) -> tuple[list[Row], list[Any], bool]:
-    """(checked rows, the table as it is, whether it is raw text)."""
+    """Reads a table; returns (checked rows, unchanged table, whether it is raw text)."""
     values = read_table(file)
     first = values[0] if isinstance(values, list) and values and isinstance(values[0], dict) else {}
     if set(columns or ()) == {"text"} or (not columns and is_raw_text(first)):
@@ -104,7 +107,7 @@ def _read(file: Path, columns: Mapping[str, str] | None, said: list[str]) -> tup
 
 
 def _split(task: str, file: Path, rows: list[Row], values: list[Any], test: float) -> dict[str, list[Any]]:
-    """The table's rows as train and test; no prompt is in both."""
+    """Splits the table's rows into train and test; no prompt is in both."""
     keys = list(dict.fromkeys(row["prompt"] or row["answer"] for row in rows))
     size = min(round(test * len(keys)), MOST_SCORED)
     if not 0 < size < len(keys):
@@ -119,7 +122,7 @@ def _split(task: str, file: Path, rows: list[Row], values: list[Any], test: floa
 
 
 def _spec(rows: list[Row], columns: Mapping[str, str] | None, is_text: bool) -> dict[str, Any]:
-    """What a task file says of a task, from what its answers look like."""
+    """Returns a task's entry in the task file, chosen by the form of its answers."""
     spec: dict[str, Any] = {}
     if is_text:
         length = LONGEST_BLOCK
@@ -129,7 +132,7 @@ def _spec(rows: list[Row], columns: Mapping[str, str] | None, is_text: bool) -> 
     else:
         longest = max(len(row["answer"]) for row in rows)
         is_short = statistics.median(len(row["answer"]) for row in rows) <= SHORT_ANSWER
-        # half a token for each character is more than most tokenizers need
+        # half a token per character is more than most tokenizers need
         spec = {
             "scorer": "accuracy" if is_short else "rouge_l",
             "max_new_tokens": min(512, 8 + longest // 2),
@@ -139,15 +142,15 @@ def _spec(rows: list[Row], columns: Mapping[str, str] | None, is_text: bool) -> 
 
 
 def _blocks(rows: list[Row], length: int) -> int:
-    """About how many blocks of so many tokens there are in raw text."""
+    """Estimates the number of blocks of `length` tokens in raw text."""
     return sum(len(row["answer"]) for row in rows) // (CHARACTERS_OF_A_TOKEN * length)
 
 
 def _config(folder: Path, model: str, rows: int, conversations: bool) -> str:
-    """A configuration for tasks of at least so many rows, as YAML with comments."""
+    """Returns a configuration for tasks of at least `rows` rows, as YAML with comments."""
     tokenizer = open_source(model).tokenizer
     if conversations:
-        find_chat_template(tokenizer, "auto")  # says what is missing
+        find_chat_template(tokenizer, "auto")  # raises UserError if there is none
     batch = ROWS_OF_A_STEP
     while batch > 1 and rows < 4 * batch:
         batch //= 2

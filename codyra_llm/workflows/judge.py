@@ -1,4 +1,4 @@
-"""Comparing two models on prompts of the user's: their answers, a judge's verdicts in both orders, and proxies."""
+"""Compares two models on the user's prompts: their answers, a judge's verdicts in both orders, and proxies."""
 
 import dataclasses
 import hashlib
@@ -47,13 +47,13 @@ class Contestant:
 
     @property
     def row_name(self) -> str:
-        """Names its answers by the model, and how that is held."""
+        """Identifies its answers by the model and the model's settings."""
         return hashlib.sha256(f"{self.run.model} {self.source.sha256}".encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One question to the judge: about which prompt, which answer came first, and its text."""
+    """One question to the judge: number of its prompt, side whose answer comes first, text, and key of its reply."""
 
     number: int
     first: str
@@ -64,15 +64,15 @@ class Asked:
 def judge_models(config: JudgeConfig) -> JudgeResults:
     """Compares config.model with config.against on the prompts.
 
-    Leaves in config.output_dir: judge.yaml, answers.jsonl, verdicts.jsonl, results.json. What was answered or judged
-    is not asked for again by a second start.
+    Writes to config.output_dir: judge.yaml, answers.jsonl, verdicts.jsonl, results.json. A second start does not ask
+    again for existing answers and verdicts.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: settings, prompts or a model are unfit, the judge does not answer, or output_dir holds something
-            else.
+        UserError: settings, prompts or a model are invalid, the judge does not answer, or output_dir contains other
+            files.
         Stopped: it was asked to stop; started again, it resumes.
     """
     ranks = start(config.rendezvous_seconds)
@@ -108,7 +108,7 @@ def judge_models(config: JudgeConfig) -> JudgeResults:
 def _contestant(
     config: JudgeConfig, name: str, files: Sequence[PromptFile], like: Contestant | None = None
 ) -> Contestant:
-    """One of the models; its prompts are in the chat template of another where that is given."""
+    """Opens one of the models; its prompts are in the chat template of `like`, if given."""
     run = _run_config(config, name)
     source = open_source(name)
     check_tokenizer(source.tokenizer)
@@ -138,7 +138,7 @@ def _run_config(config: JudgeConfig, name: str) -> RunConfig:
 
 
 def _base(model: str) -> str:
-    """What the run that saved a model started from."""
+    """Returns the base model of the run that saved a model."""
     saved = expand(model).absolute().parent / "config.yaml"
     if not saved.is_file():
         raise UserError(f"against base: {model} is not the model folder of a run ({saved} is not there); name the base")
@@ -146,7 +146,7 @@ def _base(model: str) -> str:
 
 
 def _answers(session: Session, each: Contestant, side: str) -> list[Answered]:
-    """The answers of a model to all prompts; it is loaded only if one is missing."""
+    """Returns a model's answers to all prompts; the model is loaded only if one is missing."""
     known: dict[str, Answered] = broadcast(session.on_rank_0(lambda: session.folder.read_answers(each.row_name)))
     keys = [question.key for question in each.questions]
     if all(key in known for key in keys):
@@ -164,7 +164,7 @@ def _answers(session: Session, each: Contestant, side: str) -> list[Answered]:
 def _questions_to_judge(
     config: JudgeConfig, local_judge: Source | None, files: Sequence[PromptFile], answers: dict[str, list[Answered]]
 ) -> list[Asked]:
-    """Two for each prompt whose answers differ, by number of the prompt: the model's answer first, and last."""
+    """Returns two questions for each prompt whose answers differ: with the model's answer first, and last."""
     judge = [config.judge, local_judge.sha256 if local_judge else config.judge_model]
     prompts = [(file.template, prompt.text) for file in files for prompt in file.prompts]
     asked = []
@@ -185,10 +185,10 @@ def _replies(
     local_judge: Source | None,
     asked: Sequence[Asked],
 ) -> dict[str, Reply]:
-    """Replies by key of the question; what the folder holds is not asked again, unless there was no reply.
+    """Returns replies by key of the question; replies in the folder are not asked for again, unless they failed.
 
     Raises:
-        UserError: a whole round got no reply, or there is no verdict at all.
+        UserError: no question of a round got a reply, or there is no verdict at all.
         Stopped: it was asked to stop.
     """
     ranks = session.ranks
@@ -219,7 +219,7 @@ def _replies(
 
 
 def _ask_judge(session: Session, judge: Judge, asked: Sequence[Asked]) -> dict[str, Reply]:
-    """Replies by key of the question, saved in the folder."""
+    """Returns replies by key of the question, after saving them in the folder."""
     replies = judge([each.text for each in asked])
     lines = [_line(each, reply) for each, reply in zip(asked, replies, strict=True)]
     session.on_rank_0(lambda: session.folder.append_verdicts(lines))
@@ -228,11 +228,11 @@ def _ask_judge(session: Session, judge: Judge, asked: Sequence[Asked]) -> dict[s
 
 @contextmanager
 def _judge(session: Session, config: JudgeConfig, local_judge: Source | None) -> Iterator[Judge]:
-    """The judge, which every rank calls and which gives every rank the same replies."""
+    """A context with the judge, which every rank calls and which returns the same replies on every rank."""
     if config.has_endpoint:
         endpoint = EndpointJudge(config)
         yield lambda texts: broadcast(session.on_rank_0(lambda: endpoint(texts)))
-    elif not local_judge:  # nothing is left to ask
+    elif not local_judge:  # no question is left
         yield lambda texts: []
     else:
         tokenizer, run = local_judge.tokenizer, _run_config(config, local_judge.name)
@@ -247,7 +247,7 @@ def _judge(session: Session, config: JudgeConfig, local_judge: Source | None) ->
 
 
 def _line(asked: Asked, reply: Reply) -> dict[str, Any]:
-    """A line of verdicts.jsonl."""
+    """Returns a line of verdicts.jsonl."""
     return {
         "key": asked.key,
         "number": asked.number,

@@ -1,4 +1,4 @@
-"""Pages of what is finished, or still runs: of one run, of a comparison, of several runs side by side."""
+"""Writes pages of finished or running runs: of one run, of a comparison, of several runs side by side."""
 
 import time
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ SECONDS = 2.0  # between two looks at results.json
 
 
 def make_report(folders: Sequence[Path], output: Path) -> Path:
-    """Writes the page of a run or comparison into its folder, that of several runs to `output`; returns its path.
+    """Writes the page of a run or comparison to its folder, or of several runs to `output`; returns its path.
 
     Raises:
-        UserError: a folder holds neither, or damaged files, or cannot be written.
+        UserError: a folder contains neither, or damaged files, or cannot be written.
     """
     try:
         if len(folders) > 1:
@@ -31,10 +31,10 @@ def make_report(folders: Sequence[Path], output: Path) -> Path:
 
 
 def watch(folder: Path) -> None:
-    """Makes the page of a run again whenever its results change, until it is finished; meanwhile it refreshes itself.
+    """Rewrites the page of a run whenever its results change, until it is finished; the page refreshes until then.
 
     Raises:
-        UserError: as `make_report`.
+        UserError: see `make_report`.
     """
     seen = 0
     while True:

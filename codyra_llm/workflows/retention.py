@@ -1,4 +1,4 @@
-"""What retention needs before a task: text that the model writes itself, and the directions that this text uses."""
+"""Prepares retention before a task: texts that the model generates, and the directions that these texts use."""
 
 import logging
 from collections.abc import Callable
@@ -26,11 +26,13 @@ def prepare_retention(
     before: Callable[[], AbstractContextManager[ModelPasses]],
     resumed: TaskState | None = None,
 ) -> tuple[Retention | None, dict[str, torch.Tensor]]:
-    """The retention of a task, None where it is off, and the input directions [in_features, count] to protect.
+    """Returns the retention of a task, None if it is off, and the input directions [in_features, count] to protect.
 
     Args:
-        before: gives passes over the model as the task finds it.
-        resumed: a task that was interrupted; its texts, and the factor of its weights, are taken out of it.
+        config: the settings of retention.
+        batches: the batches of the task.
+        before: opens passes over the model before the task.
+        resumed: an interrupted task; its texts, and the factor of its weights, are removed from it.
     """
     if not (config.measures or config.protected):
         return None, {}
@@ -55,12 +57,15 @@ def prepare_retention(
 
 
 def leading_directions(moments: dict[str, torch.Tensor], share: float, softly: bool = False) -> dict[str, torch.Tensor]:
-    """The share of the eigenvectors [in_features, count] of each second moment with the largest eigenvalues.
+    """Returns, for each second moment, a share of its eigenvectors [in_features, count], by largest eigenvalues.
 
-    Projections that share a moment share them.
+    Projections that share a moment share the eigenvectors.
 
     Args:
-        softly: all of them instead, each times sqrt(e / (e + c)), e its eigenvalue, c that at which the share ends.
+        moments: the second moment [in_features, in_features] of each projection's inputs.
+        share: the share of eigenvectors.
+        softly: return all eigenvectors instead, each times sqrt(e / (e + c)), where e is its eigenvalue and c is the
+            smallest eigenvalue in the share.
     """
 
     def leading(name: str, moment: torch.Tensor) -> torch.Tensor:
@@ -77,16 +82,18 @@ def leading_directions(moments: dict[str, torch.Tensor], share: float, softly: b
 
 @torch.no_grad()
 def protect(model: nn.Module, directions: dict[str, torch.Tensor], softly: bool = False) -> None:
-    """Lets branches, which start at zero, not read some input directions; rows of A that train keep their norms.
+    """Makes branches, which start at zero, ignore some input directions; trainable rows of A keep their norms.
 
     Args:
-        directions, softly: of each projection, from `leading_directions`.
+        model: the model, with branches.
+        directions: directions of each projection, from `leading_directions`.
+        softly: whether they are those of `leading_directions` with `softly`.
     """
     for name, layer in gated_layers(model) if directions else ():
         blocked = directions[name].to(layer.A)
         if layer.blocked_inputs is not None:
             before = layer.blocked_inputs
-            if softly:  # of what is blocked already, nothing is left to read
+            if softly:  # removes what is blocked already
                 blocked = blocked - before @ (before.T @ blocked)
             blocked = torch.cat([before, blocked], dim=1)
             if not softly:

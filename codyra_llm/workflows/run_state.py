@@ -1,4 +1,4 @@
-"""The state of a run: model, results, position; made new or from a checkpoint, and written to checkpoints."""
+"""The state of a run (model, results, position), created or restored from a checkpoint, and saved in checkpoints."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ from codyra_llm.results.schema import General, Phase, RunResults, new_results, p
 from codyra_llm.workflows.session import Session
 
 LOG = logging.getLogger(__name__)
-Position = tuple[Stage, str]  # a stage of the run, and the phase of it that is to be done: train, merge, evaluate, ...
+Position = tuple[Stage, str]  # a stage of the run, and its phase to do next: train, merge, evaluate, ...
 
 
 @dataclass
@@ -43,14 +43,22 @@ class RunState:
     """One run.
 
     Attributes:
+        config: the configuration.
+        plan: the plan.
+        session: the session of the command.
         checkpoints: on rank 0; None on the others.
-        original: the weights that updates are added to where the model holds them rounded.
+        method: the method.
+        ledger: the ledger.
+        model: the model.
+        original: the base weights that updates are added to if the model's own are rounded.
+        results: the results so far.
+        report: the reporter.
         position: the phase to do next.
         global_step: optimizer steps done in the run.
         resumed: the branches and moments of a task whose training was interrupted.
-        kept: the file of what the method keeps, with its SHA-256.
-        shares_base: whether the base model's answers are known from, and kept for, other runs of a comparison.
-        ticked: when `tick` was called last.
+        kept: path and SHA-256 of the file that the method keeps.
+        shares_base: whether the base model's answers are shared with other runs of a comparison.
+        ticked: time of the last call of `tick`.
     """
 
     config: RunConfig
@@ -72,26 +80,26 @@ class RunState:
 
     @property
     def remaining(self) -> list[Position]:
-        """What is still to be done; the last of it, "done", is nothing to do."""
+        """The positions still to be done; the last one, "done", requires no work."""
         every = [*phases(self.config, self.plan.stages), (self.plan.stages[-1], "done")]
         return every[every.index(self.position) :]
 
     def task(self, stage: Stage) -> Task:
-        """The task that a stage ends."""
+        """Returns the task that a stage ends."""
         return self.plan.stream.tasks[stage.number - 1]
 
     @property
     def entry_folders(self) -> list[Path]:
-        """The ledger's entries, in order; on rank 0."""
+        """Folders of the ledger's entries, in order; on rank 0."""
         return [self.session.folder.ledger / entry.name for entry in self.ledger.entries]
 
     @property
     def combine(self) -> Combine | None:
-        """How the entries become one update; None: they are summed."""
+        """The function that combines the entries to one update; None if they are summed."""
         return combination(self.ledger.combined, "the ledger")
 
     def merge(self, count: int, last_only: bool = False, before: Callable[[], None] = lambda: None) -> None:
-        """Adds the first entries of the ledger to the model, or the last of these; `before` is called as often."""
+        """Adds the ledger's first `count` entries, or the last of these; calls `before` before each weight is set."""
         names = [entry.name for entry in self.ledger.entries[:count]]
         folder = self.session.folder.ledger if self.session.folder else None
         merge_entries(self.model, self.original, folder, names, self.session.ranks, last_only, self.combine, before)
@@ -105,7 +113,7 @@ class RunState:
         return records[-1]
 
     def tick(self) -> float:
-        """Adds the time since the last call to the current phase and to the run; returns the time."""
+        """Adds the time since the last call to the current phase and to the run; returns the current time."""
         now = time.perf_counter()
         records: list[RunResults | Phase] = [self.results, *self.results.phases[-1:]]
         for record in records:
@@ -114,7 +122,7 @@ class RunState:
         return now
 
     def checkpoint(self, position: Position, step: int = 0, tensors: dict[str, torch.Tensor] | None = None) -> None:
-        """Writes all that is needed to resume at a phase or, with `step` and `tensors`, in the middle of it."""
+        """Writes a checkpoint to resume at a phase or, with `step` and `tensors`, in the middle of it."""
         stage, phase = self.position = position
         if phase in ("train", "save") and not step:  # a task is done
             return_freed_memory()
@@ -124,7 +132,7 @@ class RunState:
         if self.results.phases:
             self.results.phases[-1].resident_bytes = psutil.Process().memory_info().rss
         self.session.on_rank_0(lambda: self._write(stage, phase, step, tensors or {}))
-        if phase != "done":  # what is written last must be what is returned
+        if phase != "done":  # the last results written must equal those returned
             self.results.checkpoint_seconds += time.perf_counter() - began
 
     def _write(self, stage: Stage, phase: str, step: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -144,7 +152,7 @@ class RunState:
 
 
 def phases(config: RunConfig, stages: list[Stage]) -> Iterator[Position]:
-    """Every phase of a run, in order."""
+    """Yields every phase of a run, in order."""
     last = stages[-1]
     for stage in stages:
         if stage.number:
@@ -158,7 +166,7 @@ def phases(config: RunConfig, stages: list[Stage]) -> Iterator[Position]:
 def open_run(
     config: RunConfig, plan: RunPlan, session: Session, checkpoints: Checkpoints | None, found: Checkpoint | None
 ) -> RunState:
-    """Loads the model, opens the folder, and brings both to where a checkpoint stood, or to the start of the run."""
+    """Loads the model, opens the folder, and restores both from a checkpoint, or starts the run."""
     begun = found.progress.ledger if found else None
     ledger: Ledger = broadcast(session.on_rank_0(lambda: open_ledger(config, plan.source, begun)))
     session.notes += plan.notes
@@ -202,7 +210,7 @@ def _restore(run: RunState, found: Checkpoint) -> None:
     run.results = earlier.resumed(run.results, stage.number, phase, progress.step)
     if phase == "train" and progress.step:
         run.resumed = TaskState(progress.step, dict(found.tensors))
-    found.tensors.clear()  # else they would be kept as long as the run takes
+    found.tensors.clear()  # otherwise they would stay in memory during the run
     if run.kept:
         (file,) = run.kept
         run.method.kept = broadcast(session.on_rank_0(lambda: read_kept(session.folder.path / file)))

@@ -1,4 +1,4 @@
-"""What every command works in: the ranks, rank 0's folder, the log, and the request to stop."""
+"""The context of every command: the ranks, rank 0's folder, the log, and the stop request."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -27,11 +27,12 @@ class Session:
     """One start of a command.
 
     Attributes:
-        ranks: this process among those of the command.
-        folder: where rank 0 writes, an `OutputFolder`; None on the other ranks.
+        ranks: this process of the command.
+        folder: the `OutputFolder` that rank 0 writes to; None on other ranks.
         stop: whether the command was asked to stop.
-        log_name: the file of the log in the folder.
-        notes: warnings that wait for the log to be open.
+        log_name: the log file's name in the folder.
+        is_open: True once the log is open.
+        notes: warnings to be logged once the log is open.
     """
 
     ranks: Ranks
@@ -42,7 +43,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
 
     def on_rank_0(self, action: Callable[[], Any]) -> Any:
-        """What `action` gives on rank 0, None on the others; where it fails, it fails on every rank."""
+        """Returns the result of `action` on rank 0, None on the others; if it fails, it fails on every rank."""
         return on_rank_0(self.ranks, action)
 
     def load(
@@ -53,34 +54,38 @@ class Session:
         end_ids: Iterable[int] = (),
         domain: Domain = TEXT,
     ) -> PreTrainedModel:
-        """The model of a configuration, placed as the DeepSpeed configuration says.
+        """Loads the model of a configuration, placed as the DeepSpeed configuration specifies.
 
         Args:
-            end_ids: that end its answers beside its own: those of chat templates.
-            domain: says whether it can be run.
+            source: the model's source.
+            config: the configuration.
+            deepspeed_json: the user's part of the DeepSpeed configuration.
+            end_ids: tokens that end its answers in addition to its own: those of chat templates.
+            domain: checks that the model can be run.
         """
         model = load_base(source, config, deepspeed_json, self.ranks, self.note, domain.check_model)
         add_end_ids(model, end_ids)
         return model
 
     def note(self, text: str) -> None:
-        """A warning, in the log as soon as that is open."""
+        """Logs a warning, at once or when the log is opened."""
         if self.is_open:
             LOG.warning(text)
         else:
             self.notes.append(text)
 
     def open(self, settings: str = "", **options: Any) -> None:
-        """Opens folder and log; the folder is as it was until here. The log begins with `settings` and the notes.
+        """Opens folder and log, which starts with `settings` and the notes; the folder is unchanged until this call.
 
         Args:
-            options: of the folder's `open`.
+            settings: a description of the settings.
+            options: arguments of the folder's `open`.
         """
         self.on_rank_0(lambda: self.folder.open(**options))
         self.open_log(settings)
 
     def open_log(self, settings: str = "") -> None:
-        """Opens the log alone, for a folder that another command has opened."""
+        """Opens only the log, for a folder that another command has opened."""
         start_log(self.folder.path / self.log_name if self.folder else None)
         if settings:
             LOG.info(f"settings: {settings}; all others by default")
@@ -91,12 +96,14 @@ class Session:
 
 @contextmanager
 def open_session(ranks: Ranks, make_folder: Callable[[], Any], log_name: str) -> Iterator[Session]:
-    """A session over rank 0's folder, which is locked until the end, however that comes.
+    """A session over rank 0's folder, which is locked until the session ends, even by an error.
 
-    When the command has stopped as it was asked to, the folder and the log say so.
+    If the command stops because it was asked to, this is recorded in the folder and in the log.
 
     Args:
-        make_folder: called on rank 0; raises UserError where the folder is another's.
+        ranks: the ranks.
+        make_folder: called on rank 0; raises UserError if the folder is in use or belongs to something else.
+        log_name: the log file's name in the folder.
     """
     folder = on_rank_0(ranks, make_folder)
     try:

@@ -1,4 +1,4 @@
-"""The phases of a run, a function each: train, merge, evaluate a stage; save the model in the end."""
+"""The phases of a run, one function each: train, merge and evaluate a stage; save the model at the end."""
 
 import logging
 from collections import deque
@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 
 def train(run: RunState, stage: Stage) -> None:
-    """Trains branches on the stage's task, prunes them, and writes the update into the ledger."""
+    """Trains branches on the stage's task, prunes them, and writes the update to the ledger."""
     batches = run.plan.batches[stage.number - 1]
     phase = run.begin(stage, "train")
     how = (run.method.adapter, batches, run.config.seed, run.config.evaluate.gather, run.session.ranks)
@@ -101,7 +101,7 @@ def train(run: RunState, stage: Stage) -> None:
 
 
 def _validation(run: RunState, stage: Stage, resumed: TaskState | None) -> Validation | None:
-    """The validation of a stage's task, with what an interrupted one found until the checkpoint."""
+    """Returns the validation of a stage's task, with the results of an interrupted one up to its checkpoint."""
     rows = run.plan.validation[stage.number - 1]
     if not rows:
         return None
@@ -110,7 +110,7 @@ def _validation(run: RunState, stage: Stage, resumed: TaskState | None) -> Valid
 
 
 def _finish(run: RunState, stage: Stage) -> None:
-    """Takes the branches out of the model: the ledger gets the update, the results get the ranks."""
+    """Removes the branches from the model, adds the update to the ledger, and the ranks to the results."""
     run.begin(stage, "prune and merge")
     run.report.gates(gated_layers(run.model), stage.number)
     kept, updates = run.method.finish(run.model)
@@ -172,7 +172,7 @@ def merge(run: RunState, stage: Stage) -> None:
 
 
 def evaluate(run: RunState, stage: Stage) -> None:
-    """Scores the model on the tasks and on general ability: a row of the matrix."""
+    """Scores the model on the tasks and on general ability, which gives a row of the matrix."""
     config, results, session = run.config, run.results, run.session
     tasks = range(stage.number if config.evaluate.tasks == "seen" else len(results.tasks))
     phase = run.begin(stage, "evaluate")
@@ -207,7 +207,7 @@ def _remark(run: RunState, tasks: Sequence[int], scored: Sequence[TaskScores]) -
 
 
 def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores]:
-    """Scores tasks, each with what the method has live for it."""
+    """Scores tasks, each with the parts of the method that are active for it."""
     session, config, trained = run.session, run.config.evaluate, stage.number > 0
     if not trained or not overrides(run.method, "serving"):
         identity = _identity_of_base(run, stage) if run.shares_base else None
@@ -225,9 +225,9 @@ def _score(run: RunState, stage: Stage, tasks: Sequence[int]) -> list[TaskScores
 
 
 def _routing(run: RunState, stage: Stage, task: int) -> Callable[[Ask], Ask] | None:
-    """What sends each test row of a task to what the method has live for the task that it is routed to; None: nothing.
+    """Returns a wrapper that answers each test row with the method's parts for the task that the row is routed to.
 
-    The share of rows that are routed to their own task goes into the results.
+    None if the method does not route. The percentage of rows routed to their own task is added to the results.
     """
     rows, ranks = run.plan.test_examples[task], run.session.ranks
     if not overrides(run.method, "routes"):
@@ -257,7 +257,7 @@ def _routing(run: RunState, stage: Stage, task: int) -> Callable[[Ask], Ask] | N
 
 
 def _evaluate_general(run: RunState, stage: Stage) -> None:
-    """Adds general ability, and its change against the base model where that is known."""
+    """Measures general ability, and adds it to the results with its change against the base model, if known."""
     model, source, config, identity = run.model, run.plan.source, run.config, _identity_of_base(run, stage)
     with run.method.serving(model, None):
         how = (run.plan.suites, run.plan.general_template, config.evaluate, stage.name, identity)
@@ -266,14 +266,14 @@ def _evaluate_general(run: RunState, stage: Stage) -> None:
 
 
 def _identity_of_base(run: RunState, stage: Stage) -> str | None:
-    """Of the model that the run begins with, whose answers other runs know as well; None: a model of this run alone."""
+    """Returns the identity of the run's first model, whose answers other runs share; None for later models."""
     if stage.number:
         return None
     return base_identity(run.session, run.config, run.plan.source, run.model, run.ledger)
 
 
 def save(run: RunState, stage: Stage) -> None:
-    """Saves the model as transformers loads it, with its card, and the page with its pictures."""
+    """Saves the model in transformers' format, with its card, and the page with its pictures."""
     run.begin(stage, "save")
     session, folder = run.session, run.session.folder
     folders = run.entry_folders if folder else None
@@ -283,11 +283,11 @@ def save(run: RunState, stage: Stage) -> None:
         try:
             source = run.plan.source
             card = model_card(run.results, stated_card(source))
-            if template := run.plan.general_template:  # which may be a file of the user's
+            if template := run.plan.general_template:  # it may come from a file of the user
                 source.tokenizer.chat_template = template.source
             save_model(model, layout, weights, source.tokenizer, folder.model, card, base=source.path)
         finally:
-            deque(weights, maxlen=0)  # whatever went wrong, the other ranks go through all of them
+            deque(weights, maxlen=0)  # gathering is collective: after errors too, other ranks iterate over all weights
 
     if not session.ranks.is_main:
         deque(weights, maxlen=0)

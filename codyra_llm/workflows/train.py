@@ -1,4 +1,4 @@
-"""The continual run: for each task train, merge, evaluate; then save. It can be interrupted anywhere and resumed."""
+"""The continual run: trains, merges and evaluates each task, then saves. It can be interrupted anywhere and resumed."""
 
 import contextlib
 import dataclasses
@@ -24,24 +24,24 @@ PHASES = {"train": stages.train, "merge": stages.merge, "evaluate": stages.evalu
 
 
 def run(config: RunConfig | str | Path, stream: TaskStream | None = None, shares_base: bool = False) -> RunResults:
-    """Teaches a model the tasks of a stream, one after another, and writes the run folder.
+    """Trains a model on the tasks of a stream, one after another, and writes the run folder.
 
-    A run folder that holds the same run is resumed (`config.resume`); one that is finished is left as it is.
+    A run folder that contains the same run is resumed (`config.resume`); a finished one is not changed.
 
     Args:
         config: a configuration, or the path of its YAML file.
         stream: the tasks; by default those that the configuration names.
-        shares_base: the base model's answers are those of other runs that begin with the same one, as in a comparison.
+        shares_base: share the base model's answers with other runs that begin with the same model, as in a comparison.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: the configuration, data, model or run folder is unfit; or a file cannot be written.
-        Stopped: the run was asked to stop (SIGTERM, SIGUSR1, or a file `stop` in the run folder).
+        UserError: the configuration, data, model or run folder is invalid; or a file cannot be written.
+        Stopped: the run was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, or a file `stop` in the run folder).
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
-    if stream is not None:  # what is saved as the configuration should not name tasks that were not run
+    if stream is not None:  # the saved configuration must not name tasks that were not run
         config = dataclasses.replace(config, order=tuple(stream.names), data_dir="(in memory)")
     config = find_domain(config, stream).settled(config)
     check_tracking(config)

@@ -1,4 +1,4 @@
-"""What CLIP says of pictures: the likeliest class among those of all tasks, and whether it is right among its own."""
+"""CLIP's answers: a picture's most likely class among those of all tasks, and whether it is right within its task."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,10 +31,11 @@ def answer_pictures(
     on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
     synced: bool = False,
 ) -> list[Answered]:
-    """As `answer_questions`, whose arguments these are; prompts of all classes are read once.
+    """Answers the questions; the arguments are those of `answer_questions`. The prompts of all classes are read once.
 
-    Of an answer, `text` is the number of the likeliest class among all, `loss` the negative log-likelihood of the true
-    one among all, and `greedy` says whether the true one is the likeliest of its task.
+    In an answer, `text` is the number of the most likely class among all classes, `loss` is the negative
+    log-likelihood of the true class among all classes, and `greedy` is True if the true class is the most likely one
+    within its task.
     """
     answered = dict(answered or {})
     left = [number for number in range(len(questions)) if number not in answered]
@@ -51,7 +52,7 @@ def answer_pictures(
 
 
 def score_pictures(tasks: Sequence[Task], examples: Sequence[Sequence[Example]], ask: Ask) -> list[TaskScores]:
-    """The accuracy of tasks in both variants, from one pass over their pictures."""
+    """Computes the accuracy of tasks in both variants, from one pass over their pictures."""
     given = iter(ask([Question(example, 0) for rows in examples for example in rows]))
     return [_score(task, rows, [next(given) for _ in rows]) for task, rows in zip(tasks, examples, strict=True)]
 
@@ -84,7 +85,7 @@ def _of(example: Example) -> ImageExample:
 
 
 def _class_features(model: PreTrainedModel, space: Space, ranks: Ranks | None, synced: bool) -> torch.Tensor:
-    """[classes, d]: the unit features of all prompts, dealt to the ranks in chunks; the same on every rank."""
+    """[classes, d]: the unit features of all prompts, computed in chunks by the ranks; the same on every rank."""
     chunks = range(0, len(space.prompts), PROMPTS_AT_ONCE)
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     own = {}

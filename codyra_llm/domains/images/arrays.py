@@ -1,7 +1,7 @@
-"""Data sets that are arrays: MNIST's IDX files, and CIFAR100's pickles, of which nothing is run.
+"""Data sets stored as arrays: MNIST's IDX files and CIFAR100's pickles, which are read without running their code.
 
-A pickle names functions to call. The unpickler here knows three names, which numpy's arrays are made of, and puts
-classes of its own in their place: a file can build arrays of bytes, lists and dicts, and nothing else.
+A pickle names functions to call. The unpickler in this module knows three names, which numpy arrays are made of, and
+substitutes its own classes for them: a file can build arrays of bytes, lists and dicts, and nothing else.
 """
 
 import io
@@ -24,10 +24,10 @@ LARGEST_PICKLE = 2**29  # bytes; CIFAR100's training file has 155 MB
 
 
 def read_mnist(folder: Path, split: str) -> tuple[numpy.ndarray, list[int]]:
-    """(uint8 [n, height, width], labels) of MNIST's train or test (t10k) files, plain or packed.
+    """Returns (uint8 [n, height, width], labels) of MNIST's train or test (t10k) files, plain or gzip-compressed.
 
     Raises:
-        UserError: a file is missing, damaged or cut off, or pictures and labels do not match.
+        UserError: a file is missing, damaged or truncated, or pictures and labels do not match.
     """
     prefix = {"train": "train", "test": "t10k"}[split]
     images, image_file = read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
@@ -41,17 +41,18 @@ def read_mnist(folder: Path, split: str) -> tuple[numpy.ndarray, list[int]]:
 
 
 def read_idx(file: Path, dimensions: int) -> tuple[numpy.ndarray, Path]:
-    """(uint8 array, the file it was read from) of an IDX file, or of the same with .gz.
+    """Reads an IDX file, or the same file with .gz; returns (uint8 array, path of the file that was read).
 
     IDX: bytes 0, 0, 8 (unsigned bytes), number of dimensions; each size as a big-endian 32-bit integer; the values.
 
     Raises:
-        UserError: it cannot be read, is no IDX file of so many dimensions, or has not as many values as it says.
+        UserError: it cannot be read, is no IDX file with that number of dimensions, or its number of values differs
+            from its header.
     """
     file = file if file.exists() else file.with_name(f"{file.name}.gz")
     try:
         content = read_bytes(file)
-    except Exception as error:  # beside OSError, zlib's and gzip's own
+    except Exception as error:  # OSError, and the exceptions of zlib and gzip
         raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}; fetch it again") from None
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
@@ -64,10 +65,10 @@ def read_idx(file: Path, dimensions: int) -> tuple[numpy.ndarray, Path]:
 
 
 def read_cifar100(folder: Path) -> tuple[dict[str, tuple[numpy.ndarray, list[int]]], list[str]]:
-    """({"train" | "test": (uint8 [n, 32, 32, 3], labels)}, class names) of CIFAR100's python version.
+    """Returns ({"train" | "test": (uint8 [n, 32, 32, 3], labels)}, class names) of CIFAR100's python version.
 
     Raises:
-        UserError: a file cannot be read, holds something else, or names something to run.
+        UserError: a file cannot be read, has other content, or names code to run.
     """
     file = folder / "meta"
     names = read_pickle(file).get(b"fine_label_names")
@@ -93,18 +94,18 @@ def _read_batch(file: Path, classes: int) -> tuple[numpy.ndarray, list[int]]:
 
 
 class _Kind:
-    """Stands for numpy.dtype: unsigned bytes, or the file is refused."""
+    """Replaces numpy.dtype: accepts unsigned bytes and rejects the file otherwise."""
 
     def __init__(self, name: Any, *options: Any) -> None:
         if name not in (b"u1", "u1", b"|u1", "|u1"):
             raise pickle.UnpicklingError(f"an array of {shown(name)}, where only unsigned bytes are read")
 
     def __setstate__(self, state: Any) -> None:
-        """The byte order of single bytes says nothing."""
+        """Ignores the state: single bytes have no byte order."""
 
 
 class _Array:
-    """Stands for numpy.ndarray of unsigned bytes, which are its `values`."""
+    """Replaces numpy.ndarray of unsigned bytes, which are in `values`."""
 
     def __init__(self, *arguments: Any) -> None:
         self.values: numpy.ndarray = numpy.zeros(0, numpy.uint8)
@@ -122,13 +123,13 @@ class _Array:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for _codecs.encode, by which Python 3 writes bytes in the protocol of Python 2."""
+    """Replaces _codecs.encode, with which Python 3 writes bytes in Python 2's protocol."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError(f"text in {shown(encoding)}")
     return text.encode("latin-1")
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: a number in the file makes the one in C allocate what it says
+class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C allocates any size that the file states
     KNOWN = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
@@ -144,10 +145,10 @@ class _Unpickler(pickle._Unpickler):  # in Python: a number in the file makes th
 
 
 def read_pickle(file: Path) -> dict[Any, Any]:
-    """The dict that a pickle of arrays of bytes, lists, dicts and bytes holds; arrays as shape and content.
+    """Returns the dict in a pickle made of arrays of bytes, lists, dicts and bytes; arrays become `_Array`.
 
     Raises:
-        UserError: it cannot be read, is no such pickle, or names anything else to be run.
+        UserError: it cannot be read, is no such pickle, or names other code to run.
     """
     try:
         if file.stat().st_size > LARGEST_PICKLE:
@@ -159,7 +160,7 @@ def read_pickle(file: Path) -> dict[Any, Any]:
         raise UserError(f"{file}: {error.strerror or error}") from None
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle fails anywhere; MemoryError is one of them
+    except Exception as error:  # a damaged pickle can raise any exception, also MemoryError
         raise UserError(f"{file}: not read: {shown(str(error))[1:-1]}; fetch CIFAR100's python version again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds {shown(content)}, not a dict; fetch CIFAR100's python version again")

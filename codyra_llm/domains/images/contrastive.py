@@ -1,4 +1,4 @@
-"""The loss of a domain of pictures on CLIP, as CoDyRA's released code has it, exact however a step is cut up.
+"""The loss of a picture domain on CLIP, as in CoDyRA's released code, exact for any partition of a step into passes.
 
 With unit features I [B, d] of a step's pictures and E [C, d] of the task's prompts, both with gradient, the labels y,
 the temperature s = exp(logit_scale), and S classes of earlier tasks:
@@ -6,12 +6,13 @@ the temperature s = exp(logit_scale), and S classes of earlier tasks:
     image term   the mean over pictures of -log softmax(s I E^T)_y                 among the task's classes
     text term    -1 / (S + C) sum_j log softmax(s E_y(j) I^T)_j                    among the pictures of the step
 
-The released code forms both over the prompts of all tasks so far: the image term masks the classes of earlier tasks,
-and in the text term they have no picture, so that of them nothing but their number is in value or gradient.
+The released code computes both over the prompts of all tasks so far. The image term masks the classes of earlier
+tasks, and in the text term these have no picture, so that only their number S enters value and gradient.
 
-A picture of an earlier task (`Method.replayed`) is learned as it was then: the image term tells it among the classes of
-its own task, with that task's prompts read with gradient as well. In the text term it is one of the step's pictures, as
-the formula has it: what its class must find, and what the task's own classes must not. A step without one is as above.
+A picture of an earlier task (`Method.replayed`) is learned as in its own task: the image term classifies it among the
+classes of that task, whose prompts are then read with gradient as well. In the text term it is one of the step's
+pictures, as the formula has it: the match for its own class, a negative for the current task's classes. Without such
+a picture, a step is as above.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,12 +43,15 @@ def contrastive_loss(
     scale: torch.Tensor | float,
     own: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(image term, text term) in nats.
+    """Returns (image term, text term) in nats.
 
     Args:
-        images: [B, d], unit features. texts: [C, d], likewise, of the step's classes. labels: [B], from 0.
-        earlier: how many more classes there are so far. scale: the temperature.
-        own: [B, C], whether a class is of the picture's task; None: all are.
+        images: [B, d], unit features.
+        texts: [C, d], unit features of the prompts of the step's classes.
+        labels: [B], from 0.
+        earlier: the number of classes of earlier tasks that are not in `texts`.
+        scale: the temperature.
+        own: [B, C], True where a class belongs to the picture's task; None if all do.
     """
     logits = scale * images @ texts.T
     of_images = functional.cross_entropy(logits if own is None else logits.masked_fill(~own, -torch.inf), labels)
@@ -57,12 +61,13 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class Shown:
-    """What a step shows.
+    """The pictures and classes of a step.
 
     Attributes:
-        rows: [B], numbers of its pictures among the examples. examples: themselves.
-        classes: [C], numbers of the classes whose prompts it reads.
-        device: that computes it.
+        rows: [B], the indices of its pictures in the examples.
+        examples: the pictures' examples.
+        classes: [C], the numbers of the classes whose prompts it reads.
+        device: the device of the tensors.
     """
 
     rows: Sequence[int]
@@ -72,13 +77,13 @@ class Shown:
 
     @cached_property
     def labels(self) -> torch.Tensor:
-        """[B]: the column of each picture's class."""
+        """[B]: the column of each picture's class in `classes`."""
         columns = {number: column for column, number in enumerate(self.classes)}
         return torch.tensor([columns[example.answer[0]] for example in self.examples], device=self.device)
 
     @cached_property
     def parts(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(places of its pictures, columns of its classes) of each task that has a picture here."""
+        """(indices of its pictures, columns of its classes) of each task that has a picture in the step."""
         owns = sorted({example.own for example in self.examples}, key=lambda own: own.start)
         return [
             (
@@ -90,7 +95,7 @@ class Shown:
 
     @cached_property
     def own(self) -> torch.Tensor | None:
-        """[B, C]: whether a class is of the picture's task; None: all are."""
+        """[B, C]: True where a class belongs to the picture's task; None if all do."""
         if len(self.parts) == 1 and len(self.parts[0][1]) == len(self.classes):
             return None
         allowed = torch.zeros(len(self.rows), len(self.classes), dtype=torch.bool, device=self.device)
@@ -99,7 +104,7 @@ class Shown:
         return allowed
 
     def tokens(self, pictures: torch.Tensor, columns: torch.Tensor) -> AnswerTokens:
-        """Some of the pictures, told among some of the classes, as a method knows them."""
+        """Returns the given pictures, classified among the given classes, in the form that a method reads."""
         rows = torch.tensor(self.rows, device=self.device)[pictures]
         return AnswerTokens(torch.searchsorted(columns, self.labels[pictures]), rows, torch.zeros_like(rows))
 
@@ -111,30 +116,34 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # unit features of a step's pictures [
 
 
 class ContrastiveObjective:
-    """The steps of a task; each is one value over all its pictures and all prompts of the task.
+    """The objective of a task's steps; a step has one value over all its pictures and all prompts of the task.
 
     The text term couples all pictures, so it is no sum over micro batches. With several passes, features are first
-    computed without gradient and gathered; from them come the value and its gradient for each feature; then each pass
-    computes its own again, with gradient, and gives (features x their gradient).sum(), which has the same gradient.
-    A crop is a function of (seed, task, step, row), and CLIP has no dropout: both see the same.
+    computed without gradient and gathered; from these come the value and its gradient with respect to each feature.
+    Then each pass computes its own features again, with gradient, and yields (features x their gradient).sum(), which
+    has the same gradient. A crop is a function of (seed, task, step, row), and CLIP has no dropout, so both
+    computations see the same input.
 
-    A method's term (`Hooks.output_loss`) is a sum over pictures, of which the loss has the mean.
+    A method's term (`Hooks.output_loss`) is a sum over pictures; its mean is added to the loss.
 
     Args:
-        engine: DeepSpeed's, around `Features`. batches: the pictures of each step. ranks: that split them.
+        engine: the DeepSpeed engine around `Features`.
+        batches: the pictures of each step.
+        ranks: the ranks that a step is partitioned over.
+        retention: not used.
     """
 
     def __init__(self, engine: Any, batches: GlobalBatches, ranks: Ranks, retention: Retention | None = None) -> None:
         self.engine, self.batches, self.ranks = engine, batches, ranks
         self.examples: list[Any] = list(batches.examples)
         self.space: Space = self.examples[0].space
-        self.own: range = self.examples[0].own  # of the task: what is replayed follows its own pictures
+        self.own: range = self.examples[0].own  # of the current task: replayed pictures come after its own
         self.scale = engine.module.model.logit_scale.float().exp()
         self.hooks, self.term = engine.module.hooks, engine.module.term
         self.asks_teacher = bool(self.term and self.hooks.has_teacher)
 
     def passes(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """As `Objective.passes`."""
+        """Yields the loss and its parts for each pass; see `Objective.passes`."""
         shown, passes = self._shown(step), self.engine.gradient_accumulation_steps()
         if passes * self.ranks.size > 1:
             yield from self._in_parts(step, shown, passes)
@@ -153,14 +162,14 @@ class ContrastiveObjective:
         return Shown(rows, examples, classes, self.ranks.device)
 
     def _in_parts(self, step: int, shown: Shown, passes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The passes of a step that is cut up: pictures, and prompts likewise, are dealt to all of them in turn."""
+        """Yields the passes of a partitioned step: pictures and prompts are distributed in turn over all passes."""
         count, dealt = passes * self.ranks.size, (shown.rows, shown.classes)
-        widths = self.batches.micro_batch_size, -(-len(shown.classes) // count)  # what a pass has of each, at most
+        widths = self.batches.micro_batch_size, -(-len(shown.classes) // count)  # the most that a pass has of each
         places = [number * self.ranks.size + self.ranks.rank for number in range(passes)]
         inputs = []
         for place in places:
             own = [items[place * width : (place + 1) * width] for items, width in zip(dealt, widths, strict=True)]
-            # one without any reads another's, which does not count: under ZeRO-3 all ranks take part in each pass
+            # a pass without its own reads another's, without effect: under ZeRO-3 all ranks take part in each pass
             inputs.append((self._pixels(own[0] or shown.rows[:1], step), self._ids(own[1] or shown.classes[:1])))
 
         def gathered(found: Sequence[Pair]) -> list[torch.Tensor]:
@@ -180,17 +189,17 @@ class ContrastiveObjective:
             yield total * count, _parts(loss / count)  # DeepSpeed averages gradients over ranks and passes
 
     def mean(self, step: int, summed: float) -> float:
-        """As `Objective.mean`."""
+        """Returns `summed`: a step's loss is a mean already."""
         return summed
 
     def _before(self, inputs: Pair) -> Pair:
-        """The features of the model as the task found it."""
+        """Returns the features of the model before the task, without its branches."""
         with torch.no_grad(), without_branches(self.engine.module):
             found: Pair = self.engine.module(*inputs)
         return found
 
     def _loss(self, now: Pair, shown: Shown, before: Sequence[torch.Tensor] | None) -> torch.Tensor:
-        """The value of a step, of its features as they are and, where a method asks for them, as they were."""
+        """Returns the loss of a step from its features and, where a method asks for them, those before the task."""
         images, texts = now
         terms = contrastive_loss(images, texts, shown.labels, self.own.stop - len(texts), self.scale, shown.own)
         loss = terms[0] + terms[1]
@@ -214,7 +223,7 @@ class ContrastiveObjective:
         return padded([self.space.prompts[number] for number in classes], self.space.end).to(self.ranks.device)
 
     def _gathered(self, own: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-        """[places, d]: the features of all passes of all ranks, in the order in which they were dealt."""
+        """[places, d]: the features of all passes of all ranks, in the order of distribution."""
         whole = torch.stack([functional.pad(each, (0, 0, 0, width - len(each))) for each in own])
         every = [torch.empty_like(whole) for _ in range(self.ranks.size)]
         dist.all_gather(every, whole)

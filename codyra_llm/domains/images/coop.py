@@ -1,4 +1,4 @@
-"""Where copies of the benchmark's data sets lie: CoOp's folders, and the names that torchvision gives them.
+"""Locations of copies of the benchmark's data sets: CoOp's folders, and the names that torchvision gives them.
 
 A split file is CoOp's: {"train", "val", "test"}, lists of [path below the picture folder, label from 0, class name].
 """
@@ -19,11 +19,15 @@ Named = tuple[str, int, str]  # path below the picture folder, label, class name
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set's folders below the data folder, in the order they are tried, and what must lie in one of them.
+    """The folders of a data set below the data folder, in the order they are tried, and the files that one must have.
 
-    `pictures` are the names of the folder that the split file's paths start from; of `parts`, each by its names, one
-    must be there too. `source` says where the pictures come from, `counts` how many the usual split has of train and
-    test.
+    Attributes:
+        folders: names of the data set's folder.
+        source: where the pictures can be downloaded.
+        split_file: name of the split file; empty if the data set has none.
+        pictures: possible names of the folder that the split file's paths are relative to.
+        parts: possible names of each further file or folder; one of each must exist.
+        counts: number of training and test pictures in the usual split.
     """
 
     folders: tuple[str, ...]
@@ -34,14 +38,14 @@ class Layout:
     counts: tuple[int, int] = field(kw_only=True)
 
     def missing(self, folder: Path) -> list[str]:
-        """What a copy in this folder lacks."""
+        """Returns the names of what a copy in this folder lacks."""
         needed = ((self.split_file or ".",), self.pictures, *self.parts)
         return [
             " or ".join(names) for names in needed if not any(map(os.path.exists, (folder / name for name in names)))
         ]
 
     def picture_folder(self, folder: Path) -> Path:
-        """What the paths of the split file start from."""
+        """Returns the folder that the split file's paths are relative to."""
         return next(folder / name for name in self.pictures if (folder / name).exists())
 
 
@@ -124,10 +128,10 @@ LAYOUTS = {
 
 
 def find_folder(reader: str, data_dir: Path, path: str | None = None) -> Path:
-    """The folder of a data set: of its names (or `path` alone) the first that is complete.
+    """Returns the first folder among the data set's names (or `path` alone) that is complete.
 
     Raises:
-        UserError: none is there, or what of the most complete one is missing, and where that comes from.
+        UserError: no such folder exists, or the most complete one lacks files; the message says where to get them.
     """
     layout = LAYOUTS[reader]
     names = (path,) if path else layout.folders
@@ -143,7 +147,7 @@ def find_folder(reader: str, data_dir: Path, path: str | None = None) -> Path:
 
 
 def read_split_file(file: Path) -> tuple[list[Named], list[Named], list[str]]:
-    """(train, test, class names by label) of a split file of CoOp's.
+    """Reads a CoOp split file; returns (train, test, class names by label).
 
     Raises:
         UserError: it has another form, a row is malformed, or labels and class names do not match.
@@ -179,7 +183,7 @@ def _read_rows(file: Path, content: dict[str, Any], split: str, names: dict[int,
 
 
 def read_aircraft(folder: Path) -> tuple[list[Named], list[Named], list[str]]:
-    """(train, test, class names by label) of FGVC Aircraft: lines of "ID VARIANT", variants in variants.txt.
+    """Reads FGVC Aircraft: lines of "ID VARIANT", and variants.txt; returns (train, test, class names by label).
 
     Raises:
         UserError: a line is malformed, or names a variant that is not in variants.txt.

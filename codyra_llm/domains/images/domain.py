@@ -1,4 +1,4 @@
-"""Images: few labelled pictures of each class, which CLIP tells apart by the classes' prompts."""
+"""The domain of images: a few labelled pictures of each class, which CLIP classifies by the classes' prompts."""
 
 import dataclasses
 import operator
@@ -33,7 +33,7 @@ from codyra_llm.generation.generate import Ask
 from codyra_llm.methods.base import Method
 from codyra_llm.models.source import Source, check_clip, open_source
 
-# settings that say something of text, and the value at which they say nothing
+# settings that concern text alone, and their value when they are not set
 OF_TEXT = {
     "model.quantization": None,
     "data.chat_template": "none",
@@ -48,18 +48,18 @@ OF_TEXT = {
     "evaluate.demonstrations": 0,
     "evaluate.divergence": False,
 }
-ALLOWED = 0.3  # points by which a score of the model before it is taught may differ from the published one
+ALLOWED = 0.3  # points by which a score of the model before training may differ from the published one
 
 
 class Images:
-    """`domains.base.Domain` of CLIP."""
+    """The domain (`domains.base.Domain`) of CLIP."""
 
     facts: Facts = FACTS["images"]
     learning: Learning = CONTRASTIVE
     answer: Answer = staticmethod(answer_pictures)
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """The matrix is filled by `union` where no other variant is asked for."""
+        """Rejects settings of text, and sets the scoring variant to `union` where none is chosen."""
         for name, none in OF_TEXT.items():
             if operator.attrgetter(name)(config) != none:
                 name = name.replace("retention.measures", "retention")
@@ -77,7 +77,7 @@ class Images:
         return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, scorer_variant="union"))
 
     def open(self, config: RunConfig) -> Source:
-        """A folder of CLIPModel, with its tokenizer and what it says of pixels."""
+        """Opens a CLIPModel folder with its tokenizer and its preprocessor configuration."""
         source = open_source(config.model.name_or_path, config.model.accept_gemma_terms, check_clip)
         read_pixels(source)
         for name in ("text_config", "vision_config"):
@@ -90,7 +90,7 @@ class Images:
         return source
 
     def stream(self, config: RunConfig, stream: TaskStream | None, to_train: bool) -> TaskStream:
-        """Tasks of a task file for images, or those given."""
+        """Returns `stream`, or the tasks of the task file, with the limited number of pictures and validation rows."""
         stream = load_stream(config) if stream is None else stream
         if not stream.tasks:
             raise UserError("the stream has no task; give it at least one")
@@ -106,10 +106,10 @@ class Images:
         return dataclasses.replace(stream, tasks=tasks)
 
     def check_method(self, config: RunConfig, source: Source, method: Method) -> None:
-        """Nothing more."""
+        """Checks nothing."""
 
     def rows(self, config: RunConfig, source: Source, stream: TaskStream) -> Rows:
-        """Pictures with the classes of all tasks."""
+        """Returns the pictures as examples, with the classes of all tasks."""
         tasks = [_image_task(task) for task in stream]
         space = space_of(tasks, source)
         found = Rows()
@@ -121,28 +121,28 @@ class Images:
         return found
 
     def hashes(self, task: Task) -> dict[str, str]:
-        """Of pictures with their classes, of each split, and of classes with their prompts."""
+        """Returns the hash of each split's pictures and their classes, and that of the classes and their prompts."""
         return _image_task(task).hashes()
 
     def suites(self, config: RunConfig, source: Source, learned: Sequence[str]) -> Sequence[Suite]:
-        """Tasks of the task file that are not learned, as `load_suites`."""
+        """Loads tasks of the task file that the run does not learn; see `load_suites`."""
         return load_suites(config, source, learned)
 
     def score_suites(
         self, suites: Sequence[Any], source: Source, template: ChatTemplate | None, ask: Ask
     ) -> tuple[dict[str, SuiteScore | SuiteFailure], dict[str, list[dict[str, Any]]]]:
-        """Zero-shot accuracy, as `score_suite`."""
+        """Computes the zero-shot accuracy on each suite; see `score_suite`."""
         found = {suite.name: score_suite(suite, ask) for suite in suites}
         return {name: score for name, (score, _) in found.items()}, {name: rows for name, (_, rows) in found.items()}
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
-        """Whether it gives features that are finite."""
+        """Raises UserError if the model cannot compute features, or these are not finite."""
         side, end = model.config.vision_config.image_size, model.config.text_config.vocab_size - 1
         pixels = torch.zeros(1, 3, side, side, device=model.device)
         try:
             with torch.no_grad():
                 found = Features(model)(pixels, torch.tensor([[0, end]], device=model.device))
-        except Exception as error:  # of whatever the model's code assumes of its sizes
+        except Exception as error:  # a model's code can raise anything for sizes that it does not expect
             raise UserError(f"model.name_or_path {name}: cannot be run: {reason(error)}") from None
         if not all(torch.isfinite(features).all() for features in found):
             raise UserError(
@@ -153,11 +153,11 @@ class Images:
     def scored(
         self, tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
     ) -> list[TaskScores]:
-        """As `score_pictures`."""
+        """Scores the tasks; see `score_pictures`."""
         return score_pictures(tasks, examples, ask)
 
     def remarks(self, tasks: Sequence[Task], scored: Sequence[TaskScores], variant: str) -> tuple[list[str], list[str]]:
-        """The zero-shot row, and where it is not the published one."""
+        """Returns the zero-shot scores, and a warning for each that differs from the published one."""
         scores = [found.totals[variant] for found in scored]
         row = ", ".join(f"{task.name} {score:.1f}" for task, score in zip(tasks, scores, strict=True))
         said = [f"zero-shot, {variant}: {row}; mean {sum(scores) / len(scores):.1f}"]
@@ -172,7 +172,7 @@ class Images:
         return said, warned
 
     def table(self, config: RunConfig, stream: TaskStream, batches: Sequence[GlobalBatches]) -> list[list[str]] | None:
-        """Classes and pictures."""
+        """Returns a table of the tasks' classes, pictures, steps and prompts."""
         rows = [["task", "classes", "pictures", "steps", "test pictures", "prompt"]]
         for task, each in zip(map(_image_task, stream), batches, strict=True):
             counts = (len(task.classes), len(task.train), each.total_steps, len(task.test))
@@ -180,7 +180,7 @@ class Images:
         return rows
 
     def described(self, source: Source, example: Any) -> str | None:
-        """The file and the prompt of its class."""
+        """Returns the picture's file (or its size) and the prompt of its class."""
         prompt = example.space.texts[example.answer[0]]
         name = example.picture.source
         shape = getattr(name, "shape", None)
@@ -197,7 +197,7 @@ def _image_task(task: Task) -> ImageTask:
 
 
 def _limited(task: Task, limits: dict[str, int | None]) -> ImageTask:
-    """The task with a fixed random choice of each split."""
+    """Returns the task with a fixed random subset of each split."""
     task = _image_task(task)
     chosen = {}
     for split, pictures in task.pictures.items():

@@ -1,7 +1,7 @@
-"""The few pictures of each class that a domain is learned from.
+"""Draws the few pictures of each class that a domain is learned from.
 
-`draw` is a pure function of its arguments. The official code draws from a generator that all domains and all
-evaluations share, so that a draw depends on what was read before it: `reference_draw` and `reference_indices`.
+`draw` is a pure function of its arguments. The official code uses one generator for all domains and all evaluations,
+so that a draw depends on what was read before it: `reference_draw` and `reference_indices` reproduce it.
 """
 
 import random
@@ -13,9 +13,9 @@ from codyra_llm.domains.images.pictures import Picture
 
 
 def draw(pictures: Sequence[Picture], shots: int, seed: int, domain: str) -> list[Picture]:
-    """`shots` pictures of each class, classes in order; of a class that has fewer, some stand more than once.
+    """Draws `shots` pictures of each class, in class order; a class with fewer pictures has some more than once.
 
-    What is drawn of a class depends on (seed, domain, class, shots) and on that class's pictures alone.
+    The draw of a class depends on (seed, domain, class, shots) and on that class's pictures alone.
     """
     drawn = []
     for label, items in sorted(_by_label(pictures).items()):
@@ -24,10 +24,10 @@ def draw(pictures: Sequence[Picture], shots: int, seed: int, domain: str) -> lis
 
 
 def reference_draw(pictures: Sequence[Picture], shots: int, generator: random.Random) -> list[Picture]:
-    """As the official code draws from a split file: classes as they first appear, all from one generator.
+    """Draws as the official code does from a split file: classes in order of appearance, all from one generator.
 
     Args:
-        generator: stands for Python's global one; a next domain, or a second read of this one, goes on with it.
+        generator: replaces Python's global one; a next domain, or a second read of this one, continues from its state.
     """
     drawn = []
     for items in _by_label(pictures).values():
@@ -36,10 +36,10 @@ def reference_draw(pictures: Sequence[Picture], shots: int, generator: random.Ra
 
 
 def reference_indices(labels: Sequence[int], shots: int, generator: numpy.random.RandomState) -> list[int]:
-    """As the official code draws from arrays (MNIST, CIFAR100): which pictures, of each class in order.
+    """Draws as the official code does from arrays (MNIST, CIFAR100); returns the indices, class by class.
 
     Args:
-        generator: stands for numpy's global one.
+        generator: replaces numpy's global one.
     """
     every = numpy.asarray(labels)
     drawn: list[int] = []

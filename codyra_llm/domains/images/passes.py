@@ -1,4 +1,4 @@
-"""Passes over single pictures, apart from those of a step: what a method may ask of a model (`RowPasses`)."""
+"""Passes over single pictures, outside of training steps: what a method may compute with a model (`RowPasses`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,13 +19,13 @@ ONLY_TEXT = 'asks for what a language model alone can give: {}; its Needs must h
 
 
 class PicturePasses(ModelPasses):
-    """`ModelPasses` on CLIP, around `Features`: of each picture the middle, told among the classes of its own task.
+    """`ModelPasses` on CLIP, around `Features`: classifies a picture's center crop among the classes of its own task.
 
-    A row's NLL is -log softmax(s I E^T)_y, the image term of the loss alone: the text term is none of single rows.
+    A row's NLL is -log softmax(s I E^T)_y, the image term of the loss alone: the text term is not defined on one row.
     """
 
     def nll(self, rows: Sequence[Example]) -> torch.Tensor:
-        """The NLL of the pictures' classes in nats, summed, with the method's term where one is set."""
+        """Returns the NLL of the pictures' classes in nats, summed, with the method's term where one is set."""
         total = torch.zeros((), device=self.ranks.device)
         for places, logits, labels in self._told(rows):
             total = total + functional.cross_entropy(logits, labels, reduction="sum")
@@ -35,7 +35,7 @@ class PicturePasses(ModelPasses):
         return total
 
     def divergence(self, rows: Sequence[Example]) -> torch.Tensor:
-        """KL(before || now) of the pictures' classes in nats, summed."""
+        """Returns KL(before || now) of the pictures' classes in nats, summed; `before` is without branches."""
         with torch.no_grad(), without_branches(self.loss):
             before = [logits.log_softmax(-1) for _, logits, _ in self._told(rows)]
         now = [logits.log_softmax(-1) for _, logits, _ in self._told(rows)]
@@ -46,15 +46,15 @@ class PicturePasses(ModelPasses):
         return torch.stack(parts).sum()
 
     def prompt_states(self, rows: Sequence[Example]) -> torch.Tensor:
-        """None."""
+        """Raises UserError: a picture has no prompt."""
         raise UserError("the method " + ONLY_TEXT.format("states of prompts"))
 
     def embedding_means(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """None."""
+        """Raises UserError: a picture has no tokens."""
         raise UserError("the method " + ONLY_TEXT.format("embeddings of tokens"))
 
     def own_texts(self, count: int, length: int) -> list[Example]:
-        """None."""
+        """Raises UserError: CLIP generates no text."""
         raise UserError("the method " + ONLY_TEXT.format("texts of its own"))
 
     @property
@@ -62,7 +62,7 @@ class PicturePasses(ModelPasses):
         return self.loss.model
 
     def _told(self, rows: Sequence[Example]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(places among the rows, logits [pictures, classes of the task], labels) of each task, in one pass."""
+        """Returns (indices in `rows`, logits [pictures, classes of the task], labels) of each task, in one pass."""
         shown = [row for row in rows if isinstance(row, ImageExample)]
         owns = sorted({row.own for row in shown}, key=lambda own: own.start)
         space, device, model = shown[0].space, self.ranks.device, self._model
@@ -79,7 +79,7 @@ class PicturePasses(ModelPasses):
         return found
 
     def _readings(self, rows: Sequence[Example]) -> Iterator[tuple[Callable[[], object], bool]]:
-        """Each picture in one tower, and then each prompt of its task's classes, once, without what fills it up."""
+        """Yields each picture's pass through its tower, then each prompt of the tasks' classes, once and unpadded."""
         shown = [row for row in rows if isinstance(row, ImageExample)]
         space, device, model = shown[0].space, self.ranks.device, self._model
         for number, counts in self._numbers(shown):

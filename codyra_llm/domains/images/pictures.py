@@ -1,4 +1,4 @@
-"""A labelled picture, from a file or an array, as RGB: a file is not trusted, and is refused in one line."""
+"""A labelled picture, from a file or an array, as RGB; files are not trusted, and are rejected in one line."""
 
 import hashlib
 import warnings
@@ -12,19 +12,19 @@ from PIL import Image
 from codyra_llm.errors import UserError, reason
 from codyra_llm.files import sha256
 
-# Pillow reads more; some of it starts programs (EPS) or holds what no data set does.
+# Pillow reads more formats; some start programs (EPS) or occur in no data set
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 LARGEST = 2**27  # pixels: 384 MiB as RGB
 LONGEST = 100  # long side over short side: the transform scales the short side to the model's, and the other with it
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what stops a picture is said here, in one line
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a problem with a picture is reported in one line instead
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture with the number of its class in its domain, from 0.
 
-    `source` is a file, or uint8 [height, width] or [height, width, 3]. Pictures of equal content are not equal:
-    `digest` says whether they are.
+    `source` is a file, or uint8 [height, width] or [height, width, 3]. Pictures of equal content do not compare equal;
+    their `digest` is the same.
     """
 
     label: int
@@ -32,17 +32,17 @@ class Picture:
 
     @cached_property
     def sha256(self) -> bytes:
-        """As `digest`, which is computed once."""
+        """The picture's `digest`, computed once."""
         return digest(self)
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """The picture as RGB, first frame alone; EXIF's orientation is ignored, as the official code does.
+    """Opens a picture as RGB, first frame only; EXIF orientation is ignored, as in the official code.
 
-    Transparency is dropped, 16 bits become their upper 8.
+    Transparency is dropped; of 16 bits, the upper 8 are kept.
 
     Raises:
-        UserError: the file is no picture, damaged, cut off, or too large or too narrow to be one.
+        UserError: the file is no picture, damaged or truncated, or has too many pixels or too narrow a shape.
     """
     if isinstance(picture.source, numpy.ndarray):
         return Image.fromarray(picture.source).convert("RGB")
@@ -60,12 +60,12 @@ def open_picture(picture: Picture) -> Image.Image:
     except OSError as error:
         problem = error.strerror or f"cannot be decoded ({reason(error)}); fetch it again, or leave it out"
         raise UserError(f"{path}: {problem}") from None
-    except Exception as error:  # the decoders of a dozen formats, each with its own
+    except Exception as error:  # each of a dozen decoders has exceptions of its own
         raise UserError(f"{path}: cannot be decoded ({reason(error)}); fetch it again, or leave it out") from None
 
 
 def digest(picture: Picture) -> bytes:
-    """SHA-256 of the file's content, or of the array and its shape.
+    """Returns the SHA-256 of the file's content, or of the array and its shape.
 
     Raises:
         UserError: the file cannot be read.
@@ -89,7 +89,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UserError(f"{image.filename}: holds floating-point values; save it with 8 bits")  # type: ignore[attr-defined]
-    if image.mode.startswith("I"):  # Pillow itself would cut values off at 255
+    if image.mode.startswith("I"):  # Pillow itself would clip values at 255
         values = numpy.asarray(image).astype(numpy.int64)
         return Image.fromarray((values.clip(0, 0xFFFF) >> 8).astype(numpy.uint8)).convert("RGB")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""How pictures become the pixels of a model: sizes from its folder, decoding on threads."""
+"""Converts pictures to the pixels of a model: sizes from the model's folder, decoding on threads."""
 
 import json
 import os
@@ -25,7 +25,7 @@ MOST_THREADS = 16
 
 @dataclass(frozen=True)
 class Pixels:
-    """The side of a model's pictures, and the mean and standard deviation of each color."""
+    """The side of a model's square input, and the mean and standard deviation of each color."""
 
     size: int
     mean: tuple[float, ...]
@@ -33,11 +33,11 @@ class Pixels:
 
     @property
     def content(self) -> list[Any]:
-        """As JSON."""
+        """The fields as JSON."""
         return [self.size, list(self.mean), list(self.std)]
 
     def to_score(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """[pictures, 3, size, size], fp32: the middle of each."""
+        """[pictures, 3, size, size], fp32: the center crop of each picture."""
 
         def read(picture: Picture) -> numpy.ndarray:
             return center(open_picture(picture), self.size, self.mean, self.std)
@@ -45,7 +45,7 @@ class Pixels:
         return _stacked(_threads().map(read, pictures), self.size)
 
     def to_learn(self, pictures: Sequence[Picture], seeds: Sequence[str]) -> torch.Tensor:
-        """[pictures, 3, size, size], fp32: of each the crop that its seed means."""
+        """[pictures, 3, size, size], fp32: the crop of each picture that its seed determines."""
 
         def read(picture: Picture, seed: str) -> numpy.ndarray:
             return random_crop(open_picture(picture), self.size, self.mean, self.std, seed)
@@ -54,7 +54,7 @@ class Pixels:
 
 
 def read_pixels(source: Source) -> Pixels:
-    """What a model's folder says of its pixels (preprocessor_config.json).
+    """Reads size, mean and standard deviation from the model folder's preprocessor_config.json.
 
     Raises:
         UserError: the file is missing or damaged, or the model has another size.
@@ -85,7 +85,7 @@ def read_pixels(source: Source) -> Pixels:
 
 
 def _side(size: Any) -> int:
-    """The side of a square, as any version of transformers writes it."""
+    """Returns the side of a square, in the format of any version of transformers."""
     if isinstance(size, dict):
         sides = {size[key] for key in ("height", "width", "shortest_edge") if key in size}
         (size,) = sides
@@ -99,5 +99,5 @@ def _stacked(arrays: Any, size: int) -> torch.Tensor:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Pillow decodes and scales without holding the interpreter."""
+    """The threads that decode pictures; Pillow releases the GIL while it decodes and resizes."""
     return ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)) + 1), thread_name_prefix="pixels")

@@ -1,4 +1,4 @@
-"""Checking a copy of picture data sets: where each was found, how much it holds, and whether its pictures open."""
+"""Checks a copy of picture data sets: where each was found, its counts, and whether its pictures open."""
 
 import argparse
 import json
@@ -15,17 +15,17 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import expand
 from codyra_llm.text import align
 
-MOST_PROBLEMS = 5  # of a domain that are printed
+MOST_PROBLEMS = 5  # that are printed of a domain
 
 
 def prepare(args: argparse.Namespace) -> int:
     """Checks the domains of a task file and prints what was found; writes nothing. Returns the exit status.
 
     Args:
-        args: of data.prepare.make_parser.
+        args: the arguments that data.prepare.make_parser defines.
 
     Raises:
-        UserError: a wrong call.
+        UserError: an argument is invalid.
     """
     if args.validation_size is not None or args.output_dir is not None:
         raise UserError("--validation_size and --output_dir: nothing is written of pictures; leave them out")
@@ -47,7 +47,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def check(spec: DomainSpec, data_dir: Path) -> dict[str, Any]:
-    """Where a domain lies, its counts, what stops a run (problems) and what one should know (findings)."""
+    """Returns a domain's folder, counts, what prevents a run (problems), and remarks (findings)."""
     numbers: dict[str, Any] = {"place": None, "train": None, "test": None, "classes": None, "opened": 0, "prompt": None}
     try:
         domain = read_domain(spec, data_dir)
@@ -66,7 +66,7 @@ def check(spec: DomainSpec, data_dir: Path) -> dict[str, Any]:
 
 
 def one_of_each_class(domain: ImageDomain) -> list[Picture]:
-    """The first training picture of each class, by label."""
+    """Returns the first training picture of each class, by label."""
     first: dict[int, Picture] = {}
     for picture in domain.train:
         first.setdefault(picture.label, picture)
@@ -74,7 +74,7 @@ def one_of_each_class(domain: ImageDomain) -> list[Picture]:
 
 
 def findings(spec: DomainSpec, domain: ImageDomain) -> list[str]:
-    """What does not stop a run and changes what a score means, in sentences."""
+    """Returns sentences on what does not prevent a run but changes what a score means."""
     said = list(domain.notes)
     expected = LAYOUTS[spec.reader].counts if spec.reader in LAYOUTS else None
     counts = len(domain.train), len(domain.test)

@@ -1,4 +1,4 @@
-"""The prompts of classes as a model reads them, checked: what pictures are told among."""
+"""Checks and tokenizes the prompts of the classes that pictures are classified among."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from codyra_llm.text import shown
 
 
 def space_of(tasks: Sequence[ImageTask], source: Source) -> Space:
-    """The classes of tasks.
+    """Returns the classes of tasks with their tokenized prompts.
 
     Raises:
-        UserError: a prompt is too long, or the same as another of its task to the model; or the tokenizer ends no
-            prompt, or has tokens that the model does not know.
+        UserError: a prompt is too long, or has the same tokens as another of its task; or the tokenizer adds no EOS
+            token that the model knows, or has tokens that the model does not know.
     """
     first = [0]
     for task in tasks:
@@ -24,7 +24,7 @@ def space_of(tasks: Sequence[ImageTask], source: Source) -> Space:
     ids = tokenizer(prompts, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     for prompt, of_prompt in zip(prompts, ids, strict=True):
-        # the model takes a prompt's features where its end mark is: the configured one, or that of the largest id
+        # the model takes a prompt's features at its EOS token: the configured id, or the largest id of the prompt
         known = max(of_prompt) == end if text.eos_token_id == 2 else end == text.eos_token_id
         marked = known and of_prompt.index(end) == len(of_prompt) - 1
         if not marked or max(of_prompt) >= text.vocab_size:
@@ -39,7 +39,7 @@ def space_of(tasks: Sequence[ImageTask], source: Source) -> Space:
 
 
 def _check_prompts(task: ImageTask, ids: Sequence[Sequence[int]], longest: int) -> None:
-    """Raises UserError where a model would not read a class's prompt to its end, or reads another's as the same."""
+    """Raises UserError if a class's prompt is longer than the model's context, or has the same tokens as another's."""
     labels: dict[tuple[int, ...], int] = {}
     for label, of_prompt in enumerate(ids):
         if len(of_prompt) > longest:

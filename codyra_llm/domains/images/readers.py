@@ -1,4 +1,4 @@
-"""Domains of pictures, read: a folder of class-named folders, a table, a function, or a data set of the benchmark."""
+"""Reads domains of pictures: a folder of class-named folders, a table, a function, or a data set of the benchmark."""
 
 import importlib.util
 import operator
@@ -29,7 +29,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class ImageDomain:
-    """A domain as read: pictures of each split, class names and prompts by label, where it lies, and what is unused."""
+    """A domain as read: pictures of each split, class names and prompts by label, its location, and notes."""
 
     name: str
     train: Sequence[Picture]
@@ -42,7 +42,7 @@ class ImageDomain:
 
 @dataclass
 class _Found:
-    """What a reader gives: class names by label, as the data have them."""
+    """The result of a reader; `classes` are the names by label, as in the data."""
 
     train: list[Picture]
     test: list[Picture]
@@ -52,11 +52,11 @@ class _Found:
 
 
 def read_domain(spec: DomainSpec, data_dir: Path) -> ImageDomain:
-    """Reads which pictures a domain has, all of them; no picture is opened.
+    """Reads the list of all pictures of a domain; opens no picture.
 
     Raises:
-        UserError: a folder, a file or a picture that it names is missing, a label or a class name is unfit, or a split
-            has no pictures; the line says where.
+        UserError: a folder, a file or a picture that it names is missing, a label or a class name is invalid, or a
+            split has no pictures; the message says where.
     """
     found = READERS.get(spec.reader, _read_benchmark)(spec, expand(data_dir))
     where = f"{found.place}: task {spec.name}"
@@ -78,7 +78,7 @@ def read_domain(spec: DomainSpec, data_dir: Path) -> ImageDomain:
 
 
 def _check_names(classes: Sequence[str], spec: DomainSpec, where: str) -> None:
-    """Class names make prompts: two that are the same could not be told apart."""
+    """Raises UserError if a class name is invalid, or two are the same and so would have the same prompt."""
     labels: dict[str, int] = {}
     for label, name in enumerate(classes):
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
@@ -90,7 +90,7 @@ def _check_names(classes: Sequence[str], spec: DomainSpec, where: str) -> None:
 
 
 def _read_folders(spec: DomainSpec, data_dir: Path) -> _Found:
-    """`train/CLASS/*.jpg` and `test/CLASS/*.jpg`; classes are train's folders, sorted by name."""
+    """Reads `train/CLASS/*.jpg` and `test/CLASS/*.jpg`; the classes are the folders of train, sorted by name."""
     folder = _folder(spec, data_dir, "holds train/CLASS/*.jpg and test/CLASS/*.jpg")
     classes = _folders_in(folder / "train")
     labels = {name: label for label, name in enumerate(classes)}
@@ -113,7 +113,7 @@ def _read_folders(spec: DomainSpec, data_dir: Path) -> _Found:
 
 
 def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
-    """Tables train and test with columns path and class; paths start from their folder, classes are sorted by name."""
+    """Reads tables train and test with columns path (below their folder) and class; classes are sorted by name."""
     folder = _folder(spec, data_dir, "holds train.csv and test.csv with the columns path and class")
     tables = {}
     for split in SPLITS:
@@ -132,7 +132,7 @@ def _read_csv(spec: DomainSpec, data_dir: Path) -> _Found:
 
 
 def _check_one_class(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Raises UserError where a picture stands in a table under two classes."""
+    """Raises UserError if a table lists a picture under two classes."""
     seen: dict[str, tuple[int, str]] = {}
     for number, row in enumerate(rows, start=1):
         before, name = seen.setdefault(row["path"], (number, row["class"]))
@@ -144,7 +144,7 @@ def _check_one_class(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _read_benchmark(spec: DomainSpec, data_dir: Path) -> _Found:
-    """One of coop.LAYOUTS."""
+    """Reads one of the data sets in coop.LAYOUTS."""
     folder = coop.find_folder(spec.reader, data_dir, spec.path)
     layout = coop.LAYOUTS[spec.reader]
     if spec.reader == "mnist":
@@ -160,8 +160,8 @@ def _read_benchmark(spec: DomainSpec, data_dir: Path) -> _Found:
 
 
 def _read_generated(spec: DomainSpec, data_dir: Path) -> _Found:
-    """What the function of a `Generator` gives; `path` is the domain's name there, where it is another."""
-    assert spec.generate is not None  # DomainSpec holds that
+    """Calls the function of a `Generator`; `path` is the domain's name in that function, where it differs."""
+    assert spec.generate is not None  # checked by DomainSpec
     file, _, name = spec.generate.function.partition(":")
     where = f"{spec.folder / file}: {name}"
     function = getattr(_module(spec.folder / file), name, None)
@@ -190,7 +190,7 @@ READERS: dict[str, Callable[[DomainSpec, Path], _Found]] = {
 
 
 def _module(file: Path) -> ModuleType:
-    """A Python file as a module; it is not found by importing its name elsewhere."""
+    """Imports a Python file as a module, without adding it to sys.modules."""
     spec = importlib.util.spec_from_file_location(f"codyra_llm_generator_{file.stem}", file)
     try:
         if spec is None or spec.loader is None:
@@ -219,7 +219,7 @@ def _of_arrays(arrays: dict[str, tuple[numpy.ndarray, list[int]]], classes: Sequ
 
 
 def _pictures(base: Path, rows: Iterable[coop.Named], where: str) -> list[Picture]:
-    """The pictures of (path below `base`, label, _), every one of which is there."""
+    """Returns the pictures of rows (path below `base`, label, _); raises UserError if a file is missing."""
     names: dict[Path, set[str]] = defaultdict(set)
     pictures = []
     for number, (name, label, _) in enumerate(rows, start=1):
@@ -228,7 +228,7 @@ def _pictures(base: Path, rows: Iterable[coop.Named], where: str) -> list[Pictur
             raise UserError(f"{where} row {number}: {shown(name)} is no path below {base}, written with /")
         pictures.append(Picture(label, base / path))
         names[(base / path).parent].add(path.name)
-    # a folder is listed once: to ask for 90,000 files one by one takes minutes on a network's file system
+    # one listing per folder: asking for 90,000 files one by one takes minutes on a network file system
     absent = [parent / name for parent, wanted in names.items() for name in wanted - _names_in(parent)]
     if absent:
         raise UserError(f"{where}: {len(absent)} of {len(pictures)} pictures are not there, as {min(absent)}")
@@ -236,7 +236,7 @@ def _pictures(base: Path, rows: Iterable[coop.Named], where: str) -> list[Pictur
 
 
 def _names_in(folder: Path) -> set[str]:
-    """What a folder holds: nothing, where it is none."""
+    """Returns the names in a folder; empty if there is no such folder."""
     return set(_entries(folder)) if os.path.isdir(folder) else set()
 
 
@@ -256,5 +256,5 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
+    """Returns the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(name for name in _entries(folder) if not name.startswith(".") and os.path.isdir(folder / name))

@@ -1,4 +1,4 @@
-"""Tasks of labelled pictures, and the examples made of them: a picture is learned by the number of its class."""
+"""Tasks of labelled pictures and the examples made of them; the target of a picture is the number of its class."""
 
 import dataclasses
 import hashlib
@@ -19,9 +19,10 @@ class ImageTask(Task):
     """A domain of pictures as a task; `train` and `test` are its rows as reports show them.
 
     Attributes:
-        classes: names, by label. prompts: the text that stands for each class.
-        pictures: of each split; those of train are the few that are learned.
-        published: scores of the model before it is taught, by scoring variant, in percent.
+        classes: class names, by label.
+        prompts: the prompt of each class.
+        pictures: the pictures of each split; those of train are the few that are learned.
+        published: scores of the model before training, by scoring variant, in percent.
     """
 
     classes: Sequence[str] = ()
@@ -30,11 +31,11 @@ class ImageTask(Task):
     published: Mapping[str, float] = field(default_factory=dict)
 
     def keys(self, split: Split) -> list[str]:
-        """The SHA-256 of each picture."""
+        """Returns the SHA-256 of each picture."""
         return [picture.sha256.hex() for picture in self.pictures[split]]
 
     def parted(self, left: Sequence[int], validation: Sequence[int]) -> "ImageTask":
-        """As `Task.parted`, with the pictures."""
+        """Splits off validation rows, with their pictures; see `Task.parted`."""
         learned = self.pictures["train"]
         of_splits = {"train": [learned[number] for number in left], "eval": [learned[number] for number in validation]}
         found = super().parted(left, validation)
@@ -42,13 +43,13 @@ class ImageTask(Task):
         return dataclasses.replace(found, pictures={**self.pictures, **of_splits})
 
     def tested_on_validation(self) -> "ImageTask":
-        """As `Task.tested_on_validation`, with the pictures."""
+        """Returns the task with its validation pictures as test pictures; see `Task.tested_on_validation`."""
         found = super().tested_on_validation()
         assert isinstance(found, ImageTask)
         return dataclasses.replace(found, pictures={"train": self.pictures["train"], "test": self.pictures["eval"]})
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the pictures of each split with their classes, in order, and of the classes and their prompts."""
+        """Returns the SHA-256 of each split's pictures with their classes, in order, and of the classes and prompts."""
         found = {}
         for split, pictures in self.pictures.items():
             digest = hashlib.sha256()
@@ -61,13 +62,16 @@ class ImageTask(Task):
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The classes of all tasks of a stream, one after another: what a picture is told among.
+    """The classes of all tasks of a stream, one task after another, which a picture is classified among.
 
     Attributes:
-        tasks: their names. first: the number of each one's first class, and the number of all classes.
-        classes: names. texts: the prompt of each class. prompts: its token ids, the end mark included.
-        end: the id of the end mark, which also fills prompts up.
-        pixels: how pictures become pixels.
+        tasks: names of the tasks.
+        first: the number of each task's first class, then the number of all classes.
+        classes: class names.
+        texts: the prompt of each class.
+        prompts: the token ids of each prompt, with the EOS token.
+        end: the id of the EOS token, which is also the padding.
+        pixels: how pictures are converted to pixels.
     """
 
     tasks: Sequence[str]
@@ -79,12 +83,12 @@ class Space:
     pixels: Pixels
 
     def of_task(self, task: str) -> range:
-        """The numbers of a task's classes."""
+        """Returns the numbers of a task's classes."""
         at = list(self.tasks).index(task)
         return range(self.first[at], self.first[at + 1])
 
     def told(self, number: int, own: range) -> str:
-        """A class by name, with its task where that is another than that of the classes `own`."""
+        """Returns a class's name, followed by its task if the class is not among `own`."""
         if number in own:
             return self.classes[number]
         task = next(name for name in self.tasks if number in self.of_task(name))
@@ -92,14 +96,14 @@ class Space:
 
     @cached_property
     def digest(self) -> bytes:
-        """Of all that an answer depends on beside picture and model."""
+        """A hash of all that an answer depends on, apart from picture and model."""
         content = [list(self.first), list(map(list, self.prompts)), self.pixels.content]
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
 @dataclass(frozen=True)
 class ImageExample(Example):
-    """A picture; `answer` is the number of its class among all, `own` are those of its task."""
+    """A picture; `answer` is the number of its class among all classes, `own` are the numbers of its task's classes."""
 
     picture: Picture = field(kw_only=True)
     space: Space = field(kw_only=True)
@@ -111,12 +115,12 @@ class ImageExample(Example):
         return self.space.digest + self.picture.sha256 + label
 
     def to_bytes(self) -> bytes:
-        """What no other example has, for a hash; the picture's file is read once."""
+        """Returns bytes that identify the example, for a hash; the picture's file is read once."""
         return self._bytes
 
 
 def examples_of(task: ImageTask, split: str, space: Space) -> list[Example]:
-    """The pictures of a split as examples."""
+    """Returns the pictures of a split as examples."""
     own = space.of_task(task.name)
     return [
         ImageExample([], [own.start + picture.label], picture=picture, space=space, own=own)
@@ -125,7 +129,7 @@ def examples_of(task: ImageTask, split: str, space: Space) -> list[Example]:
 
 
 def shown_rows(pictures: Sequence[Picture], classes: Sequence[str]) -> list[dict[str, str]]:
-    """Pictures as rows of text: the file, or its number, and the class."""
+    """Returns pictures as rows of text: the file name or the picture's number, and the class."""
     return [
         {"prompt": str(each.source) if isinstance(each.source, Path) else f"picture {number}",
          "answer": classes[each.label]}

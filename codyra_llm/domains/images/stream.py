@@ -1,4 +1,4 @@
-"""A stream of picture domains: the task file joined with a data folder, and of each domain the few that are learned."""
+"""Loads a stream of picture domains: a task file joined with a data folder, and the few pictures that are learned."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from codyra_llm.files import expand
 
 
 def load_stream(config: RunConfig) -> TaskStream:
-    """The tasks of a configuration.
+    """Loads the tasks of a configuration.
 
     Raises:
         UserError: a file is missing or malformed, or a task or order is unknown.
@@ -37,7 +37,7 @@ def load_stream(config: RunConfig) -> TaskStream:
 
 
 def _published(config: RunConfig, known: ImageStreamSpec, names: Sequence[str]) -> dict[str, Mapping[str, float]]:
-    """{scoring variant: {task: percent}} of the untouched model, where it is scored on all that was then."""
+    """{scoring variant: {task: percent}} of the pretrained model, for variants that are scored on the same classes."""
     rows = {variant: known.zero_shot(variant) for variant in (UNION, WITHIN_TASK)}
     if config.data.max_test_examples is not None:
         return {}
@@ -51,10 +51,13 @@ def _published(config: RunConfig, known: ImageStreamSpec, names: Sequence[str]) 
 def image_task(
     domain: ImageDomain, spec: TaskSpec, shots: int | None, seed: int, published: Mapping[str, float] | None = None
 ) -> ImageTask:
-    """A domain as a task.
+    """Makes a task of a domain.
 
     Args:
-        spec: how long it is learned. shots: pictures of each class that are learned; None: all.
+        spec: how long it is learned.
+        shots: number of pictures of each class that are learned; None for all.
+        seed: decides which pictures are drawn.
+        published: scores of the model before training, by scoring variant.
     """
     learned: Sequence[Picture] = draw(domain.train, shots, seed, domain.name) if shots else domain.train
     return ImageTask(

@@ -1,4 +1,4 @@
-"""Zero-shot retention: data sets that are never learned, told before the stream and after tasks, as general ability."""
+"""Zero-shot retention: data sets that are never learned, scored before the stream and after tasks (general ability)."""
 
 import hashlib
 import statistics
@@ -27,10 +27,12 @@ from codyra_llm.models.source import Source
 
 @dataclass(frozen=True)
 class ImageSuite:
-    """A data set that is told among its own classes (`domains.base.Suite`).
+    """A data set whose pictures are classified among its own classes (`domains.base.Suite`).
 
     Attributes:
-        examples: its test pictures, those at `numbers` of them.
+        task: the data set as a task.
+        numbers: indices of the test pictures that are scored.
+        examples: these pictures as examples.
     """
 
     task: ImageTask
@@ -39,22 +41,22 @@ class ImageSuite:
 
     @property
     def name(self) -> str:
-        """The task's."""
+        """The name of the task."""
         return self.task.name
 
     @property
     def label(self) -> str:
-        """The same; names of tasks are parts of files' names."""
+        """The name of the task, which is valid in file names."""
         return self.task.name
 
     @property
     def items(self) -> dict[str, list[int]]:
-        """Which of its test pictures are told."""
+        """The indices of the test pictures that are scored, by the name of the task."""
         return {self.name: list(self.numbers)}
 
     @property
     def digest(self) -> str:
-        """Of pictures and prompts."""
+        """A hash of pictures and prompts."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(example.to_bytes())
@@ -62,7 +64,7 @@ class ImageSuite:
 
 
 def load_suites(config: RunConfig, source: Source, learned: Sequence[str]) -> list[ImageSuite]:
-    """The tasks of the configuration's task file that `general.suites` names.
+    """Loads the tasks of the configuration's task file that `general.suites` names.
 
     Raises:
         UserError: one is unknown, named twice or among the learned ones, or its data cannot be read.
@@ -90,7 +92,7 @@ def load_suites(config: RunConfig, source: Source, learned: Sequence[str]) -> li
 
 
 def _chosen(labels: Sequence[int], limit: int | None, name: str) -> list[int]:
-    """The pictures, by place, that a limit leaves: as evenly as can be over classes."""
+    """Returns the indices of at most `limit` pictures, spread as evenly as possible over the classes."""
     of_classes: dict[int, list[int]] = {}
     for number, label in enumerate(labels):
         of_classes.setdefault(label, []).append(number)
@@ -98,7 +100,7 @@ def _chosen(labels: Sequence[int], limit: int | None, name: str) -> list[int]:
 
 
 def score_suite(suite: ImageSuite, ask: Ask) -> tuple[SuiteScore, list[dict[str, Any]]]:
-    """The zero-shot accuracy of a model among the suite's own classes, and every answer behind it."""
+    """Computes a model's zero-shot accuracy among the suite's own classes; returns it with all answers."""
     task = suite.task
     shown = ImageTask(task.name, task.spec, [], [task.test[number] for number in suite.numbers])
     (found,) = score_pictures([shown], [suite.examples], ask)

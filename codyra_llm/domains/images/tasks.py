@@ -1,6 +1,6 @@
-"""The task file of a stream of picture domains: of each, what reads it, its prompts and how much of it is learned.
+"""The task file of a stream of picture domains: for each, its reader, its prompts and how much of it is learned.
 
-Its form is that of a text task file (data/stream.py) with `domain: images`; see tasks/xtail/xtail.yaml for each key.
+It has the form of a text task file (data/stream.py) with `domain: images`; see tasks/xtail/xtail.yaml for each key.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ _FORBID = pydantic.ConfigDict(extra="forbid")
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class Generator:
-    """Pictures that a function makes: `FILE.py:NAME` beside the task file, and how many of a class each split has.
+    """A function that makes pictures, `FILE.py:NAME` beside the task file, and the pictures per class of each split.
 
-    The function takes (domain, split, pictures of a class, seed) and gives (uint8 [n, height, width, 3], the labels of
+    The function takes (domain, split, pictures per class, seed) and returns (uint8 [n, height, width, 3], the labels of
     these pictures, the names of all classes).
     """
 
@@ -42,19 +42,21 @@ class Generator:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class DomainSpec:
-    """What a domain of pictures is, as its entry in the task file says.
+    """A domain of pictures, as its entry in the task file specifies it.
 
     Args:
         reader: what reads it: `folders`, `csv`, `generated`, or one of the benchmark's data sets by name.
-        template: a class's prompt, with {} where its name stands.
-        path: its folder below the data folder, where it is another than the reader's own names.
-        underscores: whether those of class names are kept or become spaces.
-        shots: pictures of each class to learn from; without it, all.
-        steps, epochs: how long it is learned; `steps` goes before.
-        generate: of `generated` alone.
-        name, folder: of the task and of the task file, which are not keys of an entry.
+        template: a class's prompt, with {} in place of the class name.
+        path: its folder below the data folder, where it differs from the reader's own names.
+        underscores: whether underscores in class names are kept or become spaces.
+        shots: number of pictures of each class to learn from; None for all.
+        steps: number of optimizer steps; takes precedence over `epochs`.
+        epochs: number of epochs.
+        generate: the function to call, with reader `generated` only.
+        name: name of the task; no key of an entry.
+        folder: folder of the task file; no key of an entry.
 
-    Raises pydantic's ValidationError, a ValueError, where a value cannot work.
+    Raises pydantic's ValidationError, a ValueError, if a value is invalid.
     """
 
     reader: Reader
@@ -77,24 +79,24 @@ class DomainSpec:
             raise ValueError("generate: goes with reader: generated, and with no other")
 
     def class_name(self, name: str) -> str:
-        """A class's name as it stands in the prompt."""
+        """Returns a class's name as it is written in the prompt."""
         return name.replace("_", " ") if self.underscores == "space" else name
 
     def prompt(self, name: str) -> str:
-        """The prompt of a class, of its name as the data have it."""
+        """Returns the prompt of a class, given its name in the data."""
         return self.template.replace("{}", self.class_name(name))
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides results: all but where the task file lies."""
+        """The fields that determine results: all but the folder of the task file."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "folder"}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_FORBID)
 class Published:
-    """Percents that a paper gives for each domain: of a method, one of its measures, in one label space.
+    """Percentages that a paper reports for each domain: one measure of a method, in one label space.
 
-    `zero_shot` is the model before the first domain; the others are Transfer, Average and Last in `order`.
+    The measure `zero_shot` is the model before the first domain; the others are Transfer, Average and Last in `order`.
     """
 
     method: str
@@ -107,7 +109,7 @@ class Published:
 
 @dataclass(frozen=True)
 class ImageStreamSpec:
-    """A task file of pictures, as read: its domains by name, its orders, and what others published for them."""
+    """A task file of pictures, as read: its domains by name, its orders, and published scores for them."""
 
     label: str
     specs: dict[str, DomainSpec]
@@ -115,7 +117,7 @@ class ImageStreamSpec:
     published: tuple[Published, ...] = ()
 
     def zero_shot(self, variant: str) -> Published | None:
-        """The published row of the model before the first domain, in a label space; None where there is none."""
+        """Returns the published zero-shot scores in a label space; None if there are none."""
         rows = (row for row in self.published if (row.measure, row.variant) == ("zero_shot", variant))
         return next(rows, None)
 
@@ -124,6 +126,7 @@ def read_image_tasks(file: Path, allow_code: bool = False) -> ImageStreamSpec:
     """Reads a task file with `domain: images`.
 
     Args:
+        file: path of the task file.
         allow_code: whether functions that the file names may run; those that come with the project always may.
 
     Raises:

@@ -12,10 +12,11 @@ from codyra_llm.methods.hooks import NO_HOOKS, Hooks, overrides
 
 
 class Features(nn.Module):
-    """The unit features of pictures and prompts, as a module that an engine can wrap.
+    """Computes the unit features of pictures and prompts, as a module that an engine can wrap.
 
     Args:
-        hooks: of the method, whose term on the outputs (`term`) the loss adds.
+        model: a CLIPModel.
+        hooks: the method's hooks; the loss adds their term on the outputs (`term`).
     """
 
     def __init__(self, model: PreTrainedModel, hooks: Hooks = NO_HOOKS) -> None:
@@ -36,11 +37,11 @@ def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def text_features(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """[prompts, tokens], filled up behind the end mark -> [prompts, d], fp32, of length one."""
+    """[prompts, tokens], padded after the EOS token -> [prompts, d], fp32, of length one."""
     return functional.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output).float(), dim=-1)
 
 
 def padded(prompts: Any, end: int) -> torch.Tensor:
-    """[prompts, tokens]: prompts with their end marks, filled up with more of these."""
+    """[prompts, tokens]: prompts with their EOS tokens, right-padded with the EOS token."""
     longest = max(map(len, prompts))
     return torch.tensor([[*prompt, *[end] * (longest - len(prompt))] for prompt in prompts])

@@ -1,7 +1,7 @@
-"""Pictures as CLIP's pixels: the official transforms of training and of evaluation, in PIL and numpy.
+"""Converts pictures to CLIP's pixels: the official transforms of training and of evaluation, in PIL and numpy.
 
-    evaluation   short side to `size` by a bicubic filter, crop of the middle
-    training     a crop of 0.9 to 1 of the area, sides within 3 : 4, scaled to `size` by a bicubic filter
+    evaluation   short side resized to `size` with a bicubic filter, center crop
+    training     a crop of 0.9 to 1 of the area, sides within 3 : 4, resized to `size` with a bicubic filter
 
 transformers' CLIPImageProcessor rounds the offset of an odd margin down where the official code rounds half to even.
 """
@@ -20,7 +20,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 def center(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> numpy.ndarray:
-    """The middle of an RGB picture, as float32 [3, size, size]."""
+    """Returns the center crop of an RGB picture, as float32 [3, size, size]."""
     width, height = image.size
     if width <= height:
         scaled = image.resize((size, int(size * height / width)), BICUBIC)
@@ -33,16 +33,16 @@ def center(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[f
 def random_crop(
     image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float], seed: int | str
 ) -> numpy.ndarray:
-    """A crop that the seed decides, of an RGB picture, as float32 [3, size, size].
+    """Returns the crop of an RGB picture that the seed determines, as float32 [3, size, size].
 
-    In a picture beyond 3 : 2, no crop of these measures fits: it is always the middle, 4 : 3.
+    In a picture of an aspect ratio beyond 3 : 2, no such crop fits: it is always the middle, 4 : 3.
     """
     box = _random_box(image.width, image.height, random.Random(seed))
     return _normalized(image.crop(box).resize((size, size), BICUBIC), mean, std)
 
 
 def _random_box(width: int, height: int, generator: random.Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom), as torchvision's RandomResizedCrop draws it; the middle where nothing drawn fits."""
+    """Draws (left, top, right, bottom) like torchvision's RandomResizedCrop; the middle where no drawn crop fits."""
     low, high = map(math.log, RATIO)
     for _ in range(TRIES):
         area = width * height * generator.uniform(*SCALE)

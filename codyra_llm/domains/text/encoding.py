@@ -1,4 +1,4 @@
-"""The rows of a plan as token ids, and whether the model can read them."""
+"""Encodes the rows of a plan as token ids and checks that the model can read them."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from codyra_llm.text import shown
 def encode_split(
     config: RunConfig, task: Task, split: str, tokens: TokenCache, template: ChatTemplate | None
 ) -> Sequence[Example]:
-    """The rows of a split (train, test or eval) as examples; those of eval as those that are trained on.
+    """Returns the rows of a split (train, test or eval) as examples; eval rows are encoded like training rows.
 
     Raises:
-        UserError: as `encode_rows`.
+        UserError: see `encode_rows`.
     """
     data = config.data
     rows = {"train": task.train, "test": task.test, "eval": task.validation}[split]
@@ -42,10 +42,11 @@ def encode_split(
 
 
 def check_examples(task: Task, splits: Mapping[str, Sequence[Example]], source: Source, added: int) -> None:
-    """Raises UserError where a row is longer than the model's context, or has a token that it does not know.
+    """Raises UserError if a row is longer than the model's context or has a token outside its vocabulary.
 
     Args:
-        added: positions that are taken before each row.
+        splits: the task's examples, by split.
+        added: number of positions that the method places before each row.
     """
     longest = added + max(len(example) for example in chain.from_iterable(splits.values()))
     if longest > source.context_length:
@@ -65,7 +66,7 @@ def _check_ids(
     examples: Sequence[Example],
     source: Source,
 ) -> None:
-    """Raises UserError where a row has a token that the embedding has no row for; padding is masked, and may be any."""
+    """Raises UserError if a row has a token without a row in the embedding; padding is masked and is not checked."""
     size = getattr(source.config.get_text_config(), "vocab_size", None) or sys.maxsize
     numbers = task.row_numbers.get(split) or range(1, len(examples) + 1)
     for place, example in enumerate(examples):
