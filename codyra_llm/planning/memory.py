@@ -230,7 +230,8 @@ class Traffic:
     """Bytes that one rank receives in one optimizer step (it sends as many): over the network, and from its host.
 
     The `..._calls` are the collective operations that move them, at most: ZeRO-3 gathers small weights together where
-    it prefetches them, and on one rank fetches them without a collective. `agreements` are all-reduces of a few numbers: norms, the sums of losses, the gates' importance.
+    it prefetches them, and on one rank fetches them without a collective. `agreements` are all-reduces of a few
+    numbers: norms, the sums of losses, the gates' importance.
     """
 
     gradients: int
