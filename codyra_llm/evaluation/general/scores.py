@@ -1,4 +1,4 @@
-"""What is measured of general ability, and what learning did to it."""
+"""Scores of general ability, and their change by learning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ class SuiteScore:
     """A model's score on a suite.
 
     Attributes:
-        score: 0 to 100 where `unit` is "percent".
-        stderr: standard error of the sample; None where the metric has none.
-        unit: "percent", or the metric's name where lower is better.
-        higher_is_better: of the metric.
-        metric: the harness's name of it.
-        items: how many were asked.
+        score: 0 to 100 if `unit` is "percent".
+        stderr: standard error of the sample; None if the metric has none.
+        unit: "percent", or the metric's name if lower is better.
+        higher_is_better: whether a higher value of the metric is better.
+        metric: the harness's name of the metric.
+        items: number of items that were asked.
     """
 
     score: float
@@ -27,7 +27,7 @@ class SuiteScore:
 
 @dataclass(frozen=True)
 class SuiteFailure:
-    """A suite that could not be measured; `failed` says why."""
+    """A suite that could not be measured; `failed` is the reason."""
 
     failed: str
 
@@ -36,9 +36,9 @@ SuiteScores = Mapping[str, SuiteScore | SuiteFailure]  # by suite
 
 
 def general_delta(scores: SuiteScores, base: SuiteScores) -> float | None:
-    """Mean over suites of the score minus the base model's, in points; None where no suite has both.
+    """Returns the mean over suites of the score minus the base model's, in points; None if no suite has both scores.
 
-    Suites that are not measured in percent, perplexity for one, stand beside it.
+    Suites that are not measured in percent, such as perplexity, are left out.
     """
     ours, theirs = _in_percent(scores), _in_percent(base)
     changes = [score - theirs[suite] for suite, score in ours.items() if suite in theirs]
