@@ -57,7 +57,7 @@ def options(prompt: str) -> str:
 
 
 def named_letter(answer: str, offered: str) -> str | None:
-    """Returns the option an answer names: that after "Answer:" if present, else its first stand-alone capital letter."""
+    """Returns the option an answer names: that after "Answer:" if given, else its first stand-alone capital letter."""
     letters = [char for char in answer if char.isalpha()]
     if len(letters) == 1 and letters[0].upper() in offered:
         return letters[0].upper()

@@ -25,7 +25,7 @@ WORD = re.compile(r"\w+")
 
 
 def lcs_words(x: list[str], y: list[str]) -> set[str]:
-    """Returns the words of one longest common subsequence of x and y (ties as in package rouge: y is shortened first)."""
+    """Returns the words of a longest common subsequence of x and y (ties as in package rouge: y is shortened first)."""
     if not set(x) & set(y):
         return set()
     ids = {word: number for number, word in enumerate(dict.fromkeys(x + y))}
@@ -67,7 +67,7 @@ def rouge_l_f(hypothesis: str, reference: str) -> float:
 
 
 def with_newline(prediction: str) -> str:
-    """Returns the text with TreeLoRA's guard against the crash on "."; it adds an empty sentence after a last period."""
+    """Returns the text with TreeLoRA's guard against the crash on "."; it adds an empty sentence after a period."""
     return prediction if "\n" in prediction else prediction + "\n"
 
 
