@@ -37,7 +37,7 @@ class Answered:
 
     Attributes:
         text: the model's answer.
-        tokens: number of generated tokens of the answer.
+        tokens: number of generated tokens, without an EOS token.
         loss: NLL of the reference answer, summed over its tokens, in nats; 0 if there is none.
         greedy: whether greedy decoding gives all tokens of the reference answer.
     """
@@ -257,7 +257,7 @@ class _Batch:
                 guesses = [drafts[row].guess(min(most, rest - 1)) for row, rest in zip(live, left, strict=True)]
                 read = [[said[row][-1], *guess] for row, guess in zip(live, guesses, strict=True)]
                 states = context.read(read, to_the_left=True)
-            if asked and not going:  # a pass for the other ranks' sake
+            if asked and not going:  # the pass was only needed by other ranks
                 context.forget(states.shape[1])
         texts = [str(self.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
         return [
@@ -266,10 +266,11 @@ class _Batch:
         ]
 
     def _said(self, states: torch.Tensor, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What the model says in each row: as much of the guess as it says too, and the token after that.
+        """Returns the greedy tokens of each row: the correct part of its guess, and the token after that.
 
         Args:
             states: after each row's last token, and after each token of its guess [rows, columns, hidden_size].
+            guesses: the guessed tokens of each row.
         """
         lengths = [1 + len(guess) for guess in guesses]
         read = torch.cat([states[slot, :length] for slot, length in enumerate(lengths)])

@@ -177,7 +177,7 @@ class _Columns(CacheLayerMixin):
         self.values: torch.Tensor
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocates all columns, in the dtype and on the device of the first; zeros, as masked values enter products."""
+        """Allocates all columns in the dtype and on the device of the first; zeros, as masked values enter products."""
         self.keys, self.values = (
             states.new_zeros(self.rows, states.shape[1], self.columns, states.shape[3])
             for states in (key_states, value_states)
