@@ -1,4 +1,4 @@
-"""Scoring tasks on a model: answers generated and scored in every variant, and the NLL of the true answers."""
+"""Evaluation of tasks on a model: generated answers, scored in every variant, and the NLL of the reference answers."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ PARITY_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class TaskScores:
-    """A task's test rows on one model.
+    """The results of a task's test rows on one model.
 
     Attributes:
         rows: prompt, prediction, reference, nll (nats per answer token; None: not finite) and scores by variant, in the
@@ -25,7 +25,7 @@ class TaskScores:
         totals: mean score by variant, 0 to 100.
         nll: mean over all answer tokens, in nats.
         tokens: tokens generated, over all ranks.
-        further: scorer -> variant -> mean score, of the task's scorers but the first.
+        further: scorer -> variant -> mean score, for the task's scorers other than the first.
     """
 
     rows: list[dict[str, Any]]
@@ -38,7 +38,14 @@ class TaskScores:
 def evaluate_tasks(
     tasks: Sequence[Task], examples: Sequence[Sequence[Example]], config: EvaluateConfig, ask: Ask
 ) -> list[TaskScores]:
-    """Scores tasks; `examples` are their encoded test rows, all of which are asked, one task after the other."""
+    """Scores tasks, one result for each.
+
+    Args:
+        tasks: the tasks, with their test rows.
+        examples: the encoded test rows of each task.
+        config: the evaluation settings.
+        ask: answers questions; called once with those of all tasks, in order.
+    """
     questions = [
         _question(task, example, config) for task, rows in zip(tasks, examples, strict=True) for example in rows
     ]
@@ -53,7 +60,7 @@ def _question(task: Task, example: Example, config: EvaluateConfig) -> Question:
 
 
 def new_tokens(spec: TaskSpec, config: EvaluateConfig) -> int:
-    """The most tokens that are generated for a test row of a task."""
+    """Returns the largest number of tokens that are generated for a test row of a task; 0 if none are needed."""
     if spec.is_text or config.scores == "nll":
         return 0
     if config.parity:
@@ -88,7 +95,7 @@ def _score(task: Task, examples: Sequence[Example], answers: Sequence[Answered])
 
 
 def _score_likelihood(task: Task, examples: Sequence[Example], losses: Sequence[Answered]) -> TaskScores:
-    """How likely the true answers are, as a score in every variant; raw text as always."""
+    """Scores 100 exp(-NLL per token) of the reference answers in every variant; raw text as `_score_text` does."""
     if task.spec.is_text:
         return _score_text(task, examples, losses)
     nll = sum(each.loss for each in losses) / sum(len(example.answer) for example in examples)
@@ -105,7 +112,7 @@ def _score_likelihood(task: Task, examples: Sequence[Example], losses: Sequence[
 
 
 def _score_text(task: Task, windows: Sequence[Example], losses: Sequence[Answered]) -> TaskScores:
-    """Bits per byte of all documents together, as a score in every variant; a row for each window."""
+    """Scores the bits per byte of all documents together, the same in every variant; returns a row per window."""
     nats = sum(each.loss for each in losses)
     score = raw_text.as_percent(raw_text.bits_per_byte(nats, (row["answer"] for row in task.test)))
     rows = [

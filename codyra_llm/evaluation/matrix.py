@@ -1,4 +1,4 @@
-"""The accuracy matrix and what is computed from it.
+"""The accuracy matrix and its metrics.
 
 R is (T+1) x T, in percent: R[0] is the untouched model, R[t] the model after task t = 1..T, column i is task i = 1..T
 (`matrix[t, i - 1]` in code). A cell that was not measured is NaN; a metric that needs one is None, and so is a metric
@@ -20,7 +20,7 @@ Matrix = NDArray[np.float64]
 MatrixLike = ArrayLike | Sequence[Sequence[float | None]]
 Metric = float | list[float | None] | None
 
-# Headings of a first column that holds labels; one with nothing but text in it is taken for one, too.
+# Headings of a first column with labels; a column that contains only text is also read as labels.
 LABEL_HEADERS = {"", "after", "model", "row", "round", "stage", "step", "task", "trained on"}
 
 
@@ -30,7 +30,7 @@ class Stage:
 
     Attributes:
         number: 0 for the base model, t after task t.
-        task: its name; "base" where `number` is 0.
+        task: name of the last task; "base" if `number` is 0.
     """
 
     number: int
@@ -48,13 +48,13 @@ class Stage:
 
 
 def stages_of(tasks: Sequence[str]) -> list[Stage]:
-    """The rows of the matrix of a stream of tasks: the base model, then one after each task."""
+    """Returns the rows of the matrix of a stream of tasks: the base model, then one after each task."""
     return [Stage(0, "base"), *(Stage(number, task) for number, task in enumerate(tasks, 1))]
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a metric of the matrix is: its formula in R and T, and whether more of it is better."""
+    """The definition of a metric of the matrix: its formula in R and T, and whether higher is better."""
 
     formula: str
     higher_is_better: bool = True
@@ -91,7 +91,7 @@ DEFINITIONS = {
 
 
 def matrix_metrics(matrix: MatrixLike) -> dict[str, Metric]:
-    """Every metric of an accuracy matrix, in the unit of its entries.
+    """Computes every metric of an accuracy matrix, in the unit of its entries.
 
     Args:
         matrix: (T+1, T), row 0 the untouched model; NaN or None where not measured.
@@ -137,7 +137,7 @@ def matrix_metrics(matrix: MatrixLike) -> dict[str, Metric]:
 
 
 def _mean(values: ArrayLike) -> float | None:
-    """Mean, or None where there is nothing to average or an entry was not measured."""
+    """Returns the mean; None if there are no entries or one was not measured."""
     entries = np.asarray(values, dtype=np.float64)
     if not entries.size or not np.isfinite(entries).all():
         return None
@@ -145,12 +145,12 @@ def _mean(values: ArrayLike) -> float | None:
 
 
 def _optional(values: Sequence[float]) -> list[float | None] | None:
-    """NaN as None; None for an empty list."""
+    """Returns the values with None for NaN; None for an empty list."""
     return [value if math.isfinite(value) else None for value in values] or None
 
 
 def write_matrix_csv(path: str | Path, task_names: Sequence[str], matrix: MatrixLike) -> None:
-    """Write an accuracy matrix with a label column; a cell that was not measured stays empty."""
+    """Writes an accuracy matrix with a label column; a cell that was not measured stays empty."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", *task_names])
@@ -159,9 +159,9 @@ def write_matrix_csv(path: str | Path, task_names: Sequence[str], matrix: Matrix
 
 
 def read_matrix_csv(path: str | Path) -> tuple[list[str], Matrix]:
-    """Read an accuracy matrix: a header of task names, then the rows base model, after task 1, ..., after task T.
+    """Reads an accuracy matrix: a header of task names, then the rows base model, after task 1, ..., after task T.
 
-    A leading label column ("base model", "after FOMC", ...) may stand or be left out; an empty cell was not measured.
+    A first column of labels ("base model", "after FOMC", ...) is optional; an empty cell was not measured.
 
     Returns:
         The task names and the (T+1, T) matrix, NaN where not measured.
@@ -189,12 +189,12 @@ def read_matrix_csv(path: str | Path) -> tuple[list[str], Matrix]:
 
 
 def _has_labels(heading: str, column: list[str]) -> bool:
-    """Whether a first column holds labels: it has none or a known heading, or nothing but text in it."""
+    """True if a first column contains labels: its heading is empty or a known one, or it contains only text."""
     return heading.casefold() in LABEL_HEADERS or all(cell and _number(cell) is None for cell in column)
 
 
 def _number(cell: str) -> float | None:
-    """A finite number, NaN for an empty cell, None for anything else."""
+    """Returns a cell's finite number, NaN if it is empty, None for anything else."""
     try:
         value = float(cell or "nan")
     except ValueError:

@@ -1,1 +1,1 @@
-"""Batched greedy generation: KV cache, prompt lookup, kept answers."""
+"""Batched greedy generation: KV cache, prompt lookup, cached answers."""

@@ -1,8 +1,8 @@
-"""Cache of base-model answers across runs: many runs begin with the same model and ask it the same.
+"""Cache of base-model answers across runs: many runs start with the same model and ask it the same questions.
 
-A file of the cache folder holds all answers to one list of questions. It is named by the model and by what was asked,
-token by token, so that a changed model, tokenizer, item, prompt or limit is asked anew; scores are computed
-from the answers every time. A first line vouches for the rest: what is damaged is as if it were not there.
+A file of the cache folder contains all answers to one list of questions. Its name is a hash of the model and of the
+questions' tokens and limits, so that a change of model, tokenizer, item, prompt or limit leads to new answers. Scores
+are computed from the answers every time. The first line is a checksum of the rest: a damaged file counts as missing.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from codyra_llm.files import cache_folder, write_text
 from codyra_llm.generation.generate import Answered, Question
 
-VERSION = 1  # of how answers come about: greedy decoding, stops, losses
+VERSION = 1  # of the way in which answers are computed: greedy decoding, stops, losses
 
 
 def recall(identity: str, questions: Sequence[Question]) -> list[Answered] | None:
-    """The answers to these questions, in their order; None where they are not known."""
+    """Returns the cached answers to these questions, in their order; None if there are none."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         vouched, _, text = _file(identity, questions).read_text(encoding="utf-8").partition("\n")
         if vouched == _digest(text):
@@ -28,7 +28,7 @@ def recall(identity: str, questions: Sequence[Question]) -> list[Answered] | Non
 
 
 def remember(identity: str, questions: Sequence[Question], answers: Sequence[Answered]) -> None:
-    """Keeps answers for `recall`; a cache that cannot be written keeps nothing."""
+    """Stores answers for `recall`; does nothing if the cache cannot be written."""
     text, file = json.dumps([dataclasses.astuple(answer) for answer in answers]), _file(identity, questions)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

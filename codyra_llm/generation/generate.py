@@ -1,11 +1,12 @@
-"""Answers and the losses of true answers, batched: each prompt is read once, rows that have ended leave the batch.
+"""Batched generation of answers, and losses of reference answers; each prompt is read once.
 
-Rows of different tasks share batches, each with its own length limit and stops: a decoding step costs the time to read
-the weights, however many rows take it. Questions with the same prompt (the choices of one item) share its row.
+Rows of different tasks share batches, each with its own length limit and stop strings: a decoding step takes the time
+to read the weights, whatever the number of rows. Finished rows leave the batch. Questions with the same prompt (the
+choices of one item) share a row.
 
-A batch's prompts are read, what they have in common once; then their true answers, for the losses, which are taken
-back again; and from the same state the model's own answers are generated, several tokens in a pass where the next ones
-can be guessed (draft.py).
+For each batch, the prompts are read into a KV cache, shared prefixes only once. Then the reference answers are read for
+their losses, and removed from the cache again. From the same state the model's answers are generated, several tokens
+per pass where the next ones can be guessed (prompt_lookup.py).
 """
 
 import hashlib
@@ -27,18 +28,18 @@ from codyra_llm.generation.prompt_lookup import Draft
 from codyra_llm.models.head import answer_logits, logits_at_once
 from codyra_llm.models.save import end_ids
 
-PASS = 32  # tokens that a pass may take for the sake of guesses; that many cost little more than one
+PASS = 32  # largest number of tokens of a pass with guesses; that many take little more time than one
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The model's own answer to a prompt and how it takes the true one.
+    """A model's answer to a prompt, and its loss on the reference answer.
 
     Attributes:
-        text: its own answer.
-        tokens: how many that took.
-        loss: of the true answer, summed over its tokens, in nats; 0 where there is none.
-        greedy: whether the model's own answer would begin with all tokens of the true one.
+        text: the model's answer.
+        tokens: number of generated tokens, without an EOS token.
+        loss: NLL of the reference answer, summed over its tokens, in nats; 0 if there is none.
+        greedy: whether greedy decoding gives all tokens of the reference answer.
     """
 
     text: str
@@ -49,9 +50,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Question:
-    """An example to answer, the most tokens its answer may take, and the strings that end it.
+    """An example to answer, the largest number of new tokens, and the strings that end the answer.
 
-    With no true answer there is no loss; with 0 tokens only the loss is asked for.
+    Without a reference answer there is no loss; with 0 new tokens only the loss is computed.
     """
 
     example: Example
@@ -60,7 +61,7 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A hash of all that its answer depends on but the model, hexadecimal."""
+        """Hexadecimal hash of everything that the answer depends on except the model."""
         how = json.dumps([self.max_new_tokens, list(self.stop)]).encode()
         return hashlib.sha256(self.example.to_bytes() + how).hexdigest()
 
@@ -79,17 +80,25 @@ def answer_questions(
     on_round: Callable[[dict[int, Answered]], None] = lambda fresh: None,
     synced: bool = False,
 ) -> list[Answered]:
-    """Greedy answers to the questions and the loss of their true answers, in their order, the same on every rank.
+    """Answers questions greedily and computes the losses of their reference answers; the same on every rank.
 
-    An answer ends at an end-of-sequence token of the tokenizer or the model (Gemma's end a turn as well), at a stop
-    string (left out of it) or at its most tokens. The model's own sampling defaults are not used. Which questions share
-    a batch depends on the questions alone; the ranks take the batches in turn, a round at a time.
+    An answer ends at an EOS token of the tokenizer or the model (Gemma's also end a turn), before a stop string, or at
+    its largest number of tokens. The sampling defaults of the model are not used. Which questions share a batch depends
+    on the questions alone; in each round every rank answers one batch.
 
     Args:
-        ranks: those that the work is split over; None: this process alone.
-        answered: by number of the question, answers that are there already.
-        on_round: called on every rank after each round with what it gave.
-        synced: each forward pass takes all ranks; one without a batch of its own then repeats another's.
+        model: the model.
+        tokenizer: its tokenizer.
+        questions: the questions.
+        batch_size: number of different rows of a batch.
+        ranks: the ranks that share the work; None: this process alone.
+        answered: answers that are already known, by number of the question.
+        on_round: called on every rank after each round with the new answers, by number of the question.
+        synced: whether all ranks must take part in each forward pass; a rank without a batch then repeats the round's
+            first.
+
+    Returns:
+        The answers, in the order of the questions.
     """
     answered = dict(answered or {})
     batches = _batches(questions, [i for i in range(len(questions)) if i not in answered], batch_size)
@@ -106,10 +115,12 @@ def answer_questions(
 def in_rounds(
     batches: Sequence[list[int]], answer: Callable[[list[int]], list[Answered]], ranks: Ranks | None, synced: bool
 ) -> Iterator[dict[int, Answered]]:
-    """The answers to batches of numbered questions, by number, round by round; the ranks take the batches in turn.
+    """Yields the answers of each round, by number of the question; in a round every rank answers one batch.
 
     Args:
-        answer: answers a batch. ranks, synced: as of `answer_questions`.
+        batches: numbers of the questions of each batch.
+        answer: answers a batch.
+        ranks, synced: as for `answer_questions`.
     """
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     for first in range(0, len(batches), size):
@@ -120,7 +131,7 @@ def in_rounds(
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string; blank space that opens an answer does not end it."""
+    """Returns the text before the first stop string; leading whitespace of an answer does not end it."""
     opening = len(text) - len(text.lstrip())
     positions = [text.find(string, opening) for string in stop]
     found = [position for position in positions if position >= 0]
@@ -128,10 +139,10 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def _batches(questions: Sequence[Question], order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Numbers of questions, `batch_size` different rows at a time, so ordered that least is read.
+    """Returns batches of question numbers, each with up to `batch_size` different rows, for the fewest tokens to read.
 
-    Rows of a batch should have the same limit, so that few wait for one, and then either about the same length or
-    the same beginning: the better of the two for these questions.
+    Rows are sorted by their limit, so that few rows wait for others, and then either by length or by their beginning,
+    whichever costs less for these questions.
     """
 
     def cut(key: Callable[[Question], tuple[int, ...]]) -> list[list[int]]:
@@ -151,14 +162,14 @@ def _batches(questions: Sequence[Question], order: Sequence[int], batch_size: in
 
 
 def _row(question: Question) -> tuple[list[int], int, tuple[str, ...]]:
-    """What questions have in common that one row of a batch answers."""
+    """Returns the key of a question's row: questions with the same key share a row."""
     return question.example.prompt, question.max_new_tokens, tuple(question.stop)
 
 
 def _answer_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], synced: bool
 ) -> list[Answered]:
-    """Answers questions together; those of one row are neighbours."""
+    """Answers the questions of a batch; questions of the same row must be adjacent."""
     rows = [list(same) for _, same in groupby(questions, key=_row)]
     pad = padding_id(tokenizer)
     prompts = [row[0].example.prompt for row in rows]
@@ -171,7 +182,7 @@ def _answer_batch(
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's end and padding, and the model's own ends."""
+    """Returns the tokens that end an answer: EOS and padding of the tokenizer, and the EOS tokens of the model."""
     return frozenset(end_ids(model, tokenizer) | {padding_id(tokenizer)})
 
 
@@ -181,7 +192,7 @@ class _Batch:
 
     Attributes:
         ends: tokens that end an answer.
-        synced: all ranks take every forward pass in step.
+        synced: whether all ranks take part in every forward pass.
     """
 
     model: PreTrainedModel
@@ -191,10 +202,11 @@ class _Batch:
     synced: bool
 
     def true_answers(self, context: Context, hidden: torch.Tensor) -> list[list[tuple[float, bool]]]:
-        """(loss, whether greedy) of the true answers of each row; leaves the context as it was.
+        """Returns (loss, whether greedy) of the reference answers of each row; the context ends as it started.
 
         Args:
-            hidden: of each prompt's last token [rows, hidden_size].
+            context: the prompts in a KV cache.
+            hidden: state of each prompt's last token, [rows, hidden_size].
         """
         found: list[list[tuple[float, bool]]] = [[] for _ in self.rows]
         wanted, turn = [[each.example.answer for each in row] for row in self.rows], 0
@@ -217,10 +229,11 @@ class _Batch:
         return found
 
     def own_answers(self, context: Context, hidden: torch.Tensor) -> list[tuple[str, int]]:
-        """(text, tokens) of each row's greedy answer.
+        """Returns (text, number of tokens) of each row's greedy answer.
 
         Args:
-            hidden: of each prompt's last token [rows, hidden_size].
+            context: the prompts in a KV cache.
+            hidden: state of each prompt's last token, [rows, hidden_size].
         """
         questions = [row[0] for row in self.rows]
         ids: list[list[int]] = [[] for _ in questions]
@@ -244,7 +257,7 @@ class _Batch:
                 guesses = [drafts[row].guess(min(most, rest - 1)) for row, rest in zip(live, left, strict=True)]
                 read = [[said[row][-1], *guess] for row, guess in zip(live, guesses, strict=True)]
                 states = context.read(read, to_the_left=True)
-            if asked and not going:  # a pass for the other ranks' sake
+            if asked and not going:  # the pass was only needed by other ranks
                 context.forget(states.shape[1])
         texts = [str(self.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
         return [
@@ -253,10 +266,11 @@ class _Batch:
         ]
 
     def _said(self, states: torch.Tensor, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What the model says in each row: as much of the guess as it says too, and the token after that.
+        """Returns the greedy tokens of each row: the correct part of its guess, and the token after that.
 
         Args:
             states: after each row's last token, and after each token of its guess [rows, columns, hidden_size].
+            guesses: the guessed tokens of each row.
         """
         lengths = [1 + len(guess) for guess in guesses]
         read = torch.cat([states[slot, :length] for slot, length in enumerate(lengths)])
@@ -264,7 +278,7 @@ class _Batch:
         return [tokens[: common(guess, tokens) + 1] for guess, tokens in zip(guesses, likeliest, strict=True)]
 
     def _goes_on(self, row: int, token: int, ids: list[int]) -> bool:
-        """Adds a token to an answer, unless it ends it; returns whether more are to come."""
+        """Adds a token to an answer unless it ends it; returns whether the answer continues."""
         if token in self.ends:
             return False
         ids.append(token)
@@ -272,7 +286,7 @@ class _Batch:
         return len(ids) < question.max_new_tokens and not self._stopped(question.stop, ids)
 
     def _stopped(self, stop: Sequence[str], ids: list[int]) -> bool:
-        # a token is at least a byte, so that a stop string that has just come is within so many
+        # a token has at least one byte, so a stop string that is just complete lies within this many tokens
         tail = max((len(string.encode()) for string in stop), default=0) + 4
         end = self.tokenizer.decode(ids[-tail:], skip_special_tokens=True)
         if not any(string in end for string in stop):
@@ -287,10 +301,13 @@ class _Batch:
 def _token_losses(
     model: PreTrainedModel, hidden: torch.Tensor, targets: Sequence[int], at_once: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(nats, fp64; whether it is the likeliest) of each token, from hidden states [tokens, hidden_size].
+    """Returns (NLL in nats, fp64; whether it has the largest logit) of each target token.
 
     Args:
-        at_once: the head is called once, however many tokens: where all ranks take it in step.
+        model: the model.
+        hidden: [tokens, hidden_size].
+        targets: ids of the tokens.
+        at_once: whether to call the head once for all tokens, as where all ranks take part in each call.
     """
     chunk = max(1, len(targets)) if at_once else logits_at_once(model)
     wanted = torch.tensor(targets, dtype=torch.long, device=hidden.device)

@@ -10,25 +10,25 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
-ONE_PASS = 64  # columns; a further pass over the weights must save more than that
+ONE_PASS = 64  # columns that an additional pass over the weights must save
 
 
 class Context:
-    """Rows of tokens as a causal model has read them.
+    """The KV cache of a batch of rows that a causal model has read.
 
-    Columns of the cache are allocated once: reading on writes into them, and the rows that stay never move. A column
-    may be empty for a row, at its left, between two reads or where it forgot: `mask` says which are, and positions
-    count only tokens. Where no column is left, the tokens of each row close up.
+    Columns of the cache are allocated once: reading more tokens writes into them, and remaining rows do not move. A
+    column may be empty for a row: at its left, between two reads, or where tokens were removed (`forget`). `mask` is 0
+    for empty columns, and positions count only tokens. When no column is left, the empty ones of each row are removed.
 
     Args:
-        model: a causal LM of transformers; its decoder alone is run.
-        rows: how many.
-        columns: the most that will ever be held.
+        model: a causal LM of transformers; only its decoder is run.
+        rows: number of rows.
+        columns: largest number of columns.
         pad: the id in empty columns.
-        in_step: a read is one forward pass, whatever is read, since other ranks take it as well.
+        in_step: whether each read must be one forward pass, because other ranks take part in it.
 
     Attributes:
-        gaps: whether empty columns between tokens change nothing; in a window of columns they would take places.
+        gaps: whether empty columns between tokens have no effect; in a sliding window they would take up positions.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, columns: int, pad: int, in_step: bool = False) -> None:
@@ -43,9 +43,14 @@ class Context:
     def of(
         cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], spare: int, pad: int, in_step: bool = False
     ) -> tuple["Context", torch.Tensor]:
-        """Prompts as read, with room for `spare` columns, and the hidden state of each one's last token [rows, hidden].
+        """Reads prompts; returns the context and the hidden state of each prompt's last token [rows, hidden].
 
-        A beginning that several prompts have in common is read once, where the model allows it and not `in_step`.
+        A shared prefix of several prompts is read once, unless `in_step` or the model's sliding window prevents it.
+
+        Args:
+            model, pad, in_step: as for the class.
+            prompts: ids of each prompt.
+            spare: number of further columns to allocate.
         """
         widest = max(map(len, prompts))
         groups = [] if in_step else _groups(prompts)
@@ -66,14 +71,14 @@ class Context:
         return context, context.read(rest)[:, -1]
 
     def read(self, rows: Sequence[Sequence[int]], to_the_left: bool = False) -> torch.Tensor:
-        """Reads on -> hidden states [rows, columns, hidden]; shorter rows have empty columns before their tokens.
+        """Reads further tokens; returns hidden states [rows, columns, hidden]; shorter rows are padded on the left.
 
-        Rows much shorter than others take a pass of their own, so that few empty columns are gone through; a hidden
-        state that was not needed is zero.
+        Rows much shorter than others are read in a separate pass, so that few empty columns are computed; hidden states
+        that are not computed are zero.
 
         Args:
-            rows: ids, of each row; a row may have none.
-            to_the_left: empty columns come after the tokens instead.
+            rows: new ids of each row; a row may have none.
+            to_the_left: whether to align tokens to the left, with padding on the right.
         """
         width = max(1, *map(len, rows))
         if self.mask.shape[1] + width > self.columns:
@@ -114,7 +119,12 @@ class Context:
         return output.last_hidden_state
 
     def forget(self, columns: int, but: Sequence[int] | None = None) -> None:
-        """Takes back the last columns, all or, in each row, but for so many of the first of them."""
+        """Removes the last columns from the cache.
+
+        Args:
+            columns: number of columns.
+            but: number of these columns that each row keeps, from the first of them on; None: none.
+        """
         most = max(but) if but else 0
         self.mask = self.mask[:, : self.mask.shape[1] + most - columns]
         for layer in self.layers:
@@ -130,7 +140,7 @@ class Context:
             layer.arrange(order)
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Lets all other rows go; returns the old numbers of those that stay, in their new order."""
+        """Removes all other rows; returns the old numbers of the remaining rows, in their new order."""
         order, late = list(range(len(rows))), [row for row in rows if row >= len(rows)]
         for slot in set(order) - set(rows):
             order[slot] = late.pop()
@@ -141,7 +151,7 @@ class Context:
         return order
 
     def _copied(self, rows: list[int], columns: int) -> "Context":
-        """A context of these rows, any number of times each, with room for so many columns."""
+        """Returns a context with copies of these rows, each any number of times, with room for `columns` columns."""
         copy = Context(self.model, len(rows), columns, self.pad)
         copy.mask = self.mask[rows]
         for source, target in zip(self.layers, copy.layers, strict=True):
@@ -151,10 +161,10 @@ class Context:
 
 
 class _Columns(CacheLayerMixin):
-    """Keys and values of one layer, [rows, heads, columns, head_dim], of which the first `length` columns are held.
+    """Keys and values of one layer, [rows, heads, columns, head_dim], of which the first `length` columns are in use.
 
-    Sliding layers hold all columns as well: their window is in the attention mask. While `part` names rows, it is
-    those alone that read.
+    Sliding-window layers keep all columns as well: their window is in the attention mask. If `part` is set, only the
+    rows in it are read and written.
     """
 
     is_sliding = False
@@ -167,7 +177,7 @@ class _Columns(CacheLayerMixin):
         self.values: torch.Tensor
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocates all columns, like the first that come; zeros, since what is masked still takes part in products."""
+        """Allocates all columns in the dtype and on the device of the first; zeros, as masked values enter products."""
         self.keys, self.values = (
             states.new_zeros(self.rows, states.shape[1], self.columns, states.shape[3])
             for states in (key_states, value_states)
@@ -177,7 +187,7 @@ class _Columns(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds columns; returns all that are held of the rows that read, as views where those are all rows."""
+        """Adds columns; returns all used columns of the rows that are read, as views if these are all rows."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         first, self.length = self.length, self.length + key_states.shape[2]
@@ -187,39 +197,39 @@ class _Columns(CacheLayerMixin):
         return self.keys[rows, :, : self.length], self.values[rows, :, : self.length]
 
     def move(self, sources: list[int], targets: list[int], rows: int) -> None:
-        """Copies rows onto others and holds the first `rows` from then on."""
+        """Copies rows onto others, then keeps the first `rows` rows."""
         for states in (self.keys, self.values):
             states[targets, :, : self.length] = states[sources, :, : self.length]
         self.keys, self.values = self.keys[:rows], self.values[:rows]
 
     def arrange(self, order: torch.Tensor) -> None:
-        """Holds for each row these of its columns, [rows, columns], and in this order."""
+        """Keeps these columns of each row, in this order; order: [rows, columns]."""
         old_length, self.length = self.length, order.shape[1]
         for states in (self.keys, self.values):
             states[:, :, : self.length] = states[:, :, :old_length].take_along_dim(order[:, None, :, None], dim=2)
 
     def get_seq_length(self) -> int:
-        """Columns held."""
+        """Returns the number of columns in use."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns of a mask for so many new ones, the first one's number)."""
+        """Returns (columns of the mask for `query_length` new ones, the number of its first column)."""
         return self.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """Columns there is room for."""
+        """Returns the number of allocated columns."""
         return self.columns
 
 
 class _Group(NamedTuple):
-    """Rows and how many tokens all of them begin with; 0 where reading those apart saves nothing."""
+    """Rows and the length of their shared prefix; 0 if reading it separately saves nothing."""
 
     rows: list[int]
     prefix: int
 
 
 def tokens_read(prompts: Sequence[Sequence[int]]) -> int:
-    """How many columns a model goes through, about, when it reads these prompts together, empty ones among them."""
+    """Returns about how many columns a model computes when it reads these prompts together, including empty ones."""
     return _columns(prompts, _groups(prompts))
 
 
@@ -233,11 +243,11 @@ def _cost(lengths: Sequence[int]) -> int:
 
 
 def _passes(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of rows, by length, that had better be read together; those with nothing to read are in none."""
+    """Returns the rows of each pass, such that the cost of all passes is least; rows without tokens are left out."""
     order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
-    # rows of one length are never parted, so where all have the same, as in decoding, there is nothing to weigh
+    # rows of equal length stay together, so if all have the same, as in decoding, there is nothing to choose
     ends = [end for end in range(1, len(order)) if lengths[order[end - 1]] != lengths[order[end]]] + [len(order)]
-    best = {0: (0, 0)}  # of so many rows, the longest: the least cost, and where the last pass begins
+    best = {0: (0, 0)}  # number of longest rows -> (least cost, where their last pass begins)
     for end in filter(None, ends):
         best[end] = min(
             (cost + (end - begin) * lengths[order[begin]] + ONE_PASS, begin) for begin, (cost, _) in best.items()
@@ -250,13 +260,13 @@ def _passes(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
-    """Rows by shared beginnings; each row is in one group, and has at least one token beyond what is shared."""
+    """Groups rows by shared prefixes; each row is in one group, and is at least one token longer than the prefix."""
     groups: list[_Group] = []
     for row in sorted(range(len(prompts)), key=lambda row: list(prompts[row])):
         if groups:
             rows, prefix = groups[-1]
             alike = common(prompts[rows[0]][:prefix], prompts[row][:-1])
-            # with one row more, the others read again what it does not share with them
+            # with this row in the group, the others must read the part of their prefix that it does not share
             if alike and (prefix - alike) * len(rows) < prefix:
                 groups[-1] = _Group([*rows, row], alike)
                 continue
@@ -270,16 +280,16 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Returns the length of the common prefix."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @contextmanager
 def _no_copies_of_keys(device: torch.device) -> Iterator[None]:
-    """Has transformers' attention take the keys that query heads share as they are, where a kernel can.
+    """A context in which transformers' attention does not copy shared (GQA) keys for each query head, on a CPU.
 
-    Under a mask it copies them for each head otherwise: many times the work of a few tokens after a long context. The
-    kernels of a GPU cannot.
+    With a mask, transformers copies them otherwise, which is many times the work of a few tokens after a long context.
+    GPU kernels need the copies.
     """
     if device.type != "cpu" or GROUPED in os.environ:
         yield
@@ -292,6 +302,6 @@ def _no_copies_of_keys(device: torch.device) -> Iterator[None]:
 
 
 def _window(model: PreTrainedModel) -> float:
-    """Columns that the narrowest layer sees: counted in columns, so empty ones in between would take places in it."""
+    """Returns the sliding window of the model, inf if it has none; it counts columns, including empty ones."""
     config = model.config.get_text_config()
     return config.sliding_window or float("inf") if hasattr(config, "sliding_window") else float("inf")

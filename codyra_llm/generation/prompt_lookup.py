@@ -1,16 +1,16 @@
 """Prompt lookup (n-gram) speculative decoding; the output is that of greedy decoding.
 
-A guess costs no model, and to read it along with the last token costs little more than to read that token alone: both
-are one pass over the weights. What the model would not have said is taken back, so that answers stay the greedy ones.
+A guess needs no model, and reading it together with the last token takes little more time than reading that token
+alone: both are one pass over the weights. Guessed tokens that greedy decoding would not give are removed again.
 """
 
 from collections.abc import Sequence
 
 
 class Draft:
-    """A row's tokens, and where each pair of neighbours was seen last.
+    """The tokens of a row, with the last position of each pair of adjacent tokens.
 
-    The better its guesses are, the longer they get.
+    Guesses get longer as long as they are right.
     """
 
     def __init__(self, prompt: Sequence[int]) -> None:
@@ -20,14 +20,14 @@ class Draft:
         self._add(prompt)
 
     def guess(self, most: int) -> list[int]:
-        """At most so many tokens that may come next; none where the last two are new."""
+        """Returns at most `most` tokens that may come next; none if the last two tokens have not occurred before."""
         place = self._after.get(tuple(self._tokens[-2:]), len(self._tokens))
         wanted = max(0, min(most, self._trusted))
         following = self._tokens[place : place + wanted]
-        return (following * wanted)[:wanted]  # what reaches the end goes round and round
+        return (following * wanted)[:wanted]  # tokens up to the end are repeated
 
     def settle(self, guess: Sequence[int], tokens: Sequence[int]) -> None:
-        """What came after a guess: as much of it as was right, and one more."""
+        """Adds the tokens after a guess: its correct part, and the one that the model gave next."""
         if guess:
             self._trusted = 2 * len(tokens) + 1
         self._add(tokens)

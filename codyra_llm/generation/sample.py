@@ -1,4 +1,4 @@
-"""Text that a model writes by itself, from nothing but a begin mark and one token at random."""
+"""Sampling of texts from a model, given only the BOS token and one random token."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from codyra_llm.generation.generate import end_tokens
 from codyra_llm.generation.kv_cache import Context
 from codyra_llm.models.head import answer_logits
 
-BATCH = 32  # texts that are written together
+BATCH = 32  # texts that are generated together
 
 
 @torch.inference_mode()
@@ -25,13 +25,19 @@ def sample_texts(
     ranks: Ranks,
     synced: bool = False,
 ) -> list[list[int]]:
-    """Texts of at most `length` tokens, sampled at temperature 1, the same on every rank; each has two at least.
+    """Samples texts of at most `length` tokens at temperature 1, the same on every rank.
 
-    A text begins with the tokenizer's begin mark, where it has one, and a token drawn from the vocabulary, and ends
-    after an end token. What it draws depends on (seed, number of the text) alone.
+    A text begins with the BOS token, if the tokenizer has one, and a token drawn from the vocabulary (special tokens
+    excluded), and ends after an EOS token. Random draws depend on (seed, number of the text) alone.
 
     Args:
-        synced: each forward pass takes all ranks; each then writes all texts itself.
+        model: the model.
+        tokenizer: its tokenizer.
+        count: number of texts.
+        length: largest number of tokens of a text.
+        seed: of the draws.
+        ranks: the ranks that share the work.
+        synced: whether all ranks must take part in each forward pass; each rank then samples all texts.
     """
     batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
     mine = batches if synced else batches[ranks.rank :: ranks.size]

@@ -1,4 +1,4 @@
-"""Bringing a loaded model to where the entries of a ledger leave it: the one way, live and after a restart."""
+"""Merging the entries of a ledger into a loaded model: the same code during a run and after a restart."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,10 @@ Original = Callable[[str], Fill]
 
 
 def find_original(config: RunConfig, source: Source) -> Original | None:
-    """The original weights by name, to add all updates to; None where updates are merged in place.
+    """Returns the original weights by name, which all updates are added to; None if updates are merged in place.
 
     Raises:
-        UserError: merging is to be exact, and the original weights cannot be read in parts.
+        UserError: merge.mode is exact, and the original weights cannot be read in parts.
     """
     if config.merge.mode == "in_place":
         return None
@@ -51,16 +51,18 @@ def merge_entries(
     combine: Combine | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Sets each weight that entries touch to round(original + the sum of their updates). Every rank must call it.
+    """Sets each weight that entries change to round(original + the sum of their updates). Every rank must call it.
 
-    Without an original, updates are added one after another to the weights as they are.
+    Without `original`, updates are added one after another to the current weights.
 
     Args:
-        model: plain, without branches.
-        ledger: the folder that the entries lie in, on rank 0.
+        model: the plain model, without branches.
+        original: returns the original values of a weight, by name; None: updates are merged in place.
+        ledger: the folder that contains the entries, on rank 0.
         names: the entries, in order.
-        last_only: all but the last one are in the weights already.
-        combine: as of `summed`; needs an original.
+        ranks: all ranks.
+        last_only: whether the weights already contain all entries but the last.
+        combine: as for `summed`; needs `original`.
         before: called before each weight is set; may raise to stop.
 
     Raises:
@@ -92,10 +94,18 @@ def weights_to_save(
     folders: Sequence[Path] | None,
     combine: Combine | None = None,
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
-    """(the model for its configuration and names, layout, weights): as it was measured, or in full precision.
+    """Returns (a model with the configuration and names, layout, weights) to save.
+
+    The weights are those that were evaluated or, for a quantized base unless merge.save_quantized is set, the merged
+    weights in model.dtype.
 
     Args:
-        folders: the entries of the ledger, on rank 0. combine: as of `summed`.
+        config: the configuration of the run.
+        source: its base model.
+        model: the model as evaluated.
+        original: as for `merge_entries`.
+        folders: the entries of the ledger, on rank 0.
+        combine: as for `summed`.
     """
     if not original or not config.model.quantization or config.merge.save_quantized:
         return model, weight_layout(model), whole_weights(model)

@@ -1,4 +1,4 @@
-"""How the entries of a ledger become one update: their sum, or what the method that wrote them makes of them."""
+"""How the entries of a ledger are combined into one update: by summing, or as the method that wrote them specifies."""
 
 import dataclasses
 from functools import partial
@@ -13,16 +13,16 @@ from codyra_llm.text import shown
 
 
 def describe_combination(config: RunConfig) -> dict[str, Any]:
-    """What ledger.json says of a run's: the method and its settings; nothing where the entries are summed."""
+    """Returns the data of ledger.json on how entries are combined: method and settings; empty if they are summed."""
     method = METHODS[config.method](config)
     return {} if method.sums() else {"method": method.name, "settings": dataclasses.asdict(method.settings)}
 
 
 def combination(described: dict[str, Any], where: str) -> Combine | None:
-    """The function that `describe_combination` has described; None: entries are summed.
+    """Returns the function for a result of `describe_combination`; None: entries are summed.
 
     Raises:
-        UserError: there is no such method here, or it has other settings.
+        UserError: the method is unknown, or has other settings.
     """
     if not described:
         return None

@@ -1,4 +1,4 @@
-"""A ledger as text: its entries, and how it differs from another."""
+"""Descriptions of ledgers as text: the entries of one, and the differences between two."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from codyra_llm.text import align
 
 
 def describe(ledger: Ledger) -> str:
-    """The base model, and of each entry its size and what was scored right after it."""
+    """Returns a text with the base model and, for each entry, its size and the scores right after it."""
     tasks = list(dict.fromkeys(task for entry in ledger.entries for task in entry.scores))
     rows = [["entry", "projections", "components", "norm", *tasks]]
     for entry in ledger.entries:
@@ -25,10 +25,14 @@ def describe(ledger: Ledger) -> str:
 
 
 def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
-    """Entry by entry, whether two ledgers hold the same; and how far apart the models are that they give.
+    """Returns a text that compares two ledgers entry by entry, with the distance between the resulting models.
+
+    Args:
+        first, second: the folders of the ledgers.
+        ours, theirs: the first and the second ledger.
 
     Raises:
-        UserError: they begin with different models.
+        UserError: they have different base models.
     """
     if ours.base_model.sha256 != theirs.base_model.sha256:
         bases = " and ".join(f"{ledger.base_model.name} ({ledger.base_model.sha256[:12]})" for ledger in (ours, theirs))
@@ -44,7 +48,7 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
             remark = f"only in the {'first' if one else 'second'}"
         rows.append([name, *(f"{entry.norm:.3f}" if entry else "" for entry in (one, other)), remark])
     ours_by, theirs_by = combination(ours.combined, str(first)), combination(theirs.combined, str(second))
-    common = () if ours_by or theirs_by else same  # what both sum cancels
+    common = () if ours_by or theirs_by else same  # entries that both sum cancel
     folders = [first / name for name in mine if name not in common]
     count = len(folders)
     folders += [second / name for name in yours if name not in common]
@@ -59,5 +63,5 @@ def compare(first: Path, ours: Ledger, second: Path, theirs: Ledger) -> str:
 
 
 def _update(updates: Sequence[Factors | None], combine: Combine | None) -> Factors | None:
-    """What a ledger's entries make of one projection; None where none of them touches it."""
+    """Combines the updates of one projection by a ledger's entries; None if no entry changes it."""
     return (combine or stacked)(updates) if any(updates) else None

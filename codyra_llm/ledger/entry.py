@@ -1,7 +1,7 @@
 """One entry of the ledger: the update of a finished task, as a LoRA adapter in PEFT's format.
 
 The gate (and the merged share) is folded into B, so the update of a projection is lora_B @ lora_A. Projections that
-kept no component are absent. An entry is a delta against the model as the task found it.
+kept no component are absent. An entry is a delta relative to the model before its task.
 """
 
 import json
@@ -25,7 +25,7 @@ OF_ONE_TASK = (
     "The update of one task. It belongs to the model as the task found it: the base model of the ledger plus the\n"
     "entries before this one, not the base model alone."
 )
-Combine = Callable[[Sequence[Factors | None]], Factors]  # one update of a projection, of those of all entries
+Combine = Callable[[Sequence[Factors | None]], Factors]  # combines all entries' updates of a projection into one
 PREFIX, TAIL = "base_model.model.", ".lora_B.weight"
 
 
@@ -37,14 +37,16 @@ def write_entry(
     served_rank: int | None = None,
     task_type: str | None = "CAUSAL_LM",
 ) -> dict[str, str]:
-    """Writes an entry beside and renames it; returns the SHA-256 of its files, by name.
+    """Writes an entry to a temporary folder and renames that; returns the SHA-256 of its files, by name.
 
     Args:
-        updates: for each projection (B [out_features, rank] with all folded in, A [rank, in_features]), fp32.
-        base_model: name of the model that the run began with.
-        belongs: says to what model the update belongs.
-        served_rank: pads each projection with zeros to this rank, for servers that want one rank for all.
-        task_type: what the model does, as PEFT says it; None where it has no word for that.
+        folder: the folder of the entry.
+        updates: for each projection (B [out_features, rank], which includes gate and scale, A [rank, in_features]),
+            fp32.
+        base_model: name of the base model of the run.
+        belongs: text for the README that names the model that the update belongs to.
+        served_rank: rank to which each projection is padded with zeros, for servers that need the same rank for all.
+        task_type: PEFT's task type of the model; None if PEFT has none for it.
     """
     kept = {name: pair for name, pair in updates.items() if len(pair[1])}
     if served_rank is not None:
@@ -74,15 +76,15 @@ def write_entry(
 
 
 def write_readme(folder: Path, belongs: str = OF_ONE_TASK) -> None:
-    """Says in a folder's README.md to what model its update belongs."""
+    """Writes a folder's README.md with the text `belongs`, which names the model that the update belongs to."""
     (folder / "README.md").write_text(f"---\nlibrary_name: peft\n---\n{belongs}\n", encoding="utf-8")
 
 
 def read_entry(folder: Path) -> Deltas:
-    """What `write_entry` was given, but for the projections that kept nothing.
+    """Reads the updates that were given to `write_entry`, without the projections that kept no component.
 
     Raises:
-        UserError: the file is no update that `write_entry` wrote, or holds values that are not finite.
+        UserError: the file was not written by `write_entry`, or contains values that are not finite.
     """
     with _opened(folder) as file:
         return {name: _read_factors(file, name, folder) for name in _names(file, folder)}
@@ -94,17 +96,17 @@ def summed(
     shares: Sequence[float] | None = None,
     combine: Combine | None = None,
 ) -> Iterator[tuple[str, Factors]]:
-    """(projection, factors whose product is its update by all entries), by name; of a sum, B and A are stacked.
+    """Yields (projection, factors of its update by all entries), ordered by name; for a sum, B and A are stacked.
 
     Args:
         folders: the entries, in the order in which they are added.
-        of: leaves out the projections that this entry does not touch.
-        shares: what each is multiplied by; 1 by default.
-        combine: makes one update of those of all entries, None for one that does not touch the projection; by default
-            they are summed.
+        of: only projections that this entry changes are returned; None: all.
+        shares: factor of each entry; 1 by default.
+        combine: combines the updates of all entries into one, with None for an entry that does not change the
+            projection; by default they are summed.
 
     Raises:
-        UserError: as `read_entry`; or a sum may be larger than what fp32 can hold.
+        UserError: as `read_entry`; the updates differ in shape; or their sum may exceed the range of fp32.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(folder)) for folder in folders]
@@ -122,13 +124,13 @@ def summed(
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of each projection that an entry touches."""
+    """Returns (out_features, in_features) of each projection that an entry changes."""
     with _opened(folder) as file:
         return {name: _checked_shape(file, name, folder) for name in _names(file, folder)}
 
 
 def drift(folders: Sequence[Path], combine: Combine | None = None) -> dict[str, float]:
-    """Frobenius norm of the update by all entries, for each projection that has any; `combine` as of `summed`."""
+    """Returns the Frobenius norm of each changed projection's update by all entries; `combine` as for `summed`."""
     return {name: norm_of_product(*factors) for name, factors in summed(folders, combine=combine)}
 
 
@@ -155,7 +157,7 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _checked_shape(file: Any, name: str, folder: Path) -> tuple[int, int]:
-    """(out_features, in_features) of an update whose factors fit each other."""
+    """Returns (out_features, in_features) of an update; raises UserError if factors do not match or are not fp32."""
     parts = [file.get_slice(key) for key in _keys(name)]
     B, A = (part.get_shape() for part in parts)
     if len(B) != 2 or len(A) != 2 or B[1] != A[0] or 0 in (*B, *A):
@@ -186,7 +188,7 @@ def _combined(
 
 
 def _padded(name: str, factors: Factors, rank: int) -> Factors:
-    """The same product, from factors of a larger rank."""
+    """Returns factors of the given rank with the same product, padded with zeros."""
     (B, A), missing = factors, rank - len(factors[1])
     if missing < 0:
         raise UserError(f"{name} has rank {len(A)}; the served rank {rank} must be at least that")

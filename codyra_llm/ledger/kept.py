@@ -1,4 +1,4 @@
-"""What a method keeps from finished tasks, beside the ledger: named tensors, written after each task."""
+"""The state that a method keeps from finished tasks, besides the ledger: named tensors, written after each task."""
 
 from pathlib import Path
 
@@ -8,17 +8,19 @@ from safetensors.torch import load, save_file
 from codyra_llm.files import remove, replace_folder, sha256
 
 FILE = "kept.safetensors"
-LAST = 2  # as many as there are checkpoints, each of which may rest on another one
+LAST = 2  # as many as there are checkpoints, each of which may need a different one
 
 
 def write_kept(folder: Path, entry: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Writes `<folder>/<entry>/kept.safetensors`, and removes those of earlier entries but the last.
+    """Writes `<folder>/<entry>/kept.safetensors`, and removes those of all earlier entries except the previous one.
 
     Args:
-        tensors: whole, on the CPU.
+        folder: contains a folder for each kept entry.
+        entry: name of the last entry.
+        tensors: unpartitioned, on the CPU.
 
     Returns:
-        The SHA-256 of the file, by its path relative to the folder that `folder` is in.
+        {path relative to the parent of `folder`: SHA-256 of the file}.
     """
     with replace_folder(folder / entry) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / FILE)
@@ -29,5 +31,5 @@ def write_kept(folder: Path, entry: str, tensors: dict[str, torch.Tensor]) -> di
 
 
 def read_kept(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that `write_kept` wrote; read, not mapped, so that the file can be removed."""
+    """Reads the tensors of a file that `write_kept` wrote, without memory mapping, so that it can be removed."""
     return load(path.read_bytes())

@@ -1,13 +1,13 @@
-"""The ledger of a run: the base model, and what each finished task added to it, in order.
+"""The ledger of a run: the base model, and the update of each finished task, in order.
 
 ledger/
-    ledger.json     base model by name and hash; of each entry its hashes, size, settings and scores
+    ledger.json     base model by name and hash; for each entry its hashes, size, settings and scores
     01-FOMC/        an entry (`ledger.entry`): a LoRA adapter in PEFT's format
     02-.../
 
-A model is the base model plus the sum of its entries, so an entry can be left out, or weighed, at any time. Entries are
-added and never changed; what is read is checked against the hashes, and names that lead elsewhere are refused. A hash
-tells a damaged ledger from a whole one; it does not say who wrote it.
+A model is the base model plus the sum of its entries, so an entry can be left out or scaled at any time. Entries are
+added and never changed; files are checked against the hashes when they are read, and names with a path are rejected. A
+hash detects a damaged ledger; it does not authenticate its author.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model that a ledger begins with: what it was called, the hash of its weights, the dtype it was held in."""
+    """The base model of a ledger: its name in the run, the hash of its weights, and the dtype that it was used in."""
 
     name: str
     sha256: _Hash
@@ -48,10 +48,17 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished task.
+    """The entry of one finished task.
 
-    `sha256` of its files by name; `components`: the sum of its ranks over `projections`; `norm`: the Frobenius norm of
-    its update; `settings`: the hash of what it was learned with; `scores` of each task right after it.
+    Attributes:
+        name: of the entry's folder.
+        task: name of the task.
+        sha256: of its files, by name.
+        projections: number of projections that it changes.
+        components: the sum of its ranks over projections.
+        norm: the Frobenius norm of its update.
+        settings: hash of the settings that the task was learned with; "" if unknown.
+        scores: of each task, right after this one.
     """
 
     name: str
@@ -66,28 +73,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What stands in ledger.json."""
+    """The content of ledger.json."""
 
     base_model: BaseModel
     entries: tuple[Entry, ...] = ()
     combined: dict[str, Any] = dataclasses.field(default_factory=dict)  # `describe_combination`; empty: summed
 
     def name_of_next(self, task: str) -> str:
-        """The folder of the entry that a task will have."""
+        """Returns the folder name of the entry that comes next, for a task."""
         return f"{len(self.entries) + 1:02d}-{task}"
 
     def with_entry(self, entry: Entry) -> "Ledger":
-        """The ledger and one entry more."""
+        """Returns the ledger with one more entry."""
         return dataclasses.replace(self, entries=(*self.entries, entry))
 
     def with_scores(self, scores: dict[str, float]) -> "Ledger":
-        """The ledger with what was scored after its last entry."""
+        """Returns the ledger with the scores after its last entry."""
         return dataclasses.replace(
             self, entries=(*self.entries[:-1], dataclasses.replace(self.entries[-1], scores=scores))
         )
 
     def remark(self, names: Collection[str]) -> str:
-        """Which of some entries leave the weights as they were, since nothing was learned that could be merged."""
+        """Returns a remark that names those of the entries without components, which change no weight; "" if none."""
         without = [entry.name for entry in self.entries if entry.name in names and not entry.components]
         if not without:
             return ""
@@ -100,25 +107,25 @@ class Ledger:
 
     @property
     def state(self) -> str:
-        """SHA-256 of all that is said of the base model and of the entries, in order."""
+        """SHA-256 of the ledger's content: the base model and all data of the entries, in order."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     @property
     def content(self) -> dict[str, Any]:
-        """What ledger.json says of it."""
+        """The ledger's data in ledger.json."""
         content = dataclasses.asdict(self)
         return content if self.combined else {key: value for key, value in content.items() if key != "combined"}
 
     @property
     def _state_of_version_1(self) -> str:
-        """Which left out the dtype, and what is said of an entry beside its files."""
+        """The `state` of schema version 1, over the hashes of the base model and of the entries' files only."""
         return hashlib.sha256(json.dumps([self.base_model.sha256, list(self.files.items())]).encode()).hexdigest()
 
     def position(self, name: str) -> int:
-        """Where an entry stands, from 0: by its task or, where a task was learned twice, by its folder.
+        """Returns the index of an entry, from 0, by its task or by its folder (if a task was learned twice).
 
         Raises:
-            UserError: there is no such entry, or several.
+            UserError: there is no such entry, or there are several.
         """
         found = [i for i, entry in enumerate(self.entries) if name in (entry.name, entry.task)]
         if len(found) != 1:
@@ -128,10 +135,10 @@ class Ledger:
 
 
 def parse_ledger(content: Any, where: str) -> Ledger:
-    """A ledger from what JSON holds of it.
+    """Returns a ledger from its JSON content; `where` names the place in errors.
 
     Raises:
-        UserError: something is missing or of the wrong kind, or a name is none that a run gives.
+        UserError: something is missing or has the wrong type, or names of entries or files are not those of a run.
     """
     ledger = validated(Ledger, content, where, "it is not a ledger that a run wrote")
     for number, entry in enumerate(ledger.entries, 1):
@@ -145,17 +152,17 @@ def parse_ledger(content: Any, where: str) -> Ledger:
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
-    """Writes ledger.json beside and renames it; the entries' folders stand already."""
+    """Writes ledger.json to a temporary file and renames that; the entries' folders must already exist."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, "state": ledger.state, **ledger.content}
     write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """A ledger whose every file is as it was written.
+    """Reads a ledger, and checks every file against its hash.
 
     Raises:
-        UserError: it is none, or a file is missing or damaged.
+        UserError: the folder is no ledger, or a file is missing or damaged.
     """
     content = read_json(folder / FILE, "name the folder `ledger` of a run")
     ledger = parse_ledger(content, str(folder / FILE))
@@ -179,14 +186,16 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def open_ledger(config: RunConfig, source: Source, begun: dict[str, Any] | None) -> Ledger:
-    """The ledger that a run adds to: the one it began, or the one it extends, or an empty one.
+    """Returns the ledger that a run adds to: that of its checkpoint, the one that it extends, or an empty one.
 
     Args:
+        config: the configuration of the run.
         source: the run's base model.
-        begun: the ledger as a checkpoint keeps it.
+        begun: the content of the ledger in a checkpoint; None: the run does not resume.
 
     Raises:
-        UserError: the run's model is not the one that the ledger begins with, or the ledger to extend is not whole.
+        UserError: the run's model is not the ledger's base model, the ledger to extend is damaged, or its entries are
+            combined in a different way.
     """
     combined = describe_combination(config)
     if begun is None and config.extend is None:
@@ -206,7 +215,7 @@ def _combiner(combined: dict[str, Any]) -> str:
 
 
 def check_base(ledger: Ledger, source: Source) -> None:
-    """Raises UserError where a model is not the one that a ledger begins with."""
+    """Raises UserError if a model is not the base model of a ledger."""
     found, base = source.sha256, ledger.base_model
     if found != base.sha256:
         raise UserError(
@@ -216,7 +225,7 @@ def check_base(ledger: Ledger, source: Source) -> None:
 
 
 def copy_entries(ledger: Ledger, source: Path, target: Path) -> None:
-    """Copies the entries' files, and nothing that lies beside them, into another ledger."""
+    """Copies the entries' files, and no others, into another ledger, with new READMEs."""
     for entry in ledger.entries:
         with replace_folder(target / entry.name) as scratch:
             for name in entry.sha256:

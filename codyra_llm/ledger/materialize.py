@@ -1,6 +1,6 @@
-"""A ledger as a model: the base weights plus the wanted share of each entry, an ordinary HF folder.
+"""Materializes a ledger as an ordinary HF folder: the base weights plus the selected share of each entry.
 
-Weights go one by one from the base model's files to the new ones, so memory does not grow with the model.
+Weights are copied one by one from the base model's files to the new ones, so memory does not grow with the model.
 """
 
 from collections.abc import Mapping
@@ -30,17 +30,20 @@ def materialize(
     dtype: str | None,
     quantization: str | None = None,
 ) -> None:
-    """Writes the model that the entries give; in the run's dtype and quantization, with the bits that the run saved.
+    """Writes the merged model; with the run's dtype and quantization it is bit-identical to the one that the run saved.
 
     Args:
-        folder: where the ledger lies. shares: {entry: share of it}, as `Ledger.select` gives it.
+        folder: the folder of the ledger.
+        ledger: its content.
+        shares: {entry: its share}, as returned by `selection.select`.
         output: the new folder.
-        base: where the base model is; by default what the run called it. dtype: by default the run's.
-        quantization: "nf4" or "int8": the projections are quantized, one after another; by default none is.
+        base: where the base model is; None: the name that the run used.
+        dtype: of the weights; None: that of the run.
+        quantization: "nf4" or "int8": the projections are quantized, one after another; None: none is.
 
     Raises:
-        UserError: the base model is another, does not fit the entries or cannot be read in parts; the output folder is
-            there already, or cannot be written. Nothing is left in its place then.
+        UserError: the base model is a different one, does not match the entries or cannot be read in parts; the output
+            folder already exists, or cannot be written. Nothing is left in its place then.
     """
     return_large_blocks()
     dtype = dtype or ledger.base_model.dtype
@@ -66,7 +69,7 @@ def materialize(
 
     combine = combination(ledger.combined, str(folder / FILE))
     updates = summed(folders, shares=list(shares.values()), combine=combine)
-    if quantization:  # what is quantized is not rounded before
+    if quantization:  # in fp32, so that weights are not rounded to dtype before they are quantized
         layout |= {f"{name}.weight": layout[f"{name}.weight"].float() for name in quantized_names(model)}
         quantize_structure(model, quantization)
         weights = quantized_tensors(model, merged_weights(layout, original, updates))
@@ -77,10 +80,12 @@ def materialize(
 
 
 def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Mapping[str, torch.Tensor]) -> None:
-    """Raises UserError where there is an update for a projection that the model has not, or has in another shape.
+    """Raises UserError if the model lacks an updated projection, or has it in a different shape.
 
     Args:
-        where: named in the error. updated: (out_features, in_features) of each projection. layout: the model's weights.
+        where: the path that the error names.
+        updated: (out_features, in_features) of each updated projection.
+        layout: the model's weights.
     """
     for module, shape in updated.items():
         weight = layout.get(f"{module}.weight")
@@ -90,10 +95,15 @@ def check_shapes(where: Path, updated: Mapping[str, tuple[int, int]], layout: Ma
 
 
 def check_fit(folder: Path, ledger: Ledger, base: str | None) -> None:
-    """Reads every entry whole; `base`: where the base model is.
+    """Reads every entry completely, and checks it against the base model.
+
+    Args:
+        folder: the folder of the ledger.
+        ledger: its content.
+        base: where the base model is; None: the name that the run used.
 
     Raises:
-        UserError: the base model is another, an entry does not fit it, or holds what is no update.
+        UserError: the base model is a different one, or an entry does not match it or is not a valid update.
     """
     source = open_source(base or ledger.base_model.name, check=check_any)
     check_base(ledger, source)

@@ -1,4 +1,4 @@
-"""Adapters in and out: a ledger as one PEFT adapter, and an adapter that PEFT trained as an entry."""
+"""Export of a ledger as one PEFT adapter, and import of an adapter that PEFT trained as an entry."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from codyra_llm.models.source import check_any, open_source
 from codyra_llm.text import shown
 
 OF_A_SUM = "The sum of these updates, which belongs to the base model alone, as it was before any of them: "
-# of PEFT's settings those that make an adapter more than W + B A, or that change W itself, where they are on
+# settings of PEFT that, if set, make an adapter more than W + B A, or change W itself
 NOT_AN_UPDATE = (
     "use_dora",
     "lora_bias",
@@ -48,15 +48,18 @@ def export_sum(
     rank: int | None,
     belongs: str | None = None,
 ) -> int:
-    """Writes the wanted shares of entries as one adapter; returns its largest rank.
+    """Writes the selected shares of entries as one adapter; returns its largest rank.
 
     Args:
-        folder: where the ledger lies. shares: {entry: share of it}. output: the new folder.
-        rank: pads every projection to it; None: each keeps its own.
-        belongs: says to what model the adapter belongs; by default the base model.
+        folder: the folder of the ledger.
+        ledger: its content.
+        shares: {entry: its share}.
+        output: the new folder.
+        rank: every projection is padded to this rank; None: each keeps its own.
+        belongs: text that names the model that the adapter belongs to; by default the base model.
 
     Raises:
-        UserError: the output folder exists already, or a projection needs a larger rank.
+        UserError: the output folder already exists or cannot be written, or a projection needs a larger rank.
     """
     if output.exists():
         raise UserError(f"{output}: already exists; name a new folder")
@@ -68,14 +71,17 @@ def export_sum(
 
 
 def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base: str | None) -> Entry:
-    """Adds a LoRA adapter that PEFT wrote as the next entry.
+    """Adds a LoRA adapter in PEFT's format as the next entry; returns the entry.
 
     Args:
-        folder: where the ledger lies. adapter: a folder in PEFT's format. task: what the entry is called.
-        base: where the base model is; by default what the run called it.
+        folder: the folder of the ledger.
+        ledger: its content.
+        adapter: a folder in PEFT's format.
+        task: name of the entry's task.
+        base: where the base model is; None: the name that the run used.
 
     Raises:
-        UserError: the adapter is more than a low-rank update, is damaged, or does not fit the base model.
+        UserError: the adapter is more than a low-rank update, is damaged, or does not match the base model.
     """
     if not re.fullmatch(r"[\w.+-]+", task):
         raise UserError(f'task "{task}": use letters, digits and . + - _ only; it names a folder')
@@ -101,10 +107,10 @@ def append_adapter(folder: Path, ledger: Ledger, adapter: Path, task: str, base:
 
 
 def read_adapter(folder: Path) -> Deltas:
-    """The updates of a LoRA adapter in PEFT's format, alpha folded into B, fp32.
+    """Reads the updates of a LoRA adapter in PEFT's format, with alpha folded into B, in fp32.
 
     Raises:
-        UserError: it is not there, not whole, or more than a low-rank update of projections.
+        UserError: the adapter is missing, incomplete, or more than a low-rank update of projections.
     """
     deeper = sorted(folder.glob(f"*/{CONFIG}"))
     config = read_json(folder / CONFIG, f"name {deeper[-1].parent}" if deeper else "name an adapter that PEFT saved")
@@ -126,7 +132,7 @@ def read_adapter(folder: Path) -> Deltas:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
-    # a state dict that was saved as PEFT keeps it in memory names the adapter in each key
+    # keys of a state dict that was saved from PEFT's memory contain the adapter's name
     tensors = {re.sub(r"(\.lora_[AB])\.default\.weight$", r"\1.weight", key): each for key, each in tensors.items()}
     updates = {}
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
@@ -159,7 +165,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies B A by: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern is matched as PEFT does."""
+    """Returns PEFT's factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns are matched as in PEFT."""
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     matched = [alpha for key, alpha in patterns.items() if regex.match(rf"(.*\.)?({key})$", module, timeout=1)]
     alpha = matched[0] if matched else config.get("lora_alpha", 8)  # PEFT's default

@@ -1,4 +1,4 @@
-"""Which entries of a ledger are wanted, and how much of each: --upto, --without and --scale of the commands."""
+"""Selection of entries of a ledger and of their shares: --upto, --without and --scale of the commands."""
 
 import argparse
 import math
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `read_selection` understands."""
+    """Adds the options that `read_selection` reads."""
     parser.add_argument("--upto", metavar="N", help="the first N entries, or all up to this task")
     parser.add_argument("--without", metavar="TASKS", default="", help="entries to leave out: FOMC,Py150")
     parser.add_argument("--scale", metavar="TASK=SHARE", default="", help="shares of entries: FOMC=0.5,Py150=0.8")
 
 
 def read_selection(folder: Path, options: argparse.Namespace) -> tuple["Ledger", dict[str, float]]:
-    """A ledger, and what a command line wants of it.
+    """Returns a ledger and the {entry: share} that a command line selects.
 
     Raises:
         UserError: as `read_ledger` and `select`, or a share is not a number.
     """
-    from codyra_llm.ledger.ledger import read_ledger  # takes seconds to import; mistakes answer before
+    from codyra_llm.ledger.ledger import read_ledger  # takes seconds to import; mistakes are reported before that
 
     scales = {}
     for part in filter(None, options.scale.split(",")):
@@ -42,14 +42,16 @@ def read_selection(folder: Path, options: argparse.Namespace) -> tuple["Ledger",
 def select(
     ledger: "Ledger", upto: str | None = None, without: Sequence[str] = (), scales: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """{entry: share of it} of the entries that are wanted, in order.
+    """Returns {entry: its share} of the selected entries, in order; entries with share 0 are left out.
 
     Args:
-        ledger: to choose from; its entries are named as `Ledger.position` takes them.
-        upto: the last one, or how many. without: left out. scales: shares other than 1.
+        ledger: the ledger; entries are named as for `Ledger.position`.
+        upto: the last entry, or the number of entries; None: all.
+        without: entries to leave out.
+        scales: shares other than 1.
 
     Raises:
-        UserError: there is no such entry, or several; a share cannot be.
+        UserError: there is no such entry, or there are several; a share is not finite, or its entry not selected.
     """
     count = len(ledger.entries)
     if upto is not None:

@@ -1,4 +1,4 @@
-"""The weights that a ledger leaves, streamed one tensor at a time from the original files."""
+"""The merged weights of a ledger, streamed one tensor at a time from the original files."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,15 +13,15 @@ from codyra_llm.errors import UserError
 def merged_weights(
     layout: Mapping[str, torch.Tensor], original: Callable[[str], Fill], updates: Iterable[tuple[str, Factors]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, original + sum of its updates, rounded once) of each weight, on the CPU.
+    """Yields (name, original + sum of its updates, rounded once) of each weight, on the CPU.
 
     Args:
         layout: name, shape and dtype of each weight, on any device.
-        original: gives the values of the model that the updates began with.
-        updates: (projection, factors of the sum of its updates), as `summed` gives them.
+        original: returns the base model's values of a weight, by name.
+        updates: (projection, factors of the sum of its updates), as yielded by `summed`.
 
     Raises:
-        UserError: a weight is not finite, in the files or once it is rounded.
+        UserError: a weight is not finite, in the files or after rounding.
     """
     left = dict(layout)
     for module, factors in updates:

@@ -1,4 +1,4 @@
-"""CoDyRA and what it is compared with: one file for each method. A file in this folder is found by itself."""
+"""CoDyRA and the methods that it is compared with, one file each. Files in this folder are discovered automatically."""
 
 import importlib
 import pkgutil

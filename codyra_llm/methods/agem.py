@@ -1,4 +1,4 @@
-"""A-GEM: a gradient that conflicts with that of earlier tasks' rows loses the part that does (arXiv 1812.00420)."""
+"""A-GEM: removes from a gradient the part that conflicts with the gradient of earlier rows (arXiv 1812.00420)."""
 
 import dataclasses
 import random
@@ -13,7 +13,7 @@ from codyra_llm.options import AT_LEAST_ONE, option
 
 @dataclass(frozen=True)
 class AGEMSettings(MemorySettings):
-    """How many rows are kept, and how many are looked at."""
+    """Settings of A-GEM: how many rows are kept, and how many of them a step draws."""
 
     batch: int = option(
         8, "kept rows, of all earlier tasks, whose gradient a step is held against", within=AT_LEAST_ONE
@@ -21,10 +21,10 @@ class AGEMSettings(MemorySettings):
 
 
 class AGEM(WithMemory):
-    """g <- g - (g g_r / g_r g_r) g_r where g g_r < 0; g_r is the gradient of rows drawn from all earlier tasks'.
+    """g <- g - (g g_r / g_r g_r) g_r where g g_r < 0; g_r is the gradient of kept rows drawn over all earlier tasks.
 
     The dot products are over A and B of all projections. g is the clipped gradient of the step's mean loss. Under Adam
-    the update that follows is not orthogonal to g_r: the projection is of the gradient, as published.
+    the resulting update is not orthogonal to g_r: the gradient is projected, not the update, as published.
     """
 
     name = "agem"
@@ -35,12 +35,12 @@ class AGEM(WithMemory):
 
     @property
     def relative_cost(self) -> float:
-        """Passes over the drawn rows as well, once there are earlier tasks."""
+        """FLOPs of a step relative to fixed-rank LoRA: adds the passes over the rows drawn from earlier tasks."""
         drawn = min(self.settings.batch, sum(map(len, self.memory.values())))
         return 1 + drawn / self.config.train.global_batch_size
 
     def begin_step(self, step: int, passes: RowPasses) -> None:
-        """The gradient of rows of the memory, drawn by seed, task and step."""
+        """Computes the gradient of rows of the memory; which rows depends on (seed, task, step) alone."""
         rows = [row for of_task in self.memory.values() for row in of_task]
         if rows:
             count = min(self.settings.batch, len(rows))
@@ -48,7 +48,7 @@ class AGEM(WithMemory):
             self._reference = passes.gradient(drawn)
 
     def before_step(self, slices: Slices) -> None:
-        """The projection."""
+        """Projects the gradient where it conflicts with that of the kept rows."""
         if self._reference is None:
             return
         reference = [each.cut(self._reference[each.name]) for each in slices]

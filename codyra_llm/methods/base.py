@@ -1,4 +1,4 @@
-"""The base of all methods: fixed-rank LoRA, merged after each task. A method is one file that shows what it changes."""
+"""The base of all methods: fixed-rank LoRA, merged after each task. A method's file contains only what it changes."""
 
 import dataclasses
 import random
@@ -30,16 +30,17 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method can run with; everything else is refused before a model is loaded.
+    """The configurations that a method can run with; others are rejected before a model is loaded.
 
     Attributes:
         zero_stages: ZeRO stages that it supports.
         quantized_base: whether the base model may be quantized.
-        whole_updates: whether all of an update must be merged (merge.scale 1).
-        first_task: whether it must see every task from the first one on: no `extend`.
-        continues: whether branches start as something else than zero, which must not lose directions.
-        domains: kinds of data that it can learn from, as task files name them; text alone where it needs a language
-            model: text that the model writes, states of prompts, rows as token ids.
+        whole_updates: whether the whole update must be merged (merge.scale 1).
+        first_task: whether it must see every task from the first one on, so that `extend` is not possible.
+        continues: whether a branch starts from a non-zero update, from which directions cannot be removed
+            (retention.protected).
+        domains: kinds of data that it can learn from, as task files name them; only text where it needs a language
+            model (texts that the model generates, hidden states of prompts, rows as token ids).
     """
 
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -52,7 +53,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method gives to the training loop: the wrapped projections, their optimizer, the thresholds."""
+    """The objects that a method returns to the training loop: wrapped projections, optimizer, threshold schedule."""
 
     wrapped: list[str]
     optimizer: Proximal
@@ -60,18 +61,18 @@ class Prepared:
 
 
 class Method(Hooks):
-    """A method's part of a run. What is not overridden is fixed-rank LoRA, merged after each task.
+    """The base class of methods; the defaults are fixed-rank LoRA, merged after each task.
 
     Attributes:
-        name: that a user chooses it by; also the name of its section of the configuration.
+        name: the value of the `method` setting that selects it; also the name of its section of the configuration.
         summary: one line for --help and the model card.
         Settings: a frozen dataclass whose fields carry their help and range (`options.option`).
-        needs: what it can run with.
-        trains_gates: whether it can end with a lower rank than it began with.
-        kept: what it keeps from finished tasks, named tensors that are whole on every rank. A run saves them after each
-            task and gives them back when it resumes.
-        task: the one that was prepared last.
-        taken_away: the updates that its projections leave out while it trains (`take_away`), by projection.
+        needs: the configurations that it can run with.
+        trains_gates: whether a branch can end a task with a lower rank than it started with.
+        kept: state from finished tasks, as named tensors that are whole on every rank. A run saves them after each
+            task and restores them when it resumes.
+        task: the task that was prepared last.
+        taken_away: the updates that are subtracted from its projections while it trains (`take_away`), by projection.
     """
 
     name: ClassVar[str] = ""
@@ -91,33 +92,33 @@ class Method(Hooks):
 
     @property
     def adapter(self) -> CoDyRAConfig:
-        """The branches that a task starts with: gates frozen at one."""
+        """The adapter configuration of a task's branches: gates frozen at one."""
         return dataclasses.replace(self.config.adapter, train_gates=False, gate_init="ones")
 
     def check(self, task: str, total_steps: int) -> None:
-        """Raises UserError where a task of so many optimizer steps cannot be learned as configured."""
+        """Raises UserError if a task of `total_steps` optimizer steps cannot be learned as configured."""
 
     def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
-        """The rows of earlier tasks (by name, in order) that are mixed into a task's own: a function of the seed."""
+        """Returns the rows of earlier tasks (by name, in order) to mix into the task's own; determined by the seed."""
         return ()
 
     @property
     def relative_cost(self) -> float:
-        """FLOPs of an optimizer step, passes of the method's own included, in those of fixed-rank LoRA."""
+        """FLOPs of an optimizer step, including the method's extra passes, relative to fixed-rank LoRA."""
         return 1.0
 
     @property
     def lengthens(self) -> bool:
-        """Whether replayed rows add optimizer steps; else they take the place of some of the task's own."""
+        """True if replayed rows add optimizer steps; otherwise they replace some of the task's own rows."""
         return False
 
     @property
     def added_tokens(self) -> int:
-        """How many positions of the model it takes before each row."""
+        """Number of positions that the method inserts before each row."""
         return 0
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """New branches and a new optimizer for a task; the draws depend on (seed, task, projection) alone."""
+        """Creates branches and an optimizer for a task; random draws depend only on (seed, task, projection)."""
         self.task, self.gathered, self.taken_away = task, {}, {}
         wrapped = self.wrap(model)
         with torch.no_grad():
@@ -135,32 +136,32 @@ class Method(Hooks):
         return Prepared(wrapped, optimizer)
 
     def wrap(self, model: nn.Module) -> list[str]:
-        """Freezes the model and puts branches into it, as drawn; returns the names of what has one."""
+        """Freezes the model and injects randomly initialized branches; returns the names of the wrapped projections."""
         return inject(model, self.adapter, seed=f"{self.config.seed}/{self.task}")
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """What one projection's branch starts as, changed in place; by default it is as drawn.
+        """Initializes one projection's branch in place; by default it stays as drawn.
 
-        A and B may be written to, frozen (`requires_grad_`), or replaced by others of any rank (the gate goes with
-        them: [rank]); directions may be blocked (`blocked_inputs`, `blocked_outputs`); an update may be taken away
+        A and B may be written to, frozen (`requires_grad_`), or replaced by others of any rank (with a gate [rank] of
+        the same rank); directions may be blocked (`blocked_inputs`, `blocked_outputs`); an update may be subtracted
         from the projection (`take_away`). A dense update is a branch whose A is the identity, frozen.
         """
 
     def size_branch(self, layer: CoDyRALinear) -> None:
-        """What a plan, on a model without values, must know of `start_branch`: the parameters' shapes, which train."""
+        """Does the part of `start_branch` that planning needs, on a meta model: parameter shapes and requires_grad."""
 
     def drawn(self, rows: "Sequence[Example]", count: int, draw: str) -> "list[Example]":
-        """At most `count` of some rows, in their order; which ones depends on (seed, name of the draw) alone."""
+        """Samples at most `count` of the rows, in their order; which ones depends on (seed, `draw`) alone."""
         chosen = random.Random(f"{self.config.seed}/{draw}").sample(range(len(rows)), min(len(rows), count))
         return [rows[row] for row in sorted(chosen)]
 
     def take_away(self, name: str, layer: CoDyRALinear, B: torch.Tensor, A: torch.Tensor) -> None:
-        """Lets the layer's projection compute W x - B A x until the task ends, for a branch that continues from B A."""
+        """Makes the projection compute W x - B A x until the task ends, as for a branch that starts from B A."""
         self._offsets.append(subtract(layer, B, A))
         self.taken_away[name] = B, A
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """Takes the branches out of the model: what each projection kept, and the updates for the ledger."""
+        """Removes the branches from the model; returns what each projection kept, and the updates for the ledger."""
         while self._offsets:
             self._offsets.pop().remove()
         scale = self.config.merge.scale
@@ -171,7 +172,7 @@ class Method(Hooks):
         return scaled, updates
 
     def changes(self, report: list[ModuleRank], updates: Deltas) -> tuple[list[ModuleRank], Deltas]:
-        """What `finish` gives, less what was taken away: by how much the model has changed."""
+        """Subtracts what was taken away (`take_away`) from the result of `finish`: the change of the model."""
         starts, self.taken_away = self.taken_away, {}
         found = {
             name: difference(factors, starts[name]) if name in starts else factors for name, factors in updates.items()
@@ -180,24 +181,24 @@ class Method(Hooks):
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
-        """One update of a projection, of those of all entries; a ledger of the method is read with it.
+        """Combines the updates of all ledger entries for one projection into the one that is added to its weight.
 
         Args:
-            settings: the method's.
-            updates: (B, A) of each entry, in order; None for one that does not touch the projection.
+            settings: the method's settings.
+            updates: (B, A) of each entry, in order; None for an entry that does not change the projection.
 
         Returns:
-            Factors of what is added to the weight; of a dense update, A is the identity.
+            Factors of the update that is added to the weight; for a dense update, A is the identity.
         """
         return stacked(updates)
 
     @classmethod
     def sums(cls) -> bool:
-        """Whether entries are summed, so that each can be merged by itself."""
+        """True if entries are summed, so that each can be merged on its own."""
         return cls.combine is Method.combine
 
     def check_run(self, zero_stage: int) -> None:
-        """Raises UserError, with the reason, where the run is configured as the method cannot run."""
+        """Raises UserError, with the reason, if the method cannot run with the configuration of the run."""
         config, needs = self.config, self.needs
         problem = None
         if zero_stage not in needs.zero_stages:

@@ -10,7 +10,7 @@ from codyra_llm.methods.base import Method, Prepared
 
 
 class CoDyRA(Method):
-    """Trains the gates. The threshold is a step of the optimizer (`ProximalAdamW`), its schedule is made here."""
+    """Trains the gates. The optimizer applies the threshold (`ProximalAdamW`); this class creates its schedule."""
 
     name = "codyra"
     summary = "importance-gated rank, thresholded, pruned and merged after each task"
@@ -18,11 +18,11 @@ class CoDyRA(Method):
 
     @property
     def adapter(self) -> CoDyRAConfig:
-        """The branches as configured."""
+        """The adapter configuration of the run, unchanged."""
         return self.config.adapter
 
     def check(self, task: str, total_steps: int) -> None:
-        """Raises UserError where a task of so many optimizer steps could not be pruned at all."""
+        """Raises UserError if nothing can be pruned in a task of `total_steps` optimizer steps."""
         schedule = self._schedule(total_steps)
         if not schedule or schedule.can_prune:
             return
@@ -34,7 +34,7 @@ class CoDyRA(Method):
         raise UserError(f"task {task}: the threshold can prune nothing in {total_steps} steps: {reason}; {remedy}")
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As fixed-rank LoRA, with trained gates and their schedule."""
+        """Prepares the task as fixed-rank LoRA does, and adds the threshold schedule."""
         return dataclasses.replace(super().prepare(model, task, total_steps), schedule=self._schedule(total_steps))
 
     def _schedule(self, total_steps: int) -> ThresholdSchedule | None:

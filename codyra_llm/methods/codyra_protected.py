@@ -5,11 +5,11 @@ from codyra_llm.methods.inflora import InfLoRA
 
 
 class ProtectedCoDyRA(CoDyRA, InfLoRA):
-    """The gates of CoDyRA, and the A of InfLoRA: designed from the task's inputs, off those of earlier tasks, frozen.
+    """CoDyRA's gates over InfLoRA's frozen A, which is built from the task's inputs, away from earlier tasks' inputs.
 
-    B and gates train. Forgetting comes from what a branch does to inputs of earlier tasks: the design keeps those out
-    of its reach, and the threshold takes away the components, which can be many to begin with, that the task's loss
-    does not need. The design is not in the published method, whose A is drawn at random. Kept: what InfLoRA keeps.
+    B and gates train. A branch causes forgetting by what it does to inputs of earlier tasks. The design of A removes
+    these from what the branch reads, and the threshold removes the components that the task's loss does not need; the
+    initial rank can therefore be large. The published method draws A at random instead. Kept: what InfLoRA keeps.
     """
 
     name = "codyra_protected"

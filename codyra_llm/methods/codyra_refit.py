@@ -1,4 +1,4 @@
-"""CoDyRA in two parts: branches learn the task at full rank, then their gates alone are fitted and thresholded."""
+"""CoDyRA in two parts: branches learn the task at full rank, then only their gates are fitted and thresholded."""
 
 import dataclasses
 import math
@@ -14,18 +14,18 @@ from codyra_llm.options import ABOVE_ZERO, FRACTION, option
 
 @dataclass(frozen=True)
 class RefitSettings:
-    """The second part of a task."""
+    """Settings of the second part of a task, in which only the gates train."""
 
     share: float = option(0.25, "share of a task's steps, the last ones, in which gates alone train", within=FRACTION)
     learning_rate: float = option(0.02, "peak learning rate of the gates in it", within=ABOVE_ZERO)
 
 
 class RefitCoDyRA(CoDyRA):
-    """A and B train with their gates at one; then they are frozen, and the gates train under the threshold.
+    """A and B train with gates at one; then they stop, and the gates train under the threshold.
 
-    The gates are fitted on the loss as it is then: with `retention`, the task's loss and what a component does to the
-    model's own behaviour, which decide together what is pruned. Each part has a cosine of its own. The published method
-    trains both at once; `adapter.dense_fraction` and `adapter.gate_learning_rate` are not used here.
+    The gates are fitted on the loss that the run has in the second part. With `retention` this is the task's loss plus
+    the retention terms, so both decide what is pruned. Each part has its own cosine schedule of the learning rate. The
+    published method trains both at once; `adapter.dense_fraction` and `adapter.gate_learning_rate` are not used here.
     """
 
     name = "codyra_refit"
@@ -34,7 +34,7 @@ class RefitCoDyRA(CoDyRA):
 
     @property
     def adapter(self) -> CoDyRAConfig:
-        """Gates that start at one, and a threshold for the second part."""
+        """The adapter configuration: trained gates that start at one, thresholded in the second part only."""
         return dataclasses.replace(
             self.config.adapter, train_gates=True, gate_init="ones", dense_fraction=1 - self.settings.share
         )
@@ -47,14 +47,18 @@ class RefitCoDyRA(CoDyRA):
 
 
 class RefitSchedule(ThresholdSchedule):
-    """A threshold that begins when A and B stop training, and the gates begin to; `rates`: peaks of both, in order."""
+    """A threshold schedule that starts when A and B stop training and the gates start.
+
+    Args:
+        rates: the peak learning rates of A and B, and of the gates.
+    """
 
     def __init__(self, config: CoDyRAConfig, total_steps: int, rates: tuple[float, float], warmup_steps: int) -> None:
         super().__init__(config, total_steps)
         (self.rate, self.gates_rate), self.warmup_steps = rates, warmup_steps
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """As the base class, with the learning rates of the part that the step is in."""
+        """Sets the learning rates of the part that the step belongs to, then applies the base schedule."""
         first = math.ceil(self.dense_steps)
         for group in optimizer.param_groups:
             if "threshold_mode" in group:

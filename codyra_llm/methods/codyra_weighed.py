@@ -1,4 +1,4 @@
-"""CoDyRA whose components stay where what they do for the task outweighs what they do to the model itself."""
+"""CoDyRA that keeps the components whose benefit to the task outweighs their harm to the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeighedSettings:
-    """What is weighed against what, and on how much text."""
+    """Settings of the comparison of benefit and harm, and the amount of text that they are measured on."""
 
     harm: float = option(
         1.0, "NLL of the task that a nat of KL on the model's own text may cost; 0: lora", within=AT_LEAST_ZERO
@@ -31,18 +31,18 @@ class WeighedSettings:
 
 
 class WeighedCoDyRA(Method):
-    """Fixed-rank LoRA; at the end of a task component i stays where benefit_i > harm * harm_i.
+    """Fixed-rank LoRA; at the end of a task component i is kept if benefit_i > harm * harm_i.
 
-    Both are what removing it, g_i from 1 to 0, changes, to second order with Fisher information F in the place of the
-    Hessian; l is the NLL per answer token of the task, d is KL(before || now) per token on text that the model wrote
-    before the task:
+    Both measure the effect of removing the component (g_i from 1 to 0), to second order, with the Fisher information F
+    in place of the Hessian. l is the NLL per answer token of the task; d is KL(before || now) per token on text that
+    the model generated before the task:
 
         benefit_i = -dl/dg_i + F_i(l) / 2        by how much l rises
         harm_i    =  dd/dg_i - F_i(d) / 2        by how much d falls
 
-    F_i is the mean over rows of the squared gradient of a row's NLL, per token; the model's own text is a sample of
-    what it was, so that this is the Fisher information of d where the branches are small. The published method shrinks
-    gates by the task alone, while it trains.
+    F_i is the sum over rows of the squared gradient of a row's NLL, divided by the number of tokens. The model's own
+    text is a sample from the model before the task, so F_i is the Fisher information of d where the branches are small.
+    The published method shrinks gates by the task's loss alone, during training.
     """
 
     name = "codyra_weighed"
@@ -58,12 +58,12 @@ class WeighedCoDyRA(Method):
         self._layers: list[CoDyRALinear] = []
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Lets the model write what the harm will be measured on."""
+        """Generates the texts that the harm will be measured on, unless `harm` is 0."""
         if self.settings.harm:
             self._texts = passes.own_texts(self.settings.texts, self.settings.text_length)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """As drawn; its gate will be asked for a gradient."""
+        """Leaves the branch as drawn, and records the layer: `after_training` needs the gradient of its gate."""
         self._layers.append(layer)
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
@@ -72,7 +72,7 @@ class WeighedCoDyRA(Method):
         if not self.settings.harm:
             return
         for layer in layers:
-            layer.gate.requires_grad_(True)  # after the last step, so that no optimizer knows it
+            layer.gate.requires_grad_(True)  # after the last step, so that no optimizer updates it
         chosen = self.drawn(rows, self.settings.rows, f"{self.name}/{self.task}")
         task, information = passes.gradient(chosen), self._information(chosen, passes)
         model, of_texts = passes.divergence_gradient(self._texts), self._information(self._texts, passes)
@@ -90,7 +90,7 @@ class WeighedCoDyRA(Method):
         return {name: len(rows) / tokens * mean for name, mean in passes.mean_of_gradients(rows, torch.square).items()}
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """Sets the gates of what does more harm than good to zero, and ends the task as ever."""
+        """Sets the gates of components whose harm outweighs their benefit to zero, then finishes as the base class."""
         with torch.no_grad():
             for name, layer in gated_layers(model) if self._worth else ():
                 layer.gate[self._worth[f"{name}.gate"].to(layer.gate.device) <= 0] = 0

@@ -1,4 +1,4 @@
-"""DARE: updates whose entries are dropped at random and scaled up, summed (arXiv 2311.03099)."""
+"""DARE: the sum of updates whose entries are dropped at random and rescaled (arXiv 2311.03099)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from codyra_llm.options import DECAY, option
 
 @dataclass(frozen=True)
 class DARESettings:
-    """How much is dropped."""
+    """Settings of DARE: the drop probability."""
 
     drop: float = option(0.5, "p: probability that an entry is dropped; 0: lora", within=DECAY)
 
 
 class DARE(Method):
-    """W_t = W_0 + sum of m_s dW_s / (1 - p), each m_s drawn entry by entry with P(m = 1) = 1 - p.
+    """W_t = W_0 + sum of m_s dW_s / (1 - p), the entries of each m_s drawn independently with P(m = 1) = 1 - p.
 
-    Draws depend on the update alone, so that a model that is made of the ledger again is the same. The result is dense.
+    Draws depend on the update alone, so a model that is rebuilt from the ledger is the same. The result is dense.
     """
 
     name = "dare"
@@ -31,7 +31,7 @@ class DARE(Method):
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
-        """The sum of the thinned updates, dense: A is the identity."""
+        """Returns the sum of the thinned updates, dense: A is the identity."""
         total = torch.zeros(())
         for B, A in filter(None, updates):
             digest = hashlib.sha256(A.contiguous().numpy().tobytes()).digest()
@@ -43,5 +43,5 @@ class DARE(Method):
 
 
 def thinned(update: torch.Tensor, draw: torch.Tensor, drop: float) -> torch.Tensor:
-    """The entries whose draw from [0, 1) is at least `drop`, over the share of those; the rest is zero."""
+    """Returns the entries whose draw from [0, 1) is at least `drop`, divided by 1 - drop; all others are zero."""
     return torch.where(draw >= drop, update / (1 - drop), torch.zeros_like(update))

@@ -1,4 +1,4 @@
-"""DER++: kept rows are learned again, and keep the logits that they had (arXiv 2004.07211)."""
+"""DER++: replays kept rows and distils the logits that they had (arXiv 2004.07211)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DERPPSettings:
-    """How many rows are kept, and the weights of what they add to the loss."""
+    """Settings of DER++: how many rows are kept, and the weights of the terms that they add to the loss."""
 
     fraction: float = option(0.1, "share of each earlier task's rows that is kept; 0: lora", within=FRACTION)
     alpha: float = option(0.5, "weight of the squared distance to the kept logits", within=AT_LEAST_ZERO)
@@ -27,22 +27,22 @@ class DERPPSettings:
 
 
 class DERPP(Method):
-    """CE(own rows) + beta CE(kept rows) + alpha MSE(kept rows' logits, those they had), over answer tokens.
+    """CE(own rows) + beta CE(kept rows) + alpha MSE(kept rows' logits, stored logits), over answer tokens.
 
-    Kept rows replace own ones in a step, as in replay, so that the number of steps is equal; one draw serves both terms
-    (released: two). Logits are those at the end of the row's task (released: when it was drawn), and of each token the
-    `logits` largest alone are kept and compared (released, on ten classes: all). Kept: "logits.<row>" [answer tokens,
-    2 x logits], values and then ids, of every kept row in order.
+    Kept rows replace rows of the task in a step, as in replay, so the number of steps is unchanged; both terms use the
+    same sample of rows (released: one sample each). Stored logits are those at the end of the row's task (released:
+    when the row was sampled), and only the `logits` largest of each token are stored and compared (released, on ten
+    classes: all). Kept: "logits.<row>" [answer tokens, 2 x logits], values and then ids, of every kept row in order.
     """
 
     name = "derpp"
     summary = "DER++: replay whose kept rows keep their logits"
     Settings = DERPPSettings
     needs = Needs(first_task=True)
-    _own = 0  # rows of the task's own, which the kept ones follow
+    _own = 0  # number of the task's own rows; kept rows are numbered after them
 
     def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
-        """A seeded sample of each earlier task."""
+        """Returns a seeded sample of each earlier task."""
         seed, fraction = self.config.seed, self.settings.fraction
         return [rows[row] for name, rows in earlier.items() for row in sample(seed, name, len(rows), fraction)]
 
@@ -53,7 +53,7 @@ class DERPP(Method):
     def output_loss(
         self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(beta - 1) CE + alpha MSE of the kept rows' tokens, whose CE the loss has already."""
+        """Returns (beta - 1) CE + alpha MSE of the kept rows' tokens; the loss already contains their CE."""
         of_kept = tokens.rows >= self._own
         if not of_kept.any():
             return None
@@ -64,7 +64,7 @@ class DERPP(Method):
         return (self.settings.beta - 1) * again + self.settings.alpha * distance(logits, known)
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """The logits of the rows that later tasks will learn again."""
+        """Stores the logits of the rows that later tasks will replay."""
         drawn = sample(self.config.seed, self.task, len(rows), self.settings.fraction)
         first = len(self.kept)
         for number, found in enumerate(passes.outputs([rows[row] for row in drawn], self._largest)):
@@ -76,10 +76,11 @@ class DERPP(Method):
 
 
 def distance(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """The mean squared distance to the known logits of each token, summed over tokens.
+    """Returns the mean squared distance of each token's logits to the known ones, summed over tokens.
 
     Args:
-        logits: [tokens, vocabulary]. known: [tokens, 2 x logits], values and then ids.
+        logits: [tokens, vocabulary].
+        known: [tokens, 2 x logits], values and then ids.
     """
     values, ids = known.chunk(2, dim=-1)
     return (logits.gather(-1, ids.long()) - values).square().mean(dim=-1).sum()

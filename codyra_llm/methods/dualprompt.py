@@ -1,4 +1,4 @@
-"""DualPrompt: a prompt that all tasks share, and one for each task, which a row finds by its key (arXiv 2204.04799)."""
+"""DualPrompt: a prompt shared by all tasks, and one per task, which a row selects by its key (arXiv 2204.04799)."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
     from codyra_llm.example import Example
 
-GENERAL, OWN, KEY = "general", "prompt/", "key/"  # in what is kept; the latter before a task's name
+GENERAL, OWN, KEY = "general", "prompt/", "key/"  # names in `kept`; the last two are prefixes of a task's name
 
 
 @dataclass(frozen=True)
 class DualPromptSettings:
-    """The prompts, and who chooses a task's."""
+    """Settings of the prompts, and of how a row's task prompt is chosen."""
 
     general: int = option(2, "vectors that all tasks share", within=AT_LEAST_ZERO)
     task: int = option(3, "vectors of each task's own", within=AT_LEAST_ONE)
@@ -34,17 +34,18 @@ class DualPromptSettings:
 
 
 class DualPrompt(Prompting):
-    """[general; task t's own; row]: the general vectors learn from every task, a task's own from its rows alone.
+    """[general; task t's own; row]: every task trains the general vectors, only task t's rows train its own vectors.
 
-    A task's key k is to minimise the paper's matching loss, the sum of 1 - cos(q, k) over the queries q of its training
-    rows: the mean of q / |q| does, so it is put there, and not trained. A test row, and one of general ability, reads
-    the own vectors of the nearest key by cosine. As an oracle (`by: oracle`, the released port for language models,
-    whose keys are neither used nor trained) the task is told; of one that is not learned yet, and of general ability,
-    the general vectors stand alone. How often keys are right is in the results.
+    A task's key k has to minimize the paper's matching loss, the sum of 1 - cos(q, k) over the queries q of its
+    training rows. The mean of q / |q| does so; the key is set to this mean and is not trained. A test row, or a row of
+    a general-ability suite, reads the own vectors of the task whose key is nearest by cosine. With `by: oracle` (as in
+    the released port for language models, whose keys are neither used nor trained) the row's task is given; rows of a
+    task that is not learned yet, and rows of general ability, then read the general vectors alone. The results report
+    how often the nearest key is that of the row's task.
 
-    Differences from the paper: vectors stand at the input, as in the port, not as keys and values of chosen layers; a
-    query is the mean input embedding of a row's prompt. Kept: "general" [general, hidden_size], and of each task
-    "prompt/<task>" [task, hidden_size] and "key/<task>" [hidden_size].
+    Differences from the paper: vectors are inserted at the input, as in the port, not as keys and values of chosen
+    layers; a query is the mean input embedding of a row's prompt. Kept: "general" [general, hidden_size], and for each
+    task "prompt/<task>" [task, hidden_size] and "key/<task>" [hidden_size].
     """
 
     name = "dualprompt"
@@ -52,7 +53,7 @@ class DualPrompt(Prompting):
     Settings = DualPromptSettings
     keys = 1
 
-    _key: torch.Tensor  # of the task
+    _key: torch.Tensor  # of the task in training
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)
@@ -60,7 +61,7 @@ class DualPrompt(Prompting):
 
     @property
     def added_tokens(self) -> int:
-        """General and own vectors."""
+        """Number of vectors before each row: general and own."""
         return self.vectors
 
     @property
@@ -68,39 +69,42 @@ class DualPrompt(Prompting):
         return [name.removeprefix(KEY) for name in self.kept if name.startswith(KEY)]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """The task's key, and what the prompts begin with."""
+        """Computes the task's key and the initial prompts."""
         self._key = functional.normalize(self.queries(rows, passes)).mean(0)
         new = self.words(rows, passes, self.vectors, str(len(self._tasks)))
         count = self.settings.general
         self.start = torch.cat([self.kept.get(GENERAL, new[:count]), new[count:]])
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The general vectors as they are, and new ones; the key, which is not used while the task is known."""
+        """Writes the initial vectors, and the key, which training does not use because the task is known."""
         super().start_branch(name, layer)
         layer.B.copy_(self._key[:, None])
 
     def keep(self, layer: PromptedEmbedding) -> None:
-        """The general vectors, and the task's own, which no later task changes."""
+        """Keeps the general vectors, the task's own vectors, which no later task changes, and its key."""
         count = self.settings.general
         general, own = (part.detach().cpu().clone() for part in (layer.A[:count], layer.A[count:]))
         self.kept |= {GENERAL: general, OWN + self.task: own, KEY + self.task: self._key}
 
     def _nearest(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """The number of each row's task, [rows]; keys [hidden_size, tasks]."""
+        """Returns the number of the task whose key is nearest, [rows]; keys: [hidden_size, tasks]."""
         return similarity(queries, keys).argmax(1)
 
     def _all_keys(self) -> torch.Tensor:
         return torch.stack([self.kept[KEY + task] for task in self._tasks], dim=1)
 
     def routes(self, rows: "Sequence[Example]", passes: RowPasses) -> list[str] | None:
-        """The task of the nearest key."""
+        """Returns the task of each row's nearest key; None with an oracle."""
         if self.settings.by == "oracle":
             return None
         queries = passes.embedding_means([row.prompt for row in rows])
         return [self._tasks[number] for number in self._nearest(queries, self._all_keys()).tolist()]
 
     def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[None]:
-        """The general vectors, and those of the task that is told or, where none is, of each row's nearest key."""
+        """Puts general vectors, and those of the given task or of each row's nearest key, before each row.
+
+        With an oracle, rows of general ability and of tasks not learned yet read the general vectors alone.
+        """
         general, own, tasks = self.settings.general, self.settings.task, self._tasks
         if not tasks:  # the base model
             return nullcontext()

@@ -1,4 +1,4 @@
-"""An average of the update over the steps of its task, in the place of the last one: a control."""
+"""A control: the update is its exponential moving average over the steps of the task, not its last value."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from codyra_llm.options import DECAY, option
 
 @dataclass(frozen=True)
 class EMASettings:
-    """How far back the average reaches."""
+    """Settings of the average: its decay."""
 
     decay: float = option(0.99, "what is left of the average after a step; 0: the last update, lora", within=DECAY)
 
@@ -23,8 +23,8 @@ class EMA(Method):
     """M_s = decay M_{s-1} + (1 - decay) B_s A_s after each step; the update is M_S / (1 - decay^S).
 
     The products are averaged, not the factors: the product of mean factors is not the mean of products. Averages are
-    dense, as large as the projections, in fp32, and so are the ledger's entries. Shrinking is not part of it: the
-    division makes the weights of all steps sum to one.
+    dense, as large as the projections, in fp32, and so are the ledger's entries. The average does not shrink the
+    update: the division makes the weights of all steps sum to one.
     """
 
     name = "ema"
@@ -33,7 +33,7 @@ class EMA(Method):
     needs = Needs(whole_updates=True)
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """No term: averages the update that the last step has left."""
+        """Adds the update after the previous step to the average; returns no penalty."""
         if self.settings.decay and any(bool(B.any()) for B, _ in branches.values()):  # before the first step none is
             self._add(branches)
         return 0.0, {}
@@ -48,7 +48,7 @@ class EMA(Method):
         gathered["steps"] = gathered.get("steps", torch.zeros(())) + 1
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The averages, dense: A is the identity."""
+        """Returns the averaged updates, dense: A is the identity; with decay 0, the last updates."""
         branches = {name: layer.factors() for name, layer in gated_layers(model)}
         report, updates = super().finish(model)
         if not self.settings.decay:

@@ -1,4 +1,4 @@
-"""Online EWC: a continued adapter, kept in place where earlier losses are curved (arXiv 1612.00796, 1805.06370)."""
+"""Online EWC: a continued adapter, penalized by Fisher information of earlier tasks (arXiv 1612.00796, 1805.06370)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EWCSettings:
-    """How strongly earlier tasks hold the adapter."""
+    """Settings of the penalty and of the Fisher information that it uses."""
 
     strength: float = option(
         1.0, "lambda: weight of the penalty lambda/2 sum F (theta - theta*)^2; 0: SeqLoRA", within=AT_LEAST_ZERO
@@ -42,7 +42,7 @@ class OnlineEWC(SeqLoRA):
     _measured: dict[str, torch.Tensor]
 
     def before_step(self, slices: Slices) -> None:
-        """Adds the penalty's gradient, which is element-wise; it is not part of the gradient's clipping."""
+        """Adds the gradient of the penalty, which is element-wise, after gradient clipping."""
         for each in slices:
             fisher = self.kept.get(f"{each.name}.fisher")
             if fisher is not None:
@@ -55,7 +55,7 @@ class OnlineEWC(SeqLoRA):
         self._measured = passes.mean_of_gradients(drawn, torch.square)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As SeqLoRA, and the Fisher information of all tasks so far."""
+        """Finishes as SeqLoRA, and updates the kept Fisher information with the task's."""
         before = self.kept
         report, updates = super().finish(model)
         for name, fisher in self._measured.items():

@@ -1,4 +1,4 @@
-"""EWC-LoRA: the update itself, not its factors, is kept small where earlier losses are curved (arXiv 2602.17559)."""
+"""EWC-LoRA: penalizes the update itself, not its factors, by Fisher information of the weights (arXiv 2602.17559)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EWCLoRASettings:
-    """How strongly earlier tasks hold the weights."""
+    """Settings of the penalty and of the Fisher information that it uses."""
 
     strength: float = option(1.0, "lambda: weight of the penalty lambda/2 sum F (B A)^2; 0: lora", within=AT_LEAST_ZERO)
     decay: float = option(1.0, "gamma: what is left of earlier tasks' Fisher information after a task", within=FRACTION)
@@ -26,11 +26,11 @@ class EWCLoRASettings:
 
 
 class EWCLoRA(Method):
-    """Fixed-rank LoRA, merged, with lambda/2 sum over entries of F (B A)^2: there is no anchor, the update starts at 0.
+    """Fixed-rank LoRA, merged, with the penalty lambda/2 sum over entries of F (B A)^2; the update starts at 0.
 
     F is the diagonal of the empirical Fisher information of each projection's weight: the mean over rows of the squared
     gradient of the row's summed answer loss (released: squares of batch means); after each task F <- gamma F + F_task.
-    The released model adds up A and B apart, so that it stores (sum B)(sum A); here updates add up. Kept:
+    The released code sums A and B separately, so its model contains (sum B)(sum A); here the updates are summed. Kept:
     "<projection>", as large as its weight, in fp32.
     """
 
@@ -41,7 +41,7 @@ class EWCLoRA(Method):
     _measured: dict[str, torch.Tensor]
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """lambda/2 sum F (B A)^2, and its gradient: lambda (F * B A) A^T for B, lambda B^T (F * B A) for A."""
+        """Returns lambda/2 sum F (B A)^2 and its gradient: lambda (F * B A) A^T for B, lambda B^T (F * B A) for A."""
         value = 0.0
         gradients: dict[str, torch.Tensor] = {}
         strength = self.settings.strength
@@ -58,7 +58,7 @@ class EWCLoRA(Method):
         self._measured = passes.mean_of_weight_gradients(drawn, torch.square)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As fixed-rank LoRA, and the Fisher information of all tasks so far."""
+        """Finishes as fixed-rank LoRA, and updates the kept Fisher information with the task's."""
         report, updates = super().finish(model)
         for name, fisher in self._measured.items():
             earlier = self.kept.get(name)

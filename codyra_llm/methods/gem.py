@@ -17,7 +17,7 @@ SWEEPS, TOLERANCE = 100_000, 1e-15
 
 @dataclass(frozen=True)
 class GEMSettings(MemorySettings):
-    """How many rows are kept, and how much of their gradients is added."""
+    """Settings of GEM: how many rows are kept, and the least weight of their gradients."""
 
     margin: float = option(0.5, "least weight of each earlier task's gradient once one conflicts", within=AT_LEAST_ZERO)
 
@@ -26,8 +26,8 @@ class GEM(WithMemory):
     """g <- g + G^T v, v = argmin v^T (G G^T + eps I) v / 2 + (G g)^T v with v >= margin, where some g_k g < 0.
 
     G has a row for each earlier task: the gradient of its kept rows' loss at the current weights, over A and B of all
-    projections together (TRACE's GEM solves it for each tensor by itself, with its signs the wrong way round). Clipping
-    comes before. The quadratic program has as many unknowns as there are earlier tasks, the same on every rank.
+    projections together (TRACE's GEM solves the problem for each tensor separately, with reversed signs). Gradients are
+    clipped first. The quadratic program has as many unknowns as there are earlier tasks, and is the same on every rank.
     """
 
     name = "gem"
@@ -38,15 +38,15 @@ class GEM(WithMemory):
 
     @property
     def relative_cost(self) -> float:
-        """Passes over all kept rows as well."""
+        """FLOPs of a step relative to fixed-rank LoRA: adds the passes over all kept rows."""
         return 1 + sum(map(len, self.memory.values())) / self.config.train.global_batch_size
 
     def begin_step(self, step: int, passes: RowPasses) -> None:
-        """The gradient of each earlier task's rows."""
+        """Computes the gradient of each earlier task's kept rows."""
         self._references = [passes.gradient(rows) for rows in self.memory.values()]
 
     def before_step(self, slices: Slices) -> None:
-        """The projection."""
+        """Corrects the gradient where it conflicts with that of an earlier task."""
         if not self._references:
             return
         memories = [[each.cut(of_task[each.name]) for each in slices] for of_task in self._references]
@@ -61,10 +61,12 @@ class GEM(WithMemory):
 
 
 def weights(gram: NDArray[np.float64], dots: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
-    """v: the minimum of v^T (gram + eps I) v / 2 + dots v with v >= margin, by coordinate descent.
+    """Returns v, the minimum of v^T (gram + eps I) v / 2 + dots v with v >= margin, by coordinate descent.
 
     Args:
-        gram: [tasks, tasks], of the tasks' gradients. dots: [tasks], with the step's gradient.
+        gram: [tasks, tasks]; the dot products of the tasks' gradients.
+        dots: [tasks]; their dot products with the step's gradient.
+        margin: the lower bound of every entry of v.
     """
     matrix = gram + EPSILON * np.eye(len(dots))
     found = np.full(len(dots), margin, dtype=float)

@@ -1,4 +1,4 @@
-"""What was released as HiDe-LoRA for language models: rows of A that are pushed apart (after arXiv 2407.05229)."""
+"""HiDe-LoRA as released for language models: pushes the rows of A apart (after arXiv 2407.05229)."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from codyra_llm.options import ABOVE_ZERO, AT_LEAST_ZERO, option
 
 @dataclass(frozen=True)
 class HiDeSettings:
-    """The contrastive term."""
+    """Settings of the contrastive term."""
 
     strength: float = option(0.5, "lambda: weight of the term; 0: seqlora", within=AT_LEAST_ZERO)
     temperature: float = option(0.8, "that the products of rows are divided by", within=ABOVE_ZERO)
 
 
 class HiDe(SeqLoRA):
-    """SeqLoRA with lambda sum over projections of CE(M M^T / 0.8, identity), M = the rows of [A_old; A].
+    """SeqLoRA with lambda sum over projections of CE(M M^T / temperature, identity), M = [A_old; A].
 
-    This is the released term, not the method of the paper, which infers a task's identity: in the published TRACE rows
-    A_old is empty, and the term pushes the rows of one A apart and grows their norm. Here A_old are the rows of A after
-    each earlier task. Kept: SeqLoRA's A and B, and "old/<projection>".
+    This is the released term, not the method of the paper, which infers a task's identity. In the TRACE results that
+    were published A_old is empty, so the term pushes the rows of one A apart and increases their norm. Here A_old
+    contains the rows of A after each earlier task. Kept: SeqLoRA's A and B, and A_old as "old/<projection>".
     """
 
     name = "hide"
@@ -32,7 +32,7 @@ class HiDe(SeqLoRA):
     Settings = HiDeSettings
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """lambda sum CE(M M^T / temperature, identity), and its gradient for A."""
+        """Returns lambda sum CE(M M^T / temperature, identity) and its gradient for A."""
         value = 0.0
         gradients: dict[str, torch.Tensor] = {}
         for name, (_, A) in branches.items() if self.settings.strength else ():
@@ -46,7 +46,7 @@ class HiDe(SeqLoRA):
         return value, gradients
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As SeqLoRA; the rows of A are kept."""
+        """Finishes as SeqLoRA, and appends the rows of A to the kept ones."""
         earlier = {name: rows for name, rows in self.kept.items() if name.startswith("old/")}
         report, updates = super().finish(model)
         for name in updates:
@@ -56,5 +56,5 @@ class HiDe(SeqLoRA):
 
 
 def contrast(rows: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The cross-entropy of each row's products with all rows [rows, features], whose right answer is itself."""
+    """Returns the mean cross-entropy of each row's products with all rows [rows, features]; the target is itself."""
     return nn.functional.cross_entropy(rows @ rows.T / temperature, torch.arange(len(rows), device=rows.device))

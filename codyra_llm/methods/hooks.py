@@ -1,4 +1,4 @@
-"""What a method may do inside the training of a task. Nothing here knows how ZeRO partitions a parameter."""
+"""The hooks of a method in the training loop of a task. They are independent of how ZeRO partitions a parameter."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ class Slice:
 
     Attributes:
         name: of the parameter: "<projection>.A", "<projection>.B" or "<projection>.gate".
-        value: [length], fp32; a view, so what is written to it stays.
+        value: [length], fp32; a view, so writing to it changes the parameter.
         gradient: [length]; the gradient of the step's mean loss over all ranks, clipped to train.max_grad_norm; a view.
         offset: where the slice starts in the flattened parameter.
     """
@@ -35,15 +35,18 @@ class Slice:
     offset: int
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
-        """The same part [length] of a tensor of the parameter's shape, on the slice's device."""
+        """Returns the same part [length] of a tensor of the parameter's shape, in the slice's dtype, on its device."""
         return whole.flatten()[self.offset : self.offset + len(self.value)].to(self.value)
 
 
 class Slices(list[Slice]):
-    """The slices of one call of the optimizer: at ZeRO stage 0 and at stages 1 to 3 of all parameters that train.
+    """This rank's slices of the parameters that one call of the optimizer steps.
+
+    Above ZeRO stage 0 the optimizer is called for each parameter group separately; where gates are frozen, A and B of
+    all projections are the only group.
 
     Args:
-        partitioned: whether each rank has another part of the parameters, as it has above stage 0.
+        partitioned: whether each rank has a different part of the parameters, as above stage 0.
     """
 
     def __init__(self, slices: Sequence[Slice], partitioned: bool) -> None:
@@ -51,7 +54,7 @@ class Slices(list[Slice]):
         self.partitioned = partitioned
 
     def dot(self, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-        """The dot product of two vectors over all parameters, each given as one tensor for each slice."""
+        """Returns the dot product of two vectors over all ranks' slices, each given as one tensor per slice."""
         products = [torch.dot(a.double(), b.double()) for a, b in zip(left, right, strict=True)]
         total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
         return float(sum_over_ranks(total) if self.partitioned else total)
@@ -59,12 +62,12 @@ class Slices(list[Slice]):
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """The answer tokens that logits are given for; of images, a picture is one, and its classes are the vocabulary.
+    """The answer tokens that the rows of the logits belong to; for images, each picture is a token, each class an id.
 
     Attributes:
-        targets: [tokens], ids; of images, columns of the logits.
-        rows: [tokens]; the row of each, a number in the task's own rows followed by the replayed ones.
-        places: [tokens]; which of its row's answer tokens each is, from 0.
+        targets: [tokens], ids; for images, columns of the logits.
+        rows: [tokens]; the row of each token, numbered over the task's own rows followed by the replayed ones.
+        places: [tokens]; the position of each token among its row's answer tokens, from 0.
     """
 
     targets: torch.Tensor
@@ -73,22 +76,22 @@ class AnswerTokens:
 
 
 class RowPasses(Protocol):
-    """Passes over any rows at the weights as they are, apart from those of a step; the same on every rank.
+    """Extra passes over rows with the current weights, outside of the steps; results are the same on every rank.
 
-    Gradients are those of the branches, by parameter name, whole, not clipped; before training there are no branches.
-    Of images, a row's answer is the class of its picture, one token, among the classes of its own task.
+    Gradients are those of the branches, by parameter name, unpartitioned and not clipped; before training there are no
+    branches. For images, a row's answer is the class of its picture, one token, among the classes of its own task.
     """
 
     def gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
-        """The gradient of the mean loss per answer token of some rows."""
+        """Returns the gradient of the rows' mean loss per answer token."""
 
     def divergence_gradient(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
-        """The gradient of the mean KL(before || now) per answer token, `before` the model without its branches."""
+        """Returns the gradient of the mean KL(before || now) per answer token; before: the model without branches."""
 
     def mean_of_gradients(
         self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """The mean over rows of a function of each row's gradient.
+        """Returns the mean over rows of the function `of` of each row's gradient.
 
         The gradient is that of the negative log-likelihood of the row's answer in nats, summed over its tokens.
         """
@@ -96,46 +99,47 @@ class RowPasses(Protocol):
     def mean_of_weight_gradients(
         self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """The same of the gradient for each projection's weight [out_features, in_features], by projection.
+        """Returns the same as `mean_of_gradients` for each projection's weight [out_features, in_features].
 
-        It is as large as they are, and can be asked for while there are branches.
+        The result, by projection, is as large as the weights; it is available while there are branches.
         """
 
     def outputs(self, rows: "Sequence[Example]", of: Callable[[torch.Tensor], torch.Tensor]) -> "list[torch.Tensor]":
-        """A function of each row's logits [answer tokens, vocabulary], fp32; what it gives comes back on the CPU.
+        """Returns the function `of` of each row's logits [answer tokens, vocabulary], fp32, on the CPU.
 
-        It must give one value, or one row of values, for each token.
+        The function must return one value, or one row of values, for each token.
         """
 
     def input_moments(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
-        """The mean over all tokens of x x^T [in_features, in_features], fp32, of the input x of each projection.
+        """Returns the mean over all tokens of x x^T [in_features, in_features], fp32, of each projection's input x.
 
-        Projections that read the same input share a tensor. It is as large as they are: ask for it where it is needed.
-        Of images, the tokens are the patches of the rows' pictures and, in the other tower, those of the prompts of
-        their tasks' classes.
+        Projections that read the same input share a tensor. The result is as large as the projections: compute it only
+        where it is needed. For images, the tokens are the patches of the rows' pictures in the image tower, and the
+        tokens of the class prompts of the rows' tasks in the text tower.
         """
 
     def prompt_states(self, rows: "Sequence[Example]") -> torch.Tensor:
-        """The mean over a row's prompt tokens of the hidden state after the middle layer: [rows, hidden_size], fp32."""
+        """Returns the mean hidden state after the middle layer over each row's prompt: [rows, hidden_size], fp32."""
 
     def embedding_means(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The mean of the input embeddings of each row's ids: [rows, hidden_size], at least fp32."""
+        """Returns the mean input embedding of each row's ids: [rows, hidden_size], at least fp32."""
 
     def rows_of(self, step: int) -> Sequence[int]:
-        """The rows of an optimizer step over all ranks, as numbers in the task's own rows followed by replayed ones."""
+        """Returns the numbers of a step's rows over all ranks; replayed rows are numbered after the task's own."""
 
     def own_texts(self, count: int, length: int) -> "list[Example]":
-        """Texts that the model writes itself before a task, of at most `length` tokens, every one of them learned."""
+        """Returns texts that the model generates before a task, of at most `length` tokens; all but the first count."""
 
     def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
-        """The mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
+        """Returns the mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""
 
 
 def of_inputs(moments: Mapping[str, torch.Tensor], of: Callable[[str, torch.Tensor], Value]) -> dict[str, Value]:
-    """A function of each second moment, by projection; projections that share a moment share its value.
+    """Returns a function of each second moment, by projection; projections that share a moment share its value.
 
     Args:
-        of: gets the name of the first projection that has the moment, and the moment.
+        moments: as returned by `RowPasses.input_moments`.
+        of: called with the name of the first projection that has the moment, and the moment.
     """
     values: dict[int, Value] = {}
     for name, moment in moments.items():
@@ -144,78 +148,81 @@ def of_inputs(moments: Mapping[str, torch.Tensor], of: Callable[[str, torch.Tens
     return {name: values[id(moment)] for name, moment in moments.items()}
 
 
-Penalty = tuple[float, Mapping[str, torch.Tensor]]  # its value, and its gradient by parameter name
+Penalty = tuple[float, Mapping[str, torch.Tensor]]  # (value, gradient by parameter name)
 
 
 class Hooks:
-    """The hooks of the training loop; by default they do nothing, and the loop costs nothing for those."""
+    """The hooks of the training loop; a hook that is not overridden does nothing and costs nothing."""
 
-    has_teacher: ClassVar[bool] = False  # whether `output_loss` is given the logits of the model without its branches
-    among_all: bool = False  # of images: whether its logits are among the classes of all tasks so far
+    has_teacher: ClassVar[bool] = False  # whether `output_loss` gets the logits of the model without its branches
+    among_all: bool = False  # images: whether the logits of `output_loss` cover the classes of all tasks so far
 
     def __init__(self) -> None:
-        # what it has gathered within the task, whole on every rank: a checkpoint in the middle of the task holds it
+        # state gathered within a task, whole on every rank; part of a checkpoint in the middle of the task
         self.gathered: dict[str, torch.Tensor] = {}
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """What is to be measured on the model as the task finds it, before it has branches, on the task's own rows."""
+        """Measures what the method needs on the model before it has branches, on the task's own rows."""
 
     def begin_step(self, step: int, passes: RowPasses) -> None:
-        """What a step needs to know of other rows, before its own passes; they cost extra passes."""
+        """Runs before the passes of a step, to compute what the step needs of other rows; costs extra passes."""
 
     def output_loss(
         self, logits: torch.Tensor, tokens: AnswerTokens, teacher: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """A term that is added to the loss, summed over answer tokens as the loss is; None: no term.
+        """Returns a term that is added to the loss, summed over answer tokens as the loss is; None: no term.
 
         Args:
-            logits: [tokens, vocabulary], fp32, of some of the answer tokens. Of images, [pictures, classes]: of all
-                pictures of one task in the step, among its classes; or of all of them (`among_all`).
-            teacher: [tokens, vocabulary], without gradient: the model's as the task found it (`has_teacher`).
+            logits: [tokens, vocabulary], fp32, of some of the answer tokens. For images, [pictures, classes]: all
+                pictures of one task in the step over the classes of this task or, with `among_all`, all pictures of the
+                step over the classes of all tasks so far.
+            tokens: the targets and rows of the logits.
+            teacher: like `logits`, without gradient, of the model before the task; None without `has_teacher`.
         """
         return None
 
     def on_gradient(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """A linear change of a parameter's whole gradient of one micro batch, before ranks are averaged."""
+        """Returns a linear function of a parameter's whole gradient of one micro batch, before ranks are averaged."""
         return gradient
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """A term on the branches alone, and its gradient in closed form; asked for once in each optimizer step.
+        """Returns a loss term on the branches alone and its closed-form gradient; called once per optimizer step.
 
         Args:
             branches: (B [out_features, rank], A [rank, in_features]) of each projection, whole and detached.
 
         Returns:
-            The value, and the gradient of "<projection>.A" and "<projection>.B" where there is one.
+            The value, and the gradient for "<projection>.A" and "<projection>.B" where there is one.
         """
         return 0.0, {}
 
     def before_step(self, slices: Slices) -> None:
-        """May change the gradients (in place) before Adam sees them."""
+        """May change the gradients in place before Adam reads them."""
 
     def after_step(self, slices: Slices) -> None:
-        """May change the values (in place) that Adam has updated; the gradients are those of the step."""
+        """May change the values in place after Adam has updated them; the gradients are those of the step."""
 
     def end_step(self, loss: float) -> None:
-        """The mean loss per answer token of a step that was taken, in nats, over all ranks."""
+        """Receives the mean loss per answer token of a completed step, in nats, over all ranks."""
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """What is to be measured at the end of a task's training, on the task's own rows."""
+        """Measures what the method needs at the end of a task's training, on the task's own rows."""
 
     def routes(self, rows: "Sequence[Example]", passes: RowPasses) -> list[str] | None:
-        """The task whose live part (`serving`) answers each test row; None: its own, as an oracle would say.
+        """Returns the task whose unmerged part (`serving`) answers each test row; None: the row's own task (an oracle).
 
         Args:
-            passes: over the model without what is live.
+            rows: the test rows.
+            passes: over the model without the unmerged part.
         """
         return None
 
     def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[object]:
-        """A context in which what is live at inference, beside the merged weights, takes part; by default nothing is.
+        """Returns a context in which the method's unmerged part is active at inference; by default there is none.
 
         Args:
-            model: plain, whose weights may be partitioned: add what is live by forward hooks (`adapter.offset.add`).
-            task: whose test rows are answered; None: those of a suite of general ability.
+            model: the plain model, whose weights may be partitioned: add to it by forward hooks (`adapter.offset.add`).
+            task: the task whose test rows are answered; None: rows of a general-ability suite.
         """
         return nullcontext()
 
@@ -224,5 +231,5 @@ NO_HOOKS = Hooks()
 
 
 def overrides(hooks: Hooks | type[Hooks], name: str) -> bool:
-    """Whether a method has a hook of its own."""
+    """True if a method overrides the hook `name`."""
     return getattr(hooks if isinstance(hooks, type) else type(hooks), name) is not getattr(Hooks, name)

@@ -1,4 +1,4 @@
-"""InfLoRA: branches that read only what earlier tasks' inputs do not use (arXiv 2404.00228)."""
+"""InfLoRA: branches that read only input directions that earlier tasks do not use (arXiv 2404.00228)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InfLoRASettings:
-    """How much of the inputs is protected."""
+    """Settings of InfLoRA: how much of the inputs is protected, and how many rows they are measured on."""
 
     threshold: float = option(
         0.99, "share of the squared singular values of an input's second moment that a task protects", within=FRACTION
@@ -28,14 +28,14 @@ class InfLoRASettings:
 
 
 class InfLoRA(Method):
-    """A is designed and frozen, B alone trains, so that B A x = 0 for inputs x of earlier tasks.
+    """A is computed before the task and frozen, only B trains, so that B A x = 0 for inputs x of earlier tasks.
 
-    A is the span of the task's inputs without what is protected (vision code: the leading directions of what is left of
-    their second moment, over sqrt(3)). After the task a second pass adds the directions that its inputs use (DualGPM).
-    The threshold is the same for all tasks (released: it rises with the task's number and needs to know the last one).
-    Kept: "<projection>.basis" [in_features, directions] and "<projection>.free": 1 where the basis is of what is free.
-    Projections that read the same input share theirs. Of images, inputs of one tower are measured on pictures, those of
-    the other on the prompts of the task's classes.
+    A spans the task's inputs outside the protected directions (as in the vision code: the leading directions of the
+    rest of their second moment, over sqrt(3)). After the task a second pass protects the directions that its inputs
+    use (DualGPM). The threshold is the same for all tasks (released: it rises with the task's number and requires the
+    number of tasks). Kept: "<projection>.basis" [in_features, directions] and "<projection>.free": 1 if the basis spans
+    the free directions, 0 if the protected ones. Projections that read the same input share theirs. For images, inputs
+    of the image tower are measured on pictures, those of the text tower on the prompts of the task's classes.
     """
 
     name = "inflora"
@@ -46,7 +46,7 @@ class InfLoRA(Method):
     _found: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Designs each A on the inputs of the model as the task finds it."""
+        """Computes each A from the inputs of the projections before the task."""
         moments = passes.input_moments(self._drawn(rows))
         rank = self.config.adapter.rank
         self._designs = of_inputs(
@@ -61,22 +61,22 @@ class InfLoRA(Method):
         return (None, False) if basis is None else (basis.double(), bool(self.kept[f"{name}.free"]))
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The designed A, frozen; a direction that is not there is zero."""
+        """Writes the computed A and freezes it; rows without a direction are zero."""
         designed = self._designs[name].to(layer.A)
         layer.A.zero_()
         layer.A[: len(designed)].copy_(designed)
         layer.A.requires_grad_(False)
 
     def size_branch(self, layer: CoDyRALinear) -> None:
-        """A does not train."""
+        """Freezes A."""
         layer.A.requires_grad_(False)
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """The second moments of the inputs of the model that has learned the task."""
+        """Measures the second moments of the inputs after the task."""
         self._found = passes.input_moments(self._drawn(rows))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As fixed-rank LoRA, and the directions that the task's inputs use are protected."""
+        """Finishes as fixed-rank LoRA, and protects the directions that the task's inputs use."""
         report, updates = super().finish(model)
         threshold = self.settings.threshold
         bases = of_inputs(self._found, lambda name, moment: extended(moment.double(), *self._basis(name), threshold))
@@ -86,11 +86,13 @@ class InfLoRA(Method):
 
 
 def design(moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, rank: int) -> torch.Tensor:
-    """A [at most rank, in_features]: the leading directions of a second moment outside of what is protected.
+    """Returns A [at most rank, in_features]: the leading directions of a second moment outside the protected ones.
 
     Args:
-        moment: [in_features, in_features]. basis: [in_features, directions] of what is protected or, `is_free`, of what
-            is not; None: nothing is protected.
+        moment: [in_features, in_features].
+        basis: [in_features, directions]; spans the protected directions, or the free ones; None: none is protected.
+        is_free: whether the basis spans the free directions.
+        rank: the largest number of directions.
     """
     left = moment if basis is None else basis @ (basis.T @ moment) if is_free else moment - basis @ (basis.T @ moment)
     return _directions(left)[0][:, :rank].T / 3**0.5
@@ -99,11 +101,15 @@ def design(moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, rank
 def extended(
     moment: torch.Tensor, basis: torch.Tensor | None, is_free: bool, threshold: float
 ) -> tuple[torch.Tensor, bool]:
-    """DualGPM: the basis with the directions that a task's inputs use; arguments as `design`'s.
+    """Extends the protected directions by those that a task's inputs use (DualGPM); arguments as for `design`.
 
     Protected directions are added, or free ones removed, until the share `threshold` of the squared singular values of
-    the moment is protected. A protected basis of more than half the width is given as its complement, which is free;
-    after the first task too, where the released code would take the protected directions for the free ones.
+    the moment is protected. If more than half of all directions are protected, the basis is replaced by its complement,
+    the free directions; also after the first task, where the released code would treat the protected directions as the
+    free ones.
+
+    Returns:
+        (basis, whether it spans the free directions).
     """
     total = float(moment.square().sum())
     if basis is None:
@@ -134,9 +140,9 @@ def extended(
 
 
 def _directions(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All left singular vectors [rows, rows], and the squares of their singular values, from the largest on.
+    """Returns all left singular vectors [rows, rows] and the squared singular values, in descending order.
 
-    From the eigenvectors of M M^T, which take less than half of the time that a decomposition of M takes.
+    They are computed as eigenvectors of M M^T, which takes less than half of the time of an SVD of M.
     """
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return vectors.flip(1), squares.flip(0).clamp(min=0)

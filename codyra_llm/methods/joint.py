@@ -1,4 +1,4 @@
-"""Joint training: one adapter on the rows of all tasks so far, learned anew from the base model; a bound."""
+"""Joint training, a bound: after each task, one new adapter trained from the base model on the rows of all tasks."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Joint(SeqLoRA):
-    """After task t the model is W_0 plus a fresh adapter that has learned the rows of tasks 1 to t, mixed.
+    """After task t the model is W_0 plus a new adapter that was trained on the mixed rows of tasks 1 to t.
 
-    Its steps are the sum of these tasks' steps, under one cosine, so that the last row of the matrix is that of joint
-    training at the budget of the whole stream; the rows before it cost as much again. What the task before has merged
-    is taken away while a task trains, and the entries telescope, as SeqLoRA's do.
+    Its number of steps is the sum of these tasks' steps, under one cosine schedule, so that the last row of the matrix
+    is joint training with the budget of the whole stream; the rows before it cost extra. The adapter that the previous
+    task merged is subtracted while a task trains, and the ledger's entries telescope, as in SeqLoRA.
     """
 
     name = "joint"
@@ -23,15 +23,15 @@ class Joint(SeqLoRA):
 
     @property
     def lengthens(self) -> bool:
-        """The steps of all tasks so far."""
+        """True: a task takes the steps of all tasks so far."""
         return True
 
     def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
-        """Every row of every earlier task."""
+        """Returns every row of every earlier task."""
         return [row for rows in earlier.values() for row in rows]
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """A fresh branch; the adapter of the task before is taken away."""
+        """Leaves the new branch as drawn, and subtracts the previous task's adapter from the projection."""
         if f"{name}.A" in self.kept:
             A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
             self.take_away(name, layer, B, A)

@@ -1,4 +1,4 @@
-"""L2P: a pool of prompts, of which each row reads those whose keys are nearest to it (arXiv 2112.08654)."""
+"""L2P: a pool of prompts; each row reads those whose keys are nearest to its query (arXiv 2112.08654)."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class L2PSettings:
-    """The pool."""
+    """Settings of the pool of prompts and of their keys."""
 
     pool: int = option(10, "prompts in the pool", within=AT_LEAST_ONE)
     length: int = option(5, "vectors of a prompt", within=AT_LEAST_ONE)
@@ -35,25 +35,26 @@ class L2PSettings:
 class L2P(Prompting):
     """L - pull * mean over a step's rows of sum cos(q, k_i) over the `selected` nearest keys, whose prompts are read.
 
-    q is the row's query, k_i one of `pool` keys. As released for language models (TRACE), and not as meant: k_i is the
-    mean of prompt i's vectors as they began, and stays so, while its gradient goes into the prompt (through the graph
-    of the mean), so that which prompts a row reads never changes; and queries of training rows are of prompt and
-    answer, those of test rows of the prompt. `repaired`, as the paper has it: keys are parameters of their own, which
-    start there and which the term alone trains, and every query is of the row's prompt.
+    q is the row's query, k_i one of `pool` keys. By default it does what was released for language models (TRACE),
+    which is not what the paper describes: k_i stays the mean of prompt i's initial vectors, and the gradient for it
+    updates the prompt instead (through the graph of the mean), so the prompts that a row reads never change; queries of
+    training rows cover prompt and answer, those of test rows the prompt only. With `repaired`, as in the paper, keys
+    are separate parameters that start at these means and are trained by the term alone, and every query covers the
+    row's prompt only.
 
-    Differences: the released query counts padding, so that a row's prompts depend on its batch, and the released prefix
-    is labelled as the batch's first token is; the term is one mean over all ranks and micro batches. The paper's query
-    is the feature of a frozen encoder. Kept: "prompts" [pool * length, hidden_size] and "keys" [hidden_size, pool], in
-    which all tasks go on.
+    Differences from the released code: its query includes padding, so that a row's prompts depend on its batch, and its
+    prefix has the label of the batch's first token; here the term is one mean over all ranks and micro batches. The
+    paper's query is the feature of a frozen encoder. Kept: "prompts" [pool * length, hidden_size] and "keys"
+    [hidden_size, pool], which every task continues to train.
     """
 
     name = "l2p"
     summary = "L2P: prompts of a pool before each row, chosen by its likeness with their keys, none of them merged"
     Settings = L2PSettings
 
-    _queries: torch.Tensor  # of the task's rows
+    _queries: torch.Tensor  # of the rows of the task in training
     _keys: torch.Tensor
-    _rows: Sequence[int] = ()  # of the step
+    _rows: Sequence[int] = ()  # of the current step
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)
@@ -62,7 +63,7 @@ class L2P(Prompting):
         self.learns_keys, self.sees_answers = settings.repaired, not settings.repaired
 
     def check_run(self, zero_stage: int) -> None:
-        """As the base class; no more prompts can be selected than there are."""
+        """Checks the run as the base class does, and that no more prompts are selected than the pool has."""
         super().check_run(zero_stage)
         if self.settings.selected > self.settings.pool:
             raise UserError(
@@ -72,11 +73,11 @@ class L2P(Prompting):
 
     @property
     def added_tokens(self) -> int:
-        """The vectors of the prompts that a row reads."""
+        """Number of vectors of the prompts that a row reads."""
         return int(self.settings.selected * self.settings.length)
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Queries; of the first task also what the pool begins with."""
+        """Computes the queries of the task's rows; for the first task also the initial prompts and keys."""
         self._queries = self.queries(rows, passes)
         if "prompts" in self.kept:
             self.start, self._keys = self.kept["prompts"], self.kept["keys"]
@@ -88,22 +89,22 @@ class L2P(Prompting):
         return prompts.unflatten(0, (self.keys, -1)).mean(1).T
 
     def choose(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """The vectors of the nearest prompts, nearest first."""
+        """Returns the vectors of the nearest prompts, nearest first."""
         length = self.settings.length
         nearest = similarity(queries, keys).topk(self.settings.selected).indices
         return (nearest[..., None] * length + torch.arange(length, device=nearest.device)).flatten(1)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The pool as it is."""
+        """Writes the current prompts and keys of the pool."""
         super().start_branch(name, layer)
         layer.B.copy_(self._keys)
 
     def begin_step(self, step: int, passes: RowPasses) -> None:
-        """Which rows the term is over."""
+        """Stores the numbers of the step's rows, which the term averages over."""
         self._rows = passes.rows_of(step)
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """The term, and its gradient for keys or prompts."""
+        """Returns the term and its gradient for the keys (`repaired`) or the prompts."""
         ((name, (keys, prompts)),) = branches.items()
         learned = keys if self.settings.repaired else prompts
         with torch.enable_grad():
@@ -117,11 +118,11 @@ class L2P(Prompting):
         return float(value.detach()), {f"{name}.{'B' if self.settings.repaired else 'A'}": gradient}
 
     def keep(self, layer: PromptedEmbedding) -> None:
-        """The pool."""
+        """Keeps the prompts and keys of the pool."""
         self.kept = {"prompts": layer.A.detach().cpu().clone(), "keys": layer.B.detach().cpu().clone()}
 
     def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[None]:
-        """Each row reads the prompts that it chooses, whatever its task: none is told."""
+        """Returns a context in which each row reads the prompts nearest to its query; `task` is not used."""
         if not self.kept:  # the base model
             return nullcontext()
         return prompted(model, self.kept["prompts"], self.kept["keys"], self.choose)

@@ -4,7 +4,7 @@ from codyra_llm.methods.base import Method
 
 
 class LoRA(Method):
-    """All that `Method` does, under the name `lora`."""
+    """`Method` without changes, under the name `lora`."""
 
     name = "lora"
     summary = "fixed rank, merged after each task"

@@ -1,4 +1,4 @@
-"""LoRA-Null: branches made of what the weights do where the model's own text is not (arXiv 2503.02659)."""
+"""LoRA-Null: branches start as the weights' part that acts on unused input directions (arXiv 2503.02659)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ UNUSED = 1e-4  # share of the largest eigenvalue below which a direction counts 
 
 @dataclass(frozen=True)
 class LoRANullSettings:
-    """What is to be kept, and how strictly."""
+    """Settings of LoRA-Null: the texts whose inputs are protected, and whether A is frozen."""
 
     texts: int = option(64, "texts of the model's own whose inputs are kept; 0: lora", within=AT_LEAST_ZERO)
     text_length: int = option(96, "tokens of a text, at most", within=AT_LEAST_TWO)
@@ -29,13 +29,13 @@ class LoRANullSettings:
 
 
 class LoRANull(Method):
-    """The branch starts as B_0 A_0, the largest part of W U U^T, U the inputs that the model's text uses least.
+    """The branch starts as B_0 A_0, the best rank-r approximation of W U U^T, U the least used input directions.
 
-    The factors are those of the singular value decomposition, the root of the values in each. U are the directions
-    that the text does not use, and at least `rank`. B_0 A_0 is taken away
-    from W while the branch trains, so the update is B A - B_0 A_0. The paper takes 256 rows of general data for the
-    text; here the model writes it itself before each task, and no data is needed. A may leave the space unless it is
-    frozen. It needs whole weights, which ZeRO-3 does not give.
+    B_0 and A_0 come from the singular value decomposition, with the square root of the singular values in each. U are
+    the input directions that text of the model does not use, and at least `rank` of them. B_0 A_0 is subtracted from W
+    while the branch trains, so the update is B A - B_0 A_0. The paper uses 256 rows of general data as the text; here
+    the model generates it before each task, so no data is needed. A may leave the span of U unless it is frozen. The
+    method needs whole weights, so ZeRO-3 is not supported.
     """
 
     name = "lora_null"
@@ -45,14 +45,14 @@ class LoRANull(Method):
     _null: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Measures the inputs on text that the model writes itself."""
+        """Finds the least used input directions on texts that the model generates."""
         if self.settings.texts:
             texts = passes.own_texts(self.settings.texts, self.settings.text_length)
             rank = self.config.adapter.rank
             self._null = of_inputs(passes.input_moments(texts), lambda name, moment: least_used(moment, rank))
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The weight's part, over unused directions."""
+        """Initializes the branch with the weight's part on the least used directions, and subtracts it from W."""
         if not self.settings.texts:
             return
         weight: torch.Tensor = layer.base.weight  # type: ignore[assignment]
@@ -65,25 +65,31 @@ class LoRANull(Method):
         self.take_away(name, layer, layer.B.detach().clone(), layer.A.detach().clone())
 
     def size_branch(self, layer: CoDyRALinear) -> None:
-        """A may be frozen."""
+        """Freezes A if `freeze_inputs` is set."""
         layer.A.requires_grad_(not (self.settings.texts and self.settings.freeze_inputs))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The update is the difference to what the branch has started as."""
+        """Returns the update as the difference from the initial branch, B A - B_0 A_0."""
         return self.changes(*super().finish(model))
 
 
 def least_used(moment: torch.Tensor, rank: int) -> torch.Tensor:
-    """The eigenvectors [in_features, at least rank] of a second moment [in_features, in_features] that are not used.
+    """Returns the least used eigenvectors [in_features, at least rank] of a second moment [in_features, in_features].
 
-    Those of next to no energy, among which there is no order, and at least `rank`.
+    These are all with next to no energy (`UNUSED`), in no meaningful order, and at least `rank`.
     """
     values, vectors = torch.linalg.eigh(moment.double())
     return vectors[:, : max(rank, int((values <= UNUSED * values[-1]).sum()))]
 
 
 def null_part(weight: torch.Tensor, directions: torch.Tensor, rank: int) -> Factors:
-    """(B, A) of the nearest B A of a rank to W U U^T, U orthonormal; each has the root of the singular values."""
+    """Returns (B, A) of the best rank-`rank` approximation of W U U^T, with the root of the singular values in each.
+
+    Args:
+        weight: W [out_features, in_features].
+        directions: U [in_features, directions], orthonormal.
+        rank: rank of the approximation.
+    """
     U, S, V = torch.linalg.svd(weight @ directions, full_matrices=False)
     root = S[:rank].sqrt()
     return U[:, :rank] * root, root[:, None] * (V[:rank] @ directions.T)

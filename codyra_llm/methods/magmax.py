@@ -1,4 +1,4 @@
-"""MagMax: of each weight, the change that was largest after any task (arXiv 2407.06322)."""
+"""MagMax: merges, for each weight, its change of largest magnitude after any task (arXiv 2407.06322)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from codyra_llm.options import SHARE, option
 
 @dataclass(frozen=True)
 class MagMaxSettings:
-    """How much of the chosen change is merged."""
+    """Settings of MagMax: the share of the chosen change that is merged."""
 
     scale: float = option(1.0, "share of the chosen change; published: 0.5 of independent models", within=SHARE)
 
 
 class MagMax(Method):
-    """W_t = W_0 + scale m_t, where m_t has, entry by entry, the larger of m_{t-1} and m_{t-1} + dW_t in magnitude.
+    """W_t = W_0 + scale m_t; each entry of m_t is that of m_{t-1} or m_{t-1} + dW_t, whichever has larger magnitude.
 
     The published method tunes one model through all tasks and chooses among its changes after each; here a task is
-    learned from the merged model, so that what is measured is what is trained on. A later change wins a tie. The result
-    is dense: nothing is kept beside the ledger, and merging takes one projection at a time.
+    learned from the merged model, so the model that is evaluated is the one that training starts from. The later change
+    wins a tie. The result is dense: nothing is kept besides the ledger, and one projection is merged at a time.
     """
 
     name = "magmax"
@@ -32,7 +32,7 @@ class MagMax(Method):
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
-        """The running choice, dense: A is the identity."""
+        """Returns the chosen change after all entries, dense: A is the identity."""
         chosen = torch.zeros(())
         for update in filter(None, updates):
             B, A = update
@@ -41,5 +41,5 @@ class MagMax(Method):
 
 
 def larger(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Entry by entry the one of larger magnitude; the second where they are equal."""
+    """Returns, for each entry, the value of larger magnitude; the second where both are equal."""
     return torch.where(second.abs() >= first.abs(), second, first)

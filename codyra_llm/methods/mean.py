@@ -8,13 +8,13 @@ from codyra_llm.methods.base import Method
 
 
 class Mean(Method):
-    """W_t = W_0 + (1/t) sum of the updates; each is learned from the model that the ones before have given."""
+    """W_t = W_0 + (1/t) sum of the updates; each task is learned from the model merged from the updates before it."""
 
     name = "mean"
     summary = "fixed-rank LoRA whose updates are averaged over tasks"
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
-        """The stacked factors, over the number of entries."""
+        """Returns the stacked factors, B divided by the number of entries."""
         B, A = stacked(updates)
         return B / len(updates), A

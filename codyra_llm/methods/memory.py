@@ -1,4 +1,4 @@
-"""A continued adapter that keeps rows of finished tasks, for methods that look at their gradients."""
+"""A continued adapter that keeps rows of finished tasks, for methods that use their gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from codyra_llm.options import AT_LEAST_ZERO, option
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How many rows of a finished task are kept."""
+    """Settings of the memory: how many rows of a finished task are kept."""
 
     rows: int = option(8, "rows of each finished task that are kept; 0: seqlora", within=AT_LEAST_ZERO)
 
 
 class WithMemory(SeqLoRA):
-    """SeqLoRA that keeps rows, drawn by the seed, of each task. Kept: "<task>/ids", "/lengths", "/unlearned"."""
+    """SeqLoRA that keeps rows of each task, drawn by the seed. Kept: "<task>/ids", "/lengths", "/unlearned"."""
 
-    name = ""  # none to choose
+    name = ""  # a base class, not a method to choose
     _new: list[Example]
 
     @property
@@ -33,11 +33,11 @@ class WithMemory(SeqLoRA):
         return {name: rows_of(self.kept, name) for name in names}
 
     def after_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
-        """Draws the rows to keep."""
+        """Samples the rows to keep."""
         self._new = self.drawn(rows, self.settings.rows, f"memory/{self.task}")
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As SeqLoRA, and the rows of all tasks so far."""
+        """Finishes as SeqLoRA, and keeps the rows of all tasks so far."""
         earlier = {name: value for name, value in self.kept.items() if "/" in name}
         report, updates = super().finish(model)
         self.kept |= earlier
@@ -47,7 +47,7 @@ class WithMemory(SeqLoRA):
 
 
 def tensors_of(rows: Sequence[Example], name: str) -> dict[str, torch.Tensor]:
-    """Rows as tensors: ids end to end, [rows, 2] lengths of prompt and answer, [ranges, 3] what is not learned."""
+    """Returns rows as tensors: concatenated ids, [rows, 2] prompt and answer lengths, [ranges, 3] unlearned spans."""
     ids = [token for row in rows for token in (*row.prompt, *row.answer)]
     unlearned = [[number, *span] for number, row in enumerate(rows) for span in row.unlearned]
     return {
@@ -58,7 +58,7 @@ def tensors_of(rows: Sequence[Example], name: str) -> dict[str, torch.Tensor]:
 
 
 def rows_of(kept: dict[str, torch.Tensor], name: str) -> list[Example]:
-    """The rows that `tensors_of` has made tensors of."""
+    """Returns the rows that `tensors_of` has stored as tensors."""
     ids, rows, at = kept[f"{name}/ids"].tolist(), [], 0
     spans = kept[f"{name}/unlearned"].tolist()
     for number, (prompt, answer) in enumerate(kept[f"{name}/lengths"].tolist()):

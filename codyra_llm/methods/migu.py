@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MIGUSettings:
-    """How many outputs stay as they are."""
+    """Settings of MIGU: the share of outputs that is not updated."""
 
     threshold: float = option(
         0.7,
@@ -28,9 +28,9 @@ class MIGUSettings:
 class MIGU(Method):
     """From the second task on, the rows of B whose outputs have the least magnitude get no gradient, and stay zero.
 
-    Magnitudes are means of |y| over the tokens of the task's rows on the model as the task finds it, so that all ranks
-    and steps agree; the paper takes them, normalised, in each forward pass. The released path for LoRA cannot run.
-    Kept: "begun", once there is an earlier task.
+    Magnitudes are means of |y| over the tokens of the task's rows, measured on the model before the task, so they are
+    the same on all ranks and in all steps; the paper measures them, normalized, in each forward pass. The released code
+    path for LoRA cannot run. Kept: "begun", from the first task on.
     """
 
     name = "migu"
@@ -40,13 +40,13 @@ class MIGU(Method):
     _masks: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Chooses the outputs."""
+        """Chooses the outputs that are updated; in the first task all are."""
         begun, self.kept = bool(self.kept), {"begun": torch.ones(1)}
         found = passes.output_magnitudes(rows) if begun else {}
         self._masks = {name: mask(magnitudes, self.settings.threshold) for name, magnitudes in found.items()}
 
     def on_gradient(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """Zero in the rows of B that stay as they are."""
+        """Sets the gradient to zero in the rows of B that are not updated."""
         projection, _, part = name.rpartition(".")
         if part != "B" or projection not in self._masks:
             return gradient
@@ -54,5 +54,5 @@ class MIGU(Method):
 
 
 def mask(magnitudes: torch.Tensor, threshold: float) -> torch.Tensor:
-    """1 for each output [out_features] whose magnitude is at least the quantile `threshold` of all, else 0."""
+    """Returns 1 for each output [out_features] whose magnitude is at least the quantile `threshold` of all, else 0."""
     return (magnitudes >= magnitudes.quantile(threshold)).to(magnitudes)

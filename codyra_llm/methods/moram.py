@@ -1,4 +1,4 @@
-"""MoRAM: rank-one atoms of all tasks side by side, of which each token chooses some (arXiv 2506.21035)."""
+"""MoRAM: rank-one atoms of all tasks side by side; each token activates some of them (arXiv 2506.21035)."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from codyra_llm.options import ABOVE_ZERO, AT_LEAST_ZERO, FRACTION, option
 
 @dataclass(frozen=True)
 class MoRAMSettings:
-    """How a token chooses its atoms."""
+    """Settings of how atoms are activated for a token."""
 
     atoms: int = option(8, "atoms that take part at a token, at least 2; 0: all, at weight one", within=AT_LEAST_ZERO)
     temperature: float = option(0.03, "that scores are divided by before their softmax", within=ABOVE_ZERO)
@@ -27,11 +27,11 @@ class MoRAMSettings:
 class MoRAM(Method):
     """y = W x + B (w * z), z = A x: each task adds `rank` rows of A and columns of B (atoms); earlier ones are frozen.
 
-    w is the softmax of the largest scores z / |z|, signed, over the temperature, and zero for the other atoms; at
-    inference also for atoms below the threshold, whatever the task: none is told. Nothing is merged: the saved model is
-    the base, and every projection costs 2 r T (in_features + out_features) FLOPs a token more. The released code
-    multiplies new atoms by alpha / rank and stored ones not, so that a task's part halves when it is stored; here both
-    count alike. Kept: "<projection>.B", ".A", the atoms of all tasks.
+    w is the softmax over the largest scores z / |z|, signed, divided by the temperature, and zero for the other atoms;
+    at inference also zero for atoms below the threshold. The task of a row is not used. Nothing is merged: the saved
+    model is the base, and each projection costs 2 r T (in_features + out_features) more FLOPs per token after T tasks.
+    The released code multiplies new atoms by alpha / rank but not stored ones, so a task's part halves when it is
+    stored; here both have the same weight. Kept: "<projection>.B", ".A", the atoms of all tasks.
     """
 
     name = "moram"
@@ -40,7 +40,7 @@ class MoRAM(Method):
     needs = Needs(first_task=True, whole_updates=True)
 
     def check_run(self, zero_stage: int) -> None:
-        """As the base class; text that the model writes itself would be the base's, which has no atoms."""
+        """Checks the run as the base class does; rejects the model's own text, which atoms would not take part in."""
         super().check_run(zero_stage)
         if self.config.retention.own_text or self.config.retention.protected:
             raise UserError(
@@ -49,7 +49,7 @@ class MoRAM(Method):
             )
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """New atoms beside those of earlier tasks."""
+        """Attaches the frozen atoms of earlier tasks to the layer, and the rule that activates atoms."""
         if f"{name}.A" in self.kept:
             B, A = (self.kept[f"{name}.{part}"].to(layer.A) for part in "BA")
             layer.stored = B, A
@@ -59,7 +59,7 @@ class MoRAM(Method):
         return partial(chosen, count=self.settings.atoms, temperature=self.settings.temperature, threshold=threshold)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The task's atoms are kept, and not merged."""
+        """Keeps the task's atoms instead of merging them; returns no updates."""
         report, updates = super().finish(model)
         for name, (B, A) in updates.items():
             old_B, old_A = (self.kept.get(f"{name}.{part}") for part in "BA")
@@ -68,7 +68,7 @@ class MoRAM(Method):
         return report, {}
 
     def serving(self, model: nn.Module, task: str | None) -> AbstractContextManager[None]:
-        """The atoms of all tasks so far take part."""
+        """Returns a context in which the atoms of all tasks so far are active; `task` is not used."""
         names = [key.removesuffix(".B") for key in self.kept if key.endswith(".B")]
         device = next(model.parameters()).device
         atoms = {name: (self.kept[f"{name}.B"].to(device), self.kept[f"{name}.A"].to(device)) for name in names}
@@ -76,7 +76,14 @@ class MoRAM(Method):
 
 
 def chosen(down: torch.Tensor, count: int, temperature: float, threshold: float) -> torch.Tensor:
-    """w * z of products z = A x, [..., atoms]: w is above 0 at the largest `count` scores z / |z|; 0: 1 everywhere."""
+    """Returns w * z for the products z = A x, [..., atoms].
+
+    Args:
+        down: z.
+        count: number of the largest scores z / |z| that have a weight w, at least 2; 0: w is 1 everywhere.
+        temperature: divisor of the scores in their softmax.
+        threshold: scores below it get the weight 0; 0: no threshold.
+    """
     if not count:
         return down
     scores = down / down.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(down.dtype).tiny)

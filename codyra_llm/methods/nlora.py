@@ -1,4 +1,4 @@
-"""N-LoRA: updates that are sparse, so that they seldom collide (arXiv 2410.10179)."""
+"""N-LoRA: sparse updates, which rarely overlap with those of other tasks (arXiv 2410.10179)."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from codyra_llm.options import AT_LEAST_ZERO, option
 
 @dataclass(frozen=True)
 class NLoRASettings:
-    """The weight of the penalty."""
+    """Settings of N-LoRA: the weight of the penalty."""
 
     strength: float = option(0.001, "lambda: weight of sum |B A| over entries and projections", within=AT_LEAST_ZERO)
 
 
 class NLoRA(Method):
-    """Fixed-rank LoRA with lambda |B A|_1, as the paper has it.
+    """Fixed-rank LoRA with the penalty lambda |B A|_1, as in the paper.
 
-    The released code takes |A B|_1 instead, an r x r product that exists for square projections alone.
+    The released code uses |A B|_1 instead, an r x r product that only exists for square projections.
     """
 
     name = "nlora"
@@ -28,7 +28,7 @@ class NLoRA(Method):
     Settings = NLoRASettings
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """lambda sum |B A|, and its gradient: sign(B A) A^T for B, B^T sign(B A) for A."""
+        """Returns lambda sum |B A| and its gradient: lambda sign(B A) A^T for B, lambda B^T sign(B A) for A."""
         value = 0.0
         gradients: dict[str, torch.Tensor] = {}
         strength = self.settings.strength

@@ -1,4 +1,4 @@
-"""OGD: updates that leave the outputs on kept rows as they are, to first order (arXiv 1910.07104)."""
+"""OGD: updates that do not change the outputs on kept rows, to first order (arXiv 1910.07104)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OGDSettings(MemorySettings):
-    """How many directions are protected, and from what."""
+    """Settings of OGD: how many directions are protected, and what is projected."""
 
     project: Literal["update", "gradient"] = option(
         "update", "what is projected: Adam's update, or the gradient, whose projection Adam's scaling leaves again"
@@ -26,11 +26,11 @@ class OGDSettings(MemorySettings):
 
 
 class OGD(WithMemory):
-    """Takes out of each update what lies in the span of earlier rows' gradients: u <- u - Q Q^T u.
+    """Removes from each update its part in the span of earlier rows' gradients: u <- u - Q Q^T u.
 
-    A row's direction is the gradient of the log-likelihood of its answer over A and B of all projections, as they are
-    after its task. The whole vectors are orthonormal, not their parts by tensor. Kept: "basis/<parameter>" [directions,
-    *shape], beside what SeqLoRA keeps; it grows by `rows` directions with each task.
+    A row's direction is the gradient of the log-likelihood of its answer over A and B of all projections, at their
+    values after its task. The vectors over all tensors are orthonormal, not their parts in each tensor. Kept:
+    "basis/<parameter>" [directions, *shape], besides what SeqLoRA keeps; each task adds at most `rows` directions.
     """
 
     name = "ogd"
@@ -41,24 +41,24 @@ class OGD(WithMemory):
 
     @property
     def memory(self) -> "dict[str, list[Example]]":
-        """No rows: their directions are kept."""
+        """Empty: directions are kept, not rows."""
         return {}
 
     def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """The direction of each row that would be kept."""
+        """Computes the gradient direction of each sampled row."""
         super().after_training(rows, passes)
         self._directions = [passes.gradient([row]) for row in self._new]
         self._new = []
 
     def before_step(self, slices: Slices) -> None:
-        """Projects the gradient, or remembers the values that Adam will update."""
+        """Projects the gradient, or stores the values that Adam will update."""
         if self.settings.project == "gradient":
             self._project(slices, [each.gradient for each in slices])
         else:
             self._before = [each.value.clone() for each in slices]
 
     def after_step(self, slices: Slices) -> None:
-        """Projects the update."""
+        """Projects the update, unless the gradient was projected."""
         if self.settings.project == "update":
             updates = [each.value - before for each, before in zip(slices, self._before, strict=True)]
             self._project(slices, updates)
@@ -76,7 +76,7 @@ class OGD(WithMemory):
                 own.sub_(part, alpha=share)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As SeqLoRA, and the directions of the task, orthonormal to all before."""
+        """Finishes as SeqLoRA, and keeps the directions of the task, made orthonormal to all earlier ones."""
         report, updates = super().finish(model)
         if self._directions:
             names = list(self._directions[0])
@@ -98,16 +98,17 @@ class OGD(WithMemory):
 
 
 def extended(basis: torch.Tensor | None, vectors: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows that span a basis and more vectors, the basis first; one in its span, or zero, adds none.
+    """Returns orthonormal rows that span the basis and the vectors, the basis first; dependent vectors add no row.
 
     Args:
-        basis: [directions, values], orthonormal. vectors: [more, values].
+        basis: [directions, values], orthonormal.
+        vectors: [more, values].
     """
     vectors = vectors.double()
     rows = [] if basis is None else list(basis.double())
     for vector in vectors:
         size = vector.norm()
-        for _ in range(2):  # once more for what rounding has left
+        for _ in range(2):  # a second pass removes rounding errors of the first
             for row in rows:
                 vector = vector - (row @ vector) * row
         if vector.norm() > 1e-6 * size:

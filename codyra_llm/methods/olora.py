@@ -1,4 +1,4 @@
-"""O-LoRA: new branches that are kept orthogonal to those of earlier tasks (arXiv 2310.14152)."""
+"""O-LoRA: penalizes the overlap of a new branch with those of earlier tasks (arXiv 2310.14152)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from codyra_llm.options import AT_LEAST_ZERO, option
 
 @dataclass(frozen=True)
 class OLoRASettings:
-    """The two weights of the penalty."""
+    """Settings of O-LoRA: the two weights of the penalty."""
 
     orthogonality: float = option(
         0.5, "lambda_1: weight of sum |A_old A^T| over entries and projections", within=AT_LEAST_ZERO
@@ -24,7 +24,8 @@ class OLoRASettings:
 class OLoRA(Method):
     """Fixed-rank LoRA, merged after each task, with a penalty on the overlap of A with all earlier tasks' A.
 
-    The released code sums absolute values over entries and projections; so does this. Kept: the rows of all A's.
+    As in the released code, absolute values are summed over entries and projections. Kept: "<projection>.A", the rows
+    of the A of all tasks.
     """
 
     name = "olora"
@@ -33,7 +34,7 @@ class OLoRA(Method):
     needs = Needs(first_task=True)
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """lambda_1 sum |A_old A^T| + lambda_2 (sum |A|_F + |B|_F), and its gradient."""
+        """Returns lambda_1 sum |A_old A^T| + lambda_2 (sum |A|_F + |B|_F) and its gradient."""
         value, gradients = 0.0, {}
         for name, (B, A) in branches.items():
             gradient = torch.zeros_like(A)
@@ -50,7 +51,7 @@ class OLoRA(Method):
         return value, gradients
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As fixed-rank LoRA; A is kept."""
+        """Finishes as fixed-rank LoRA, and keeps A."""
         report, updates = super().finish(model)
         for name, (_, A) in updates.items():
             old = self.kept.get(f"{name}.A")
@@ -59,6 +60,6 @@ class OLoRA(Method):
 
 
 def _direction(factor: torch.Tensor) -> torch.Tensor:
-    """The gradient of |factor|_F; zero where that has none."""
+    """Returns the gradient of |factor|_F; zero where the norm is zero."""
     norm = factor.norm()
     return factor / norm if norm > 0 else torch.zeros_like(factor)

@@ -1,4 +1,4 @@
-"""OSFT: a weight's smaller singular triples train, its leading ones stay as they are (arXiv 2504.07097)."""
+"""OSFT: trains a weight's smaller singular triples and leaves the leading ones unchanged (arXiv 2504.07097)."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,19 +15,20 @@ from codyra_llm.options import SHARE, option
 
 @dataclass(frozen=True)
 class OSFTSettings:
-    """How much of each weight trains."""
+    """Settings of OSFT: the share of each weight that trains."""
 
     train: float = option(0.5, "share of the singular triples, from the smallest on, that train", within=SHARE)
 
 
 class OSFT(Method):
-    """W = U_h S_h V_h + U_l S_l V_l: U_l, S_l and V_l train, within the space that U_h and V_h leave.
+    """W = U_h S_h V_h + U_l S_l V_l: U_l, S_l and V_l train, orthogonally to U_h and V_h.
 
-    The gated branch is U_l diag(S_l) V_l, and what it starts as is taken away from the weight: the update is the
-    difference. The projections are part of the forward, which no optimizer can leave: one of the two released forms
-    projects gradients alone, and AdamW leaks; the other projects parameters after each step, and comes to the same
-    numbers as this. The decomposition is made anew for each task. It trains about as many values as full fine-tuning,
-    needs its small learning rates, and whole weights, which ZeRO-3 does not give.
+    The gated branch is U_l diag(S_l) V_l; its initial value is subtracted from the weight, so the update is the
+    difference. The projections are part of the forward pass, so no optimizer step can leave the orthogonal space. Of
+    the two released forms, one projects only gradients, so that AdamW leaves the space; the other projects parameters
+    after each step and gives the same numbers as this. The decomposition is recomputed for each task. The method trains
+    about as many values as full fine-tuning and needs learning rates as small; it needs whole weights, so ZeRO-3 is not
+    supported.
     """
 
     name = "osft"
@@ -37,7 +38,7 @@ class OSFT(Method):
 
     @property
     def adapter(self) -> CoDyRAConfig:
-        """Gates that train, and never meet a threshold."""
+        """The adapter configuration: gates train, and no threshold is applied to them."""
         return dataclasses.replace(
             self.config.adapter,
             train_gates=True,
@@ -49,17 +50,17 @@ class OSFT(Method):
 
     @property
     def relative_cost(self) -> float:
-        """The branch's products, with their weights' gradients, and those of what is taken away."""
+        """FLOPs relative to LoRA: adds the branch, its weight gradients, and the subtracted initial branch."""
         return 1 + 5 * self.settings.train
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The weight's smaller triples as the branch."""
+        """Initializes the branch with the weight's smaller singular triples, and subtracts it from W."""
         U, S, V = block_leading(layer, 1 - self.settings.train)
         layer.A, layer.B, layer.gate = (nn.Parameter(part.clone().contiguous()) for part in (V, U, S))
         self.take_away(name, layer, U * S, V)
 
     def size_branch(self, layer: CoDyRALinear) -> None:
-        """As many triples as train."""
+        """Gives the branch as many components as there are singular triples that train."""
         smaller = min(layer.in_features, layer.out_features)
         count = smaller - round((1 - self.settings.train) * smaller)
         layer.A = nn.Parameter(layer.A.new_empty(count, layer.in_features))
@@ -67,5 +68,5 @@ class OSFT(Method):
         layer.gate = nn.Parameter(layer.gate.new_empty(count))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The update is the difference to what the branch has started as."""
+        """Returns the update as the difference from the initial branch."""
         return self.changes(*super().finish(model))

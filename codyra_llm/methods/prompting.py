@@ -1,4 +1,4 @@
-"""What methods that learn prompts have in common: vectors before the tokens of a row, beside untouched weights."""
+"""The base of methods that learn prompts: vectors before the tokens of a row; the weights do not change."""
 
 import random
 from collections.abc import Sequence
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 
 
 class Prompting(Method):
-    """Prompts that the optimizer of branches trains, by the gradient that passes through the whole frozen model.
+    """Prompts that train in place of branches, with the gradient through the whole frozen model.
 
-    A row's prompts stand before its first token, are no targets, and are chosen by its query: the mean input embedding
-    of its own tokens, whatever rows share its batch. They start as embeddings of tokens of the rows that are learned
-    then, drawn by the seed. Nothing is merged, the ledger's entries are empty, and the saved model is the base;
-    `adapter` has no part in it. Serving needs this program, which alone knows the ids of prompts.
+    A row's prompts are inserted before its first token, are no targets of the loss, and are chosen by the row's query:
+    the mean input embedding of its own tokens, independent of the other rows of its batch. They are initialized with
+    embeddings of tokens of the rows of the task in training, drawn by the seed. Nothing is merged, the ledger's entries
+    are empty, and the saved model is the base; the `adapter` settings are not used. Serving requires this program: no
+    other knows the token ids of prompts.
     """
 
     needs = Needs(first_task=True, whole_updates=True, domains=("text",))
     learns_keys: bool = False
-    sees_answers: bool = False  # in the queries of training rows
+    sees_answers: bool = False  # whether queries of training rows include the answer
 
-    vectors: int  # that train
-    keys: int
-    start: torch.Tensor  # what those vectors start a task as, [vectors, hidden_size]
+    vectors: int  # number of vectors that train
+    keys: int  # number of keys
+    start: torch.Tensor  # initial values of the vectors in a task, [vectors, hidden_size]
 
     def check_run(self, zero_stage: int) -> None:
-        """As the base class; rows must begin where a batch does, and the model before a task must be the bare one."""
+        """Checks the run as the base class does; rejects packed rows and retention."""
         super().check_run(zero_stage)
         if self.config.data.packing == "pack":
             raise UserError(
@@ -51,7 +52,7 @@ class Prompting(Method):
             )
 
     def wrap(self, model: nn.Module) -> list[str]:
-        """Prompts in the place of branches."""
+        """Adds prompts to the input embedding instead of branches; returns the name of the embedding."""
         try:
             name, layer = add_prompts(model, self.vectors, self.keys, self.choose, self.sees_answers)
         except ValueError as error:
@@ -60,29 +61,29 @@ class Prompting(Method):
         return [name]
 
     def choose(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """The vectors before each row of a task in training, by number [rows, any]; by default all of them."""
+        """Returns the numbers of the vectors before each training row, [rows, any]; by default all of them."""
         return torch.arange(self.vectors, device=queries.device).expand(len(queries), -1)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """The vectors as measured before the task."""
+        """Writes the initial vectors, which were computed before the task."""
         layer.A.copy_(self.start)
 
     def words(self, rows: "Sequence[Example]", passes: RowPasses, count: int, draw: str) -> torch.Tensor:
-        """Embeddings of tokens of some rows [count, hidden_size], drawn by (seed, name of the draw)."""
+        """Returns embeddings of tokens of the rows [count, hidden_size], drawn by (seed, method, `draw`)."""
         ids = sorted({token for row in rows for token in (*row.prompt, *row.answer)})
         drawn = random.Random(f"{self.config.seed}/{self.name}/{draw}").choices(ids, k=count)
         return passes.embedding_means([[token] for token in drawn])
 
     def queries(self, rows: "Sequence[Example]", passes: RowPasses) -> torch.Tensor:
-        """The query of each training row, [rows, hidden_size]."""
+        """Returns the query of each training row, [rows, hidden_size]."""
         return passes.embedding_means([row.prompt + row.answer * self.sees_answers for row in rows])
 
     def keep(self, layer: PromptedEmbedding) -> None:
-        """Puts what a task has learned into `kept`."""
+        """Stores the learned prompts and keys of a task in `kept`."""
         raise NotImplementedError
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The prompts are kept, and not merged; norm and bound are those of how far they have moved."""
+        """Keeps the prompts instead of merging them; the reported norm and bound are the norm of their change."""
         layer = prompts_of(model)
         assert layer
         self.keep(layer)
@@ -93,5 +94,5 @@ class Prompting(Method):
 
 
 def similarity(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Cosines [rows, keys] of queries [rows, hidden_size] with keys [hidden_size, keys]."""
+    """Returns the cosines [rows, keys] of queries [rows, hidden_size] with keys [hidden_size, keys]."""
     return functional.normalize(queries) @ functional.normalize(keys, dim=0)

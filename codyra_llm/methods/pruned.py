@@ -1,4 +1,4 @@
-"""Controls of CoDyRA: plain LoRA with fewer components, by chance, by size, or as many as a run of CoDyRA has kept."""
+"""Controls of CoDyRA: LoRA with fewer components, at random, by magnitude, or with the ranks of another run."""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrunedSettings:
-    """How many components stay, and which."""
+    """Settings of the control: how many components are kept, and which."""
 
     keep: float = option(0.5, "share of each branch's components that stays; 1: lora", within=FRACTION)
     by: Literal["random", "magnitude", "start"] = option(
@@ -36,10 +36,10 @@ class PrunedSettings:
 
 
 class Pruned(Method):
-    """Fixed-rank LoRA whose components are dropped: what pruning alone does, without CoDyRA's gates.
+    """Fixed-rank LoRA whose components are dropped: the effect of pruning alone, without CoDyRA's gates.
 
-    With the ranks that a run of CoDyRA kept (`ranks_of`), `start` and `random` say what their distribution over
-    projections is worth without its choice of components, and `shift` what it is worth with another task's.
+    With the ranks that a run of CoDyRA kept (`ranks_of`), `start` and `random` measure the effect of their distribution
+    over projections without CoDyRA's choice of components, and `shift` that of another task's distribution.
     """
 
     name = "pruned"
@@ -49,31 +49,31 @@ class Pruned(Method):
 
     def __init__(self, config: "RunConfig") -> None:
         super().__init__(config)
-        self._ranks: dict[str, dict[str, float]] = {}  # by task and projection
+        self._ranks: dict[str, dict[str, float]] = {}  # kept ranks of `ranks_of`, by task and projection
 
     def check_run(self, zero_stage: int) -> None:
-        """As the base class; and the ranks must be there."""
+        """Checks the run as the base class does, and reads the ranks of `ranks_of`."""
         super().check_run(zero_stage)
         if self.settings.ranks_of:
             self._read_ranks(self.settings.ranks_of)
 
     def check(self, task: str, total_steps: int) -> None:
-        """Raises UserError where the run has no ranks of the task."""
+        """Raises UserError if the run `ranks_of` has no ranks of the task."""
         if self.settings.ranks_of:
             self._ranks_of(task)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """Fewer components, where they are missing from the start."""
+        """Removes components with `by: start`; at least one is kept."""
         if self.settings.by == "start":
             _cut(layer, max(1, self._kept(name, layer.rank)))
 
     def size_branch(self, layer: CoDyRALinear) -> None:
-        """A share of the components; the ranks of another run are taken to be all that there may be."""
+        """Removes components with `by: start`; with the ranks of another run it assumes the full rank."""
         if self.settings.by == "start" and not self.settings.ranks_of:
             _cut(layer, max(1, round(self.settings.keep * layer.rank)))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """Sets the gates of what is dropped to zero, and ends the task as ever."""
+        """Sets the gates of dropped components to zero, then finishes as the base class."""
         with torch.no_grad():
             for name, layer in gated_layers(model) if self.settings.by != "start" else ():
                 dropped = layer.rank - self._kept(name, layer.rank)
@@ -99,7 +99,7 @@ class Pruned(Method):
         self._ranks = read_kept_ranks(expand(folder), where, "name the folder of a finished run")
 
     def _worth(self, name: str, B: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-        """[rank]; the smallest go."""
+        """Returns the worth of each component, [rank]; those of smallest worth are dropped."""
         if self.settings.by == "magnitude":
             return B.norm(dim=0) * A.norm(dim=1)
         draw = random.Random(f"{self.config.seed}/pruned/{self.task}/{name}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """How many rows are kept, and whether they add steps."""
+    """Settings of replay: how many rows are kept, and whether they add steps."""
 
     fraction: float = option(
         0.01, "share of each earlier task's rows that is kept, at least one row; 0: none", within=FRACTION
@@ -28,11 +28,11 @@ class ReplaySettings:
 
 
 class Replay(Method):
-    """Own and kept rows are shuffled together, so a step has a kept row with the share that these have of all.
+    """The task's own rows and kept rows are shuffled together, so steps contain kept rows in proportion to their share.
 
-    Which rows are kept depends on the seed and the tasks alone, so nothing has to be saved for a resume. A kept picture
-    is told among the classes of its own task, as when that was learned, not among all learned ones: the loss of a task
-    is the same whether its pictures come first or come back (domains/images/contrastive.py).
+    The kept rows depend on the seed and the tasks alone, so nothing has to be saved for a resume. A kept picture is
+    classified among the classes of its own task, as when that task was learned, not among all learned classes: the loss
+    of a picture is the same in its own task and in replay (domains/images/contrastive.py).
     """
 
     name = "replay"
@@ -42,11 +42,11 @@ class Replay(Method):
 
     @property
     def lengthens(self) -> bool:
-        """Whether replayed rows add steps."""
+        """True if replayed rows add steps (`extra_steps`)."""
         return bool(self.settings.extra_steps)
 
     def replayed(self, task: str, earlier: "Mapping[str, Sequence[Example]]") -> "Sequence[Example]":
-        """A seeded sample of each earlier task, or what a reservoir holds of all of them."""
+        """Returns a seeded sample of each earlier task, or the content of one reservoir over all of them."""
         if self.settings.reservoir:
             seen = [row for rows in earlier.values() for row in rows]
             draw = random.Random(f"{self.config.seed}/reservoir")
@@ -57,16 +57,18 @@ class Replay(Method):
 
 
 def sample(seed: int, task: str, rows: int, fraction: float) -> list[int]:
-    """Which of a task's rows are kept: a share of them, at least one; none where the share is zero."""
+    """Returns the numbers of a task's kept rows: the share `fraction`, at least one; none if the share is zero."""
     count = max(1, round(fraction * rows)) if fraction else 0
     return sorted(random.Random(f"{seed}/replay/{task}").sample(range(rows), count))
 
 
 def reservoir(rows: int, size: int, draw: Callable[[int], int]) -> list[int]:
-    """Which of the rows 0, 1, ... a buffer holds after all have been offered: each with the same probability.
+    """Returns the numbers of the rows in the buffer after reservoir sampling, each with the same probability.
 
     Args:
-        draw: gives an integer in [0, last], for the row number `last`.
+        rows: number of rows.
+        size: size of the buffer.
+        draw: returns an integer in [0, last], for the row number `last`.
     """
     slots = list(range(min(rows, size)))
     for row in range(size, rows):

@@ -1,4 +1,4 @@
-"""SeqLoRA: one fixed-rank adapter that all tasks continue, as TRACE's LoRA rows are trained."""
+"""SeqLoRA: one fixed-rank adapter that all tasks continue to train, as in TRACE's LoRA results."""
 
 from torch import nn
 
@@ -8,10 +8,11 @@ from codyra_llm.methods.base import Method, Needs
 
 
 class SeqLoRA(Method):
-    """Each task starts with the A and B that the task before ended with.
+    """Each task starts with the A and B that the previous task ended with.
 
-    What that task has merged already is taken away again while the branch trains (dW = B A - B_0 A_0), so the ledger's
-    entries telescope: their sum is B_T A_T, of the rank of one adapter. Kept: A and B, by parameter name.
+    The previous tasks have already merged B_0 A_0, so it is subtracted while the branch trains (dW = B A - B_0 A_0).
+    The ledger's entries therefore telescope: their sum is B_T A_T, of the rank of one adapter. Kept: A and B, by
+    parameter name.
     """
 
     name = "seqlora"
@@ -19,7 +20,7 @@ class SeqLoRA(Method):
     needs = Needs(whole_updates=True, first_task=True, continues=True)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """Continues the last task's branch."""
+        """Initializes the branch with the previous task's A and B, and subtracts their product."""
         if f"{name}.A" in self.kept:
             A, B = (self.kept[f"{name}.{part}"].to(layer.A) for part in "AB")
             layer.A.copy_(A)
@@ -27,7 +28,7 @@ class SeqLoRA(Method):
             self.take_away(name, layer, B, A)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The update is the difference to the last task's: [B, -B_0] [A; A_0]."""
+        """Keeps A and B; returns the update as the difference from the previous task's: [B, -B_0] [A; A_0]."""
         report, updates = super().finish(model)
         self.kept = {
             f"{name}.{part}": factor.cpu()

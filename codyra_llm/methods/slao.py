@@ -1,4 +1,4 @@
-"""SLAO: one adapter, continued from an orthogonalised A, whose B is averaged over tasks (arXiv 2512.23017)."""
+"""SLAO: one adapter, continued from an orthogonalized A, whose B is averaged over tasks (arXiv 2512.23017)."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from codyra_llm.methods.base import Method, Needs
 class SLAO(Method):
     """A task starts with the last task's B and, for A, the Q of its A^T; then A_m <- A, B_m += (B - B_m) / sqrt(t).
 
-    What is measured is W_0 + B_m A_m. While a task trains, what is merged is taken away (dW = B A - B_m A_m), and the
-    entries telescope. The weight 1 / sqrt(t) is the form in which the paper is cited; no code was published. Kept:
-    "<projection>.A", ".B" of the last task, ".merged" B_m, and the number of tasks.
+    The model that is evaluated is W_0 + B_m A_m. While a task trains, the merged adapter is subtracted
+    (dW = B A - B_m A_m), so the ledger's entries telescope. The weight 1 / sqrt(t) is the form in which the paper is
+    cited; no code was published. Kept: "<projection>.A", ".B" of the last task, ".merged" B_m, and the number of tasks.
     """
 
     name = "slao"
@@ -21,7 +21,7 @@ class SLAO(Method):
     needs = Needs(whole_updates=True, first_task=True, continues=True)
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """Continues the last task's branch, with orthonormal rows of A."""
+        """Initializes the branch with the last task's B and an orthonormalized A, and subtracts the merged adapter."""
         if f"{name}.A" not in self.kept:
             return
         A, B, merged = (self.kept[f"{name}.{part}"].to(layer.A) for part in ("A", "B", "merged"))
@@ -30,7 +30,7 @@ class SLAO(Method):
         self.take_away(name, layer, merged, A)
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """The update is the difference of the merged adapters: [B_m', -B_m] [A; A_m]."""
+        """Updates B_m and A_m; returns the update as their difference from before: [B_m', -B_m] [A; A_m]."""
         report, updates = super().finish(model)
         tasks = self.kept.get("tasks", torch.zeros((), dtype=torch.int64)) + 1
         changes: Deltas = {}

@@ -1,4 +1,4 @@
-"""TIES: the largest entries of each task's update, those whose sign the majority has, averaged (arXiv 2306.01708)."""
+"""TIES: averages the largest entries of the tasks' updates that have the majority sign (arXiv 2306.01708)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from codyra_llm.options import ABOVE_ZERO, SHARE, option
 
 @dataclass(frozen=True)
 class TIESSettings:
-    """What of each update counts."""
+    """Settings of TIES: the share of entries that is merged, and the factor of the result."""
 
     density: float = option(0.2, "share of each update's entries that counts, from the largest on", within=SHARE)
     scale: float = option(1.0, "factor of the merged update", within=ABOVE_ZERO)
 
 
 class TIES(Method):
-    """W_t = W_0 + scale TIES(dW_1, ..., dW_t), each learned from the model that the ones before have given.
+    """W_t = W_0 + scale TIES(dW_1, ..., dW_t); each task is learned from the model merged from the updates before it.
 
-    Entries are ranked within each projection (released: over the whole model); as released, the share of them is kept
-    and one entry more. The result is dense: nothing is kept beside the ledger.
+    Entries are ranked within each projection (released: over the whole model); as released, one entry more than the
+    share is kept. The result is dense: nothing is kept besides the ledger.
     """
 
     name = "ties"
@@ -32,14 +32,14 @@ class TIES(Method):
 
     @staticmethod
     def combine(settings: Any, updates: "Sequence[Factors | None]") -> Factors:
-        """The merged update, dense: A is the identity."""
+        """Returns the merged update, dense: A is the identity."""
         vectors = torch.stack([(B @ A) for B, A in filter(None, updates)])
         merged = merge(vectors.flatten(1), settings.density).view(vectors.shape[1:])
         return settings.scale * merged, torch.eye(merged.shape[1], dtype=merged.dtype)
 
 
 def trimmed(vectors: torch.Tensor, density: float) -> torch.Tensor:
-    """[tasks, values] with the entries of smallest magnitude in each row at zero."""
+    """Returns [tasks, values] with the entries of smallest magnitude in each row set to zero."""
     count = vectors.shape[1]
     dropped = count - int(count * density)
     if not dropped:
@@ -49,7 +49,10 @@ def trimmed(vectors: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def merge(vectors: torch.Tensor, density: float) -> torch.Tensor:
-    """[values]: the mean of those trimmed entries of [tasks, values] whose sign is that of their sum."""
+    """Returns [values]: the mean of those trimmed entries of [tasks, values] whose sign is that of their sum.
+
+    Where the sum is zero, the majority sign over all values is used.
+    """
     kept = trimmed(vectors, density)
     sign = kept.sum(dim=0).sign()
     majority = sign.sum().sign()

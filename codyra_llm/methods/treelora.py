@@ -1,4 +1,4 @@
-"""TreeLoRA: one adapter that is pulled toward the A of earlier tasks, which a bandit chooses (arXiv 2506.10355)."""
+"""TreeLoRA: one adapter that is pulled toward the A of earlier tasks, chosen by a bandit (arXiv 2506.10355)."""
 
 import math
 import random
@@ -18,13 +18,13 @@ from codyra_llm.options import AT_LEAST_ZERO, option
 if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
 
-PAST, SUM = "past/", "sum/"  # before a projection's name in what is kept, in what is gathered
-LARGEST = 1.5  # that a branch of the tree is weighted with, at most
+PAST, SUM = "past/", "sum/"  # prefixes of a projection's name in `kept` and in `gathered`
+LARGEST = 1.5  # largest factor that a subtree's scores are multiplied by at one split
 
 
 @dataclass(frozen=True)
 class TreeLoRASettings:
-    """The pull toward earlier tasks."""
+    """Settings of the pull toward earlier tasks."""
 
     strength: float = option(0.5, "weight of the term at the end of a task; 0: seqlora", within=AT_LEAST_ZERO)
     repaired: bool = option(False, "whether nearer tasks are the likelier, and every pull is toward them")
@@ -33,15 +33,16 @@ class TreeLoRASettings:
 class TreeLoRA(SeqLoRA):
     """SeqLoRA with L - L' strength (s/R) rho / (rho' + 1e-5), rho = -sum over projections of <A, v_k>, v_k of task k.
 
-    L' and rho' have no gradient, s is the step of R. v_k is the sum of A over task k's steps, times the number of
-    projections over R. At each step one task is drawn for each projection, by the L1 distances of the running sum from
-    the v_k that were chosen, with a bandit's confidence, along a tree (`split`), a level for each projection.
+    L' and rho' have no gradient; s is the current step of R steps. v_k is the sum of A over task k's steps, times the
+    number of projections divided by R. In each step one task is drawn for each projection: by the L1 distances of the
+    running sum of A from the v_k drawn so far, with the confidence bonus of a bandit, along a tree (`split`) with one
+    level for each projection.
 
-    As released, although it is not what is meant: distances enter so that farther tasks are likelier, and since
-    rho / rho' is one, A is pulled toward v_k where <A, v_k> is positive in sum and away from it else; `repaired` mends
-    both. Differences: L' is the loss of the step before, and the same on all ranks, as draws are, which depend on
-    (seed, task, step); s counts through all epochs. Kept: SeqLoRA's A and B, and "past/<projection>"
-    [tasks, rank, in_features].
+    Two properties follow the released code although they contradict the paper's intent: farther tasks are more likely,
+    and since rho / rho' is one, A is pulled toward v_k where the sum of <A, v_k> is positive and away from it
+    otherwise. `repaired` corrects both. Differences from the released code: L' is the loss of the previous step, the
+    same on all ranks; draws depend on (seed, task, step) and are also the same on all ranks; s counts through all
+    epochs. Kept: SeqLoRA's A and B, and "past/<projection>" [tasks, rank, in_features].
     """
 
     name = "treelora"
@@ -53,16 +54,16 @@ class TreeLoRA(SeqLoRA):
         self._steps = 0
 
     def prepare(self, model: nn.Module, task: str, total_steps: int) -> Prepared:
-        """As SeqLoRA."""
+        """Prepares the task as SeqLoRA does, and stores its number of steps."""
         self._steps = total_steps
         return super().prepare(model, task, total_steps)
 
     def end_step(self, loss: float) -> None:
-        """The next step's L'."""
+        """Stores the loss as L' of the next step."""
         self.gathered["loss"] = torch.tensor(loss, dtype=torch.float64)
 
     def penalty(self, branches: Deltas) -> Penalty:
-        """The term's value, which is constant but for its gradient for A."""
+        """Returns the value of the term and its gradient for A; updates the running sums and the bandit."""
         gathered, names = self.gathered, list(branches)
         step = int(gathered.get("step", 0))
         gathered["step"] = torch.tensor(step + 1)
@@ -82,7 +83,7 @@ class TreeLoRA(SeqLoRA):
         return value, {f"{name}.A": gradient for name, gradient in zip(names, gradients, strict=True)}
 
     def _draw(self, step: int, past: Sequence[torch.Tensor]) -> list[int]:
-        """A task for each projection."""
+        """Draws a task for each projection."""
         shape = (len(past[0]), len(past))
         for name in ("distances", "draws"):
             self.gathered.setdefault(name, torch.zeros(shape, dtype=torch.float64))
@@ -93,7 +94,7 @@ class TreeLoRA(SeqLoRA):
         return descend(scores, past, random.Random(f"{self.config.seed}/{self.task}/tree/{step}"))
 
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
-        """As SeqLoRA; the task's v is kept."""
+        """Finishes as SeqLoRA, and keeps the task's v."""
         past = {name: tensor for name, tensor in self.kept.items() if name.startswith(PAST)}
         report, updates = super().finish(model)
         for name in updates:
@@ -105,9 +106,9 @@ class TreeLoRA(SeqLoRA):
 def pull(
     As: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor], weight: float, repaired: bool
 ) -> tuple[float, list[torch.Tensor]]:
-    """-weight rho / (rho' + 1e-5), rho = -sum <A, v>, and its gradient for each A.
+    """Returns -weight rho / (rho' + 1e-5), rho = -sum <A, v>, and its gradient for each A.
 
-    Repaired: weight rho / (|rho'| + 1e-5).
+    With `repaired` the value is weight rho / (|rho'| + 1e-5).
     """
     rho = -sum(float((A * v.to(A)).sum()) for A, v in zip(As, vectors, strict=True))
     share = -weight / (abs(rho) + 1e-5) if repaired else weight / (rho + 1e-5)
@@ -115,10 +116,10 @@ def pull(
 
 
 def descend(scores: torch.Tensor, past: Sequence[torch.Tensor], draws: random.Random) -> list[int]:
-    """A task for each projection, drawn by the softmax of its scores [tasks, projections], shifted to begin at zero.
+    """Draws a task for each projection, by the softmax of its scores [tasks, projections], shifted to a minimum of 0.
 
-    Level by level, the branch of the tree that holds the drawn task is entered, and the scores of its tasks are
-    multiplied, at the levels below, by what the tree was split at there, at most 1.5.
+    At each level the subtree that contains the drawn task is entered; the scores of its tasks are multiplied at all
+    lower levels by the value at which the node was split (`split`), at most 1.5.
     """
     node, boost = list(range(len(scores))), torch.ones(len(scores), dtype=scores.dtype)
     drawn = []
@@ -134,11 +135,15 @@ def descend(scores: torch.Tensor, past: Sequence[torch.Tensor], draws: random.Ra
 
 
 def split(vectors: torch.Tensor, tasks: list[int]) -> tuple[list[int], list[int], float]:
-    """A node's tasks in two, and what at: the (lower) median of the products of changes with their mean.
+    """Splits a node's tasks in two at the (lower) median of the products of their changes with the mean change.
 
     Args:
-        vectors: [tasks, ...], the v of all tasks at the level's projection; a change is from the task before to a task.
-        tasks: of the node, at least two; half of them go to each side where all products are at least the median.
+        vectors: [tasks, ...], the v of all tasks at the level's projection. A task's change is the difference from the
+            v of the task before it.
+        tasks: the tasks of the node, at least two; split in halves if all products are at least the median.
+
+    Returns:
+        (tasks whose product is at least the median, the other tasks, the median).
     """
     every = vectors.flatten(1)
     changes = torch.diff(every, dim=0, prepend=torch.zeros_like(every[:1]))[tasks]

@@ -1,4 +1,4 @@
-"""ZSCL: how alike pictures and texts are stays as it was before the task (arXiv 2303.06628)."""
+"""ZSCL: distils the picture-text similarities of the model before the task (arXiv 2303.06628)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZSCLSettings(LwFSettings):
-    """How strongly the earlier model holds the new one."""
+    """Settings of the distillation terms: those of LwF."""
 
 
 class ZSCL(LwF):
-    """Fixed-rank LoRA whose loss has alpha T^2 (KL of pictures among texts + KL of texts among pictures).
+    """Fixed-rank LoRA with the loss term alpha T^2 (KL of pictures over texts + KL of texts over pictures).
 
-    With similarities Z [B, C] of the step's pictures and the prompts of all tasks so far, now and (Z0) as the model
-    before the task has them:
+    Z [B, C] are the similarities of the step's pictures and the prompts of all tasks so far; Z0 are those of the model
+    before the task:
 
         1/B sum_j KL(softmax(Z0_j / T) || softmax(Z_j / T)) + 1/C sum_c KL(softmax(Z0^T_c / T) || softmax(Z^T_c / T))
 
-    Deliberate differences from what was released: the reference data is the task's own pictures with the class names of
-    all tasks so far (released: 100,000 pictures of ImageNet with captions of Conceptual Captions, which are not kept
-    here); both towers are those that learn, in both terms (released: pictures against the earlier model's texts, and
-    the other way round); the teacher is the model before each task (released: that before the first one); and weights
+    Deliberate differences from the released code: the reference data is the task's own pictures with the class names of
+    all tasks so far (released: 100,000 pictures of ImageNet with captions of Conceptual Captions, which this project
+    does not include); in both terms both towers are the trained ones (released: trained pictures against the earlier
+    model's texts, and vice versa); the teacher is the model before each task (released: before the first one); weights
     are not averaged over a task's steps (`ema` does that).
     """
 
@@ -42,6 +42,6 @@ class ZSCL(LwF):
         self.among_all = bool(self.settings.strength)
 
     def distance(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """Both terms, times the number of pictures; of logits [pictures, classes]."""
+        """Returns the sum of both terms, times the number of pictures; logits: [pictures, classes]."""
         share = len(logits) / logits.shape[1]
         return super().distance(logits, teacher) + share * super().distance(logits.T, teacher.T)

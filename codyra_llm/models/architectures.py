@@ -1,4 +1,4 @@
-"""The configurations of well-known models, by hub id: enough to plan a run of them without a network."""
+"""The configurations of well-known models, by hub id, so that runs of them can be planned without a network."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ FILE = Path(__file__).with_name("architectures.json")
 
 
 def known_models() -> dict[str, dict[str, Any]]:
-    """{hub id: configuration}, the base and the instruction-tuned ids of a model alike.
+    """Returns {hub id: configuration}; base and instruction-tuned ids of a model have the same configuration.
 
-    Of Gemma 3 4B it is the text model alone.
+    For Gemma 3 4B it is that of the text model only.
     """
     content = json.loads(FILE.read_text(encoding="utf-8"))
     return {name: entry["config"] for first, entry in content.items() for name in (first, *entry["also"])}
 
 
 def find_source(name_or_path: str) -> Source:
-    """A model whose configuration is from this table or from this machine; nothing is asked of a network.
+    """Returns a model with its configuration from this table or from local files, without network access.
 
     Raises:
-        UserError: neither a known model, nor a causal language model on this machine.
+        UserError: the model is neither a known one nor a causal language model on this machine.
     """
     known = known_models()
     if name_or_path in known:
@@ -40,7 +40,7 @@ def find_source(name_or_path: str) -> Source:
         return Source(name_or_path, path, config, local_files_only=True)
     except UserError:
         raise
-    except Exception as error:  # transformers and huggingface_hub raise many types, some of them their own
+    except Exception as error:  # transformers and huggingface_hub raise many types of errors
         problem = reason(error) if is_here else "unknown model, not on this machine"
         names = ", ".join([BUILTIN, *known])
         raise UserError(f"model {name_or_path}: {problem}; give an HF folder, a .gguf file or one of {names}") from None

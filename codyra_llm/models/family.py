@@ -1,4 +1,4 @@
-"""What class of transformers a model is, by its configuration: a causal language model, or CLIP's two towers."""
+"""The transformers class of a model, by its configuration: a causal language model, or CLIP with its two towers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +16,19 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """The class of transformers that builds and loads a model of this configuration."""
+    """Returns the auto class of transformers that builds and loads a model of this configuration."""
     return AutoModelForZeroShotImageClassification if is_two_towers(config) else AutoModelForCausalLM
 
 
 def is_two_towers(config: PretrainedConfig) -> bool:
-    """Whether a configuration is that of CLIP: an image tower and a text tower with a common space of features."""
+    """True if a configuration is that of CLIP: an image tower and a text tower with a common feature space."""
     return isinstance(config, CLIPConfig)
 
 
 def hold_scalars(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, whose parameters without a dimension (CLIP's `logit_scale`) have become buffers of the same name.
+    """Replaces parameters without a dimension (CLIP's `logit_scale`) by buffers of the same name, in place.
 
-    DeepSpeed cannot hold such a parameter at stage 0. Files name it as before.
+    DeepSpeed does not support such a parameter at stage 0. Its name in files does not change.
     """
     for module in model.modules():
         for name, scalar in list(module.named_parameters(recurse=False)):
@@ -39,14 +39,14 @@ def hold_scalars(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def read_by_parents(model: nn.Module) -> Iterator[tuple[nn.Module, torch.Tensor]]:
-    """(module, weight of one of its children) where a module reads such a weight itself, if only its shape."""
+    """Yields (module, weight of one of its children) for modules that access such a weight directly, or its shape."""
     for module in model.modules():
         if isinstance(module, CLIPTextEmbeddings):
             yield module, module.position_embedding.weight
 
 
 def _as_buffer(scalar: nn.Parameter) -> torch.Tensor:
-    """A tensor of its own. Of a scalar on the meta device, it lies where tensors are made, and can be filled there."""
+    """Returns a separate copy of a scalar; for one on the meta device, an empty tensor on the default device."""
     if scalar.is_meta:
         return torch.empty((), dtype=scalar.dtype)
     return scalar.detach().clone()

@@ -1,4 +1,4 @@
-"""Content hash of a model's weights: a name may mean another model tomorrow, or on another machine."""
+"""Content hash of a model's weights: the same name may refer to a different model later, or on another machine."""
 
 import contextlib
 import hashlib
@@ -14,11 +14,14 @@ from codyra_llm.models.shards import ShardReader
 
 
 def model_hash(path: str) -> str:
-    """Hexadecimal SHA-256 of the weights of a folder or hub id: of each tensor's name, dtype, shape and values.
+    """Returns the hexadecimal SHA-256 of a model's weights: of each tensor's name, dtype, shape and values.
 
-    However they are divided over safetensors files, it is the same. Pickled weights are hashed by file, whatever those
-    are called. What was found of a file is kept in the cache folder as long as its path, size and time stay: hashing
-    reads every byte.
+    It does not depend on how the tensors are divided over safetensors files. Pickled weights are hashed by file,
+    without the files' names. Hashing reads every byte, so the hashes of a file are cached, as long as its path, size
+    and modification time do not change.
+
+    Args:
+        path: a folder or hub id.
 
     Raises:
         UserError: the model has no weights, or they cannot be read.
@@ -40,7 +43,7 @@ def _files(path: str) -> list[Path]:
 
 
 def _remembered(file: Path) -> dict[str, str]:
-    """`_contents`, from the cache where the file is as it was."""
+    """Returns `_contents` of a file, from the cache if the file has not changed."""
     file = file.resolve()
     status = file.stat()
     key = hashlib.sha256(f"{file} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
@@ -56,10 +59,10 @@ def _remembered(file: Path) -> dict[str, str]:
 
 
 def _contents(file: Path) -> dict[str, str]:
-    """The hash of each tensor of a file; of a file that is not known here, that of the whole."""
+    """Returns the hash of each tensor of a file; if it is no readable safetensors file, that of the whole file."""
     try:
         reader = ShardReader([file])
     except ValueError:
         digest = sha256(file)
-        return {digest: digest}  # not by its name: in the hub's cache, a file is called otherwise
+        return {digest: digest}  # not by its name: a file has a different name in the hub's cache
     return {name: reader.digest(name) for name in reader.shapes}

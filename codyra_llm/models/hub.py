@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what a base model's card states there, and publishing a finished model."""
+"""The Hugging Face hub: reads the card of a base model, and publishes a finished model."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ from codyra_llm.files import expand
 from codyra_llm.models.gguf import PACKAGED
 from codyra_llm.models.source import Source
 
-PASSED_ON = ("license", "license_name", "license_link", "language")  # what a fine-tuned model has of its base
+PASSED_ON = ("license", "license_name", "license_link", "language")  # keys that a fine-tuned model takes from its base
 
 
 def stated_card(source: Source) -> dict[str, Any]:
-    """What is known of a base model beside its name, for the card of one made from it: hub id, licence, languages.
+    """Returns what a base model's card states that a model made from it repeats: hub id, licence, languages.
 
     Returns:
-        Keys of huggingface_hub's ModelCardData; what nobody states is left out.
+        {key of huggingface_hub's ModelCardData: value}, without keys that are not stated.
     """
     if source.name in PACKAGED:
         return dict(PACKAGED[source.name].card)
@@ -27,7 +27,7 @@ def stated_card(source: Source) -> dict[str, Any]:
     try:
         card = folder / "README.md" if folder.exists() else hf_hub_download(source.path, "README.md")
         stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except Exception:  # no card, no network, or a card that is none: then nothing is known
+    except Exception:  # no card, no network, or an invalid card
         return known
     return known | {key: stated[key] for key in PASSED_ON if key in stated}
 
@@ -36,15 +36,16 @@ def push(folder: str, repository: str, private: bool, revision: str | None) -> s
     """Publishes a finished model, with its card, on the hub that HF_ENDPOINT names.
 
     Args:
-        folder: of the model, as a run or `codyra materialize` saved it.
-        repository: name of the user or organisation, and of the model; made where it is not there.
+        folder: the model, as saved by a run or by `codyra materialize`.
+        repository: name of the user or organization, and of the model; created if it does not exist.
+        private: whether a new repository is private.
         revision: branch to commit to; None: main.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: the folder holds no finished model, or the hub refuses.
+        UserError: the folder contains no finished model, or the hub rejects the upload.
     """
     path = expand(folder)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Loading LLaMA, Gemma, CLIP and their kin from a hub id, an HF folder, a GGUF file, or the built-in small model."""
+"""Loads LLaMA, Gemma, CLIP and similar models from a hub id, an HF folder, a GGUF file, or the built-in small model."""
 
 import contextlib
 import copy
@@ -27,19 +27,19 @@ from codyra_llm.models.quantize import (
 from codyra_llm.models.shards import ShardReader, checkpoint_tensors, names_in_files
 from codyra_llm.models.source import Source, open_source, source_problem
 
-# place(shape, dtype, fill) makes the parameter that will stand for a weight, filled as far as this process keeps it
+# place(shape, dtype, fill) creates the parameter for a weight, and fills the part of it that this process keeps
 Place = Callable[[torch.Size, torch.dtype, Fill], nn.Parameter]
 
 
 def meta_model(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model's modules on the meta device: its structure, without memory; `options` as `from_config` takes them.
+    """Builds the model on the meta device, which takes no memory; `options` are those of `from_config`.
 
     Raises:
-        UserError: no model can be built as the configuration says.
+        UserError: no model can be built from the configuration.
     """
     try:
         return _meta_model(config, **options)
-    except Exception as error:  # of whatever the model's code makes of its sizes
+    except Exception as error:  # the model's code may raise anything for invalid sizes
         name = config.name_or_path or type(config).__name__
         raise UserError(f"model {name}: its configuration describes no model: {reason(error)}; restore it") from None
 
@@ -64,17 +64,20 @@ def load_model(
     quantization: str | None = None,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """The model in evaluation mode, its weights in `dtype`.
+    """Loads a model in evaluation mode, with weights in `dtype`.
 
     Args:
         source: the model; a name is opened first.
-        place: lays down each weight, of which it reads as much as it keeps; without it, weights are whole, on CPU.
-        warn: called with one line where weights could not be read in parts.
+        dtype: of the weights: float32, bfloat16 or float16.
+        attn_implementation: as in transformers; None: its default.
+        place: creates each parameter, and reads as much of it as this process keeps; None: whole weights, on the CPU.
+        warn: called with one line if weights cannot be read in parts.
         quantization: "nf4" or "int8": the projections are quantized on `device`, one after another as they are read,
-            so that no more than one is ever there in fp32.
+            so that at most one is in memory in fp32.
+        device: where weights are quantized.
 
     Raises:
-        UserError: the weights are missing or damaged, or `attn_implementation` is not to be had.
+        UserError: the weights are missing or damaged, or `attn_implementation` is not available.
     """
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     options["dtype"] = getattr(torch, dtype)
@@ -88,7 +91,7 @@ def load_model(
         raise UserError(f"model.name_or_path {source.name}: {error}; give a complete model") from None
     except UserError:
         raise
-    except Exception as error:  # what is wrong with a folder meets the code of several libraries
+    except Exception as error:  # a faulty folder raises errors of several libraries
         chosen = "" if attn_implementation is None else f" with model.attn_implementation {attn_implementation}"
         raise UserError(
             f"model.name_or_path {source.name}: cannot be loaded{chosen}: {source_problem(error)}"
@@ -99,9 +102,9 @@ def load_model(
 
 
 def original_weights(source: Source | str) -> Callable[[str], Fill]:
-    """How to read any part of any weight as the model's files hold it, by the weight's name in the model.
+    """Returns a function that reads any part of a weight from the model's files, by its name in the model.
 
-    Nothing is kept in memory; a value is read whenever it is asked for.
+    Nothing is kept in memory: each call reads from the files.
 
     Raises:
         OSError, ValueError: the files cannot be read in parts.
@@ -124,7 +127,7 @@ def _load_whole(source: Source, options: dict[str, Any]) -> PreTrainedModel:
         trust_remote_code=False,
     )
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+    if missing := sorted(report["missing_keys"]):  # transformers initializes them at random
         raise _MissingWeights(f"{len(missing)} weights are missing, {missing[0]} the first")
     return hold_scalars(model)
 
@@ -163,7 +166,7 @@ def _load_quantized(
         if is_quantized(module):
             weight: Any = module.weight
             values = whole(weight.shape, torch.float32, read(f"{name}.weight")).data
-            if not math.isfinite(largest_magnitude(values)):  # which a scale would spread, or hide
+            if not math.isfinite(largest_magnitude(values)):  # a scale would spread the value, or hide it
                 raise ValueError(f"{name}.weight holds values that are not finite; its file is damaged")
             packed = quantized(module, values)
             if place is None:
@@ -183,7 +186,7 @@ def _structure(source: Source, options: dict[str, Any]) -> PreTrainedModel:
 
 
 def read_generation_config(source: Source, model: PreTrainedModel) -> None:
-    """Gives a model its generation_config.json; without one it keeps what its configuration says.
+    """Sets a model's generation config from generation_config.json; without that file it keeps its own.
 
     Raises:
         ValueError: the file is damaged.
@@ -211,7 +214,7 @@ def _fill_buffers(model: PreTrainedModel, read: Callable[[str], Fill]) -> None:
 
 
 def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, nn.Parameter], Fill]) -> None:
-    """Puts what `place` makes of each weight in its stead, quantized ones left out; tied weights stay tied."""
+    """Replaces each weight, except quantized ones, by the parameter that `place` creates; tied weights stay tied."""
     placed: dict[nn.Parameter, nn.Parameter] = {}
     for module_name, module in model.named_modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -221,18 +224,18 @@ def _place_weights(model: PreTrainedModel, place: Place, source: Callable[[str, 
                 fill = source(f"{module_name}.{name}" if module_name else name, weight)
                 placed[weight] = place(weight.shape, weight.dtype, fill)
                 if not weight.is_meta:
-                    weight.data = weight.data.new_empty(0)  # the memory is needed for the next
+                    weight.data = weight.data.new_empty(0)  # frees memory for the next weight
             module.register_parameter(name, placed[weight])
 
 
 def copy_part(weight: torch.Tensor, part: torch.Tensor, start: int) -> None:
-    """With its first argument given, a `Fill` from a weight that is in memory."""
+    """Copies a part of a weight in memory, from flat index `start` on; with `weight` bound, it is a `Fill`."""
     part.copy_(weight.detach().reshape(-1)[start : start + part.numel()])
 
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Within, modules are built with parameters on the meta device, which takes no memory, and with real buffers."""
+    """A context in which modules are built with parameters on the meta device, without memory, and real buffers."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -248,10 +251,10 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, str]:
-    """What the files call each weight of the model.
+    """Returns the name in the files of each weight of the model.
 
     Raises:
-        ValueError: files and model do not hold the same weights.
+        ValueError: the weights of files and model differ in name or shape, or the model is quantized.
     """
     if getattr(model.config, "quantization_config", None):
         raise ValueError("they are quantized")
@@ -267,9 +270,10 @@ def _names_of_weights(model: PreTrainedModel, reader: ShardReader) -> dict[str, 
 
 
 def _check_tied(model: PreTrainedModel, reader: ShardReader, names: dict[str, str]) -> None:
-    """Raises ValueError where files hold a tied weight a second time, with other values.
+    """Raises ValueError if files contain a tied weight a second time, with different values.
 
-    What else they hold that the model does not (inv_freq of old LLaMA files, position_ids) is computed, or not used.
+    Other tensors of files that the model does not have (inv_freq of old LLaMA files, position_ids) are computed or not
+    used.
     """
     stored = {id(tensor): names[name] for name, tensor in checkpoint_tensors(model).items()}
     for name, tensor in model.state_dict(keep_vars=True).items():

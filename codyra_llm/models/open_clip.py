@@ -1,6 +1,6 @@
-"""A folder of open_clip's (open_clip_config.json, safetensors, tokenizer) as an ordinary CLIPModel folder, made once.
+"""Conversion of an open_clip folder (open_clip_config.json, safetensors, tokenizer) to a CLIPModel folder, done once.
 
-The key mapping is exact: in_proj is q, k and v, one below the other; projections are transposed.
+The key mapping is exact: in_proj is the concatenation of q, k and v along rows; projections are transposed.
 """
 
 import hashlib
@@ -43,15 +43,15 @@ TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visua
 
 
 def is_open_clip(folder: Path) -> bool:
-    """Whether a folder is open_clip's, and not one of transformers as well."""
+    """True if a folder is in open_clip's format and not also in that of transformers."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def folder_of_open_clip(folder: Path) -> Path:
-    """The CLIPModel folder of an open_clip folder, in the cache folder; made where it is not there yet.
+    """Returns the CLIPModel folder of an open_clip folder, in the cache folder; converts it if it does not exist.
 
     Raises:
-        UserError: a file is missing or damaged, or the model is none that CLIPModel can hold.
+        UserError: a file is missing or damaged, or CLIPModel cannot represent the model.
     """
     where = f"model.name_or_path {folder}"
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
@@ -79,7 +79,7 @@ def folder_of_open_clip(folder: Path) -> Path:
 
 
 def _check_shapes(state: Mapping[str, torch.Tensor], config: CLIPConfig) -> None:
-    """Raises ValueError where weights are not those of a configuration; none is held for it."""
+    """Raises ValueError if weights do not match a configuration; the check allocates no weights."""
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in CLIPModel(config).state_dict().items()}
     found = {name: weight.shape for name, weight in state.items()}
@@ -88,10 +88,10 @@ def _check_shapes(state: Mapping[str, torch.Tensor], config: CLIPConfig) -> None
 
 
 def names_of_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights under the names, and in the shapes, that CLIPModel has for them.
+    """Returns the weights with the names and shapes of CLIPModel.
 
     Raises:
-        KeyError: a weight is none of a CLIP of two transformers.
+        KeyError: a weight does not belong to a CLIP of two transformers.
     """
     found: dict[str, torch.Tensor] = {}
     for name, value in state.items():
@@ -99,7 +99,7 @@ def names_of_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.
             found[TRANSPOSED[name]] = value.T.contiguous()
         elif "transformer.resblocks." in name:
             found |= _of_layer(name, value)
-        elif name != "attn_mask":  # which is no weight
+        elif name != "attn_mask":  # not a weight
             found[OTHERS[name]] = value
     return found
 
@@ -119,7 +119,7 @@ def _of_layer(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _config(shape: Mapping[str, Any]) -> CLIPConfig:
-    """The configuration that open_clip's `model_cfg` means."""
+    """Returns the CLIPConfig for open_clip's `model_cfg`."""
     vision, text = shape["vision_cfg"], shape["text_cfg"]
     both = {"projection_dim": shape["embed_dim"], "hidden_act": "quick_gelu" if shape.get("quick_gelu") else "gelu"}
     return CLIPConfig(
@@ -132,7 +132,7 @@ def _config(shape: Mapping[str, Any]) -> CLIPConfig:
             "num_hidden_layers": text["layers"],
             "max_position_embeddings": text["context_length"],
             "vocab_size": text["vocab_size"],
-            "eos_token_id": 2,  # by which transformers means what open_clip does: the place of the largest id
+            "eos_token_id": 2,  # with 2, transformers pools at the position of the largest id, as open_clip does
             **both,
         },
         vision_config={
@@ -148,7 +148,7 @@ def _config(shape: Mapping[str, Any]) -> CLIPConfig:
 
 
 def _pixels(content: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json; open_clip's own mean and deviation are those of OpenAI where none are given."""
+    """Returns the data of preprocessor_config.json; mean and deviation default to OpenAI's, as in open_clip."""
     side, given = content["model_cfg"]["vision_cfg"]["image_size"], content.get("preprocess_cfg", {})
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,10 +1,11 @@
-"""A base in 4 or 8 bits: bitsandbytes' layers in the place of a model's projections (QLoRA, arXiv 2305.14314).
+"""A base model in 4 or 8 bits: bitsandbytes layers in place of a model's projections (QLoRA, arXiv 2305.14314).
 
-nf4: blocks of 64 weights in 4 bits and a scale each, the scales themselves in 8 bits (double quantization): 4.13 bits
-a weight. int8: rows of 8-bit weights with a scale each; in evaluation the inputs are rounded to 8 bits as well
-(LLM.int8(), arXiv 2208.07339). Which projections these are is transformers' choice: every linear layer but the head.
+nf4: blocks of 64 weights in 4 bits with a scale each, the scales themselves in 8 bits (double quantization): 4.13 bits
+per weight. int8: rows of 8-bit weights with a scale each; in evaluation the inputs are rounded to 8 bits as well
+(LLM.int8(), arXiv 2208.07339). The quantized projections are those that transformers chooses: every linear layer but
+the head.
 
-bitsandbytes takes over a second to import, so only a quantized model does: the imports are in the functions.
+bitsandbytes takes over a second to import, so the imports are in functions that only a quantized model needs.
 """
 
 import logging
@@ -20,11 +21,11 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from codyra_llm.errors import UserError
 
-NF4_BLOCK = 64  # weights that share a scale; on some CPUs bitsandbytes computes wrong where a row has no whole blocks
+NF4_BLOCK = 64  # weights per scale; on some CPUs bitsandbytes gives wrong results if a row is not a multiple of it
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What a config.json says of a quantized model, so that transformers loads it by itself."""
+    """Returns the quantization_config of a quantized model's config.json, with which transformers can load it."""
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -33,14 +34,14 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def quantized_names(model: PreTrainedModel) -> list[str]:
-    """The names of the layers that are to be quantized, of a model that is not."""
+    """Returns the names of the layers to be quantized, for a model that is not quantized."""
     kept = _kept(model)
     names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     return [name for name in names if should_convert_module(name, kept)]
 
 
 def check_widths(model: PreTrainedModel, quantization: str | None) -> None:
-    """Raises UserError where a projection of an unquantized model cannot be quantized in whole blocks of a row."""
+    """Raises UserError if a projection of an unquantized model cannot be quantized in nf4: rows need whole blocks."""
     for name in quantized_names(model) if quantization == "nf4" else ():
         _check_width(
             f"model.quantization nf4: {name}", model.get_submodule(name), "use int8, or leave model.quantization empty"
@@ -48,7 +49,7 @@ def check_widths(model: PreTrainedModel, quantization: str | None) -> None:
 
 
 def check_loaded_widths(model: PreTrainedModel) -> None:
-    """Raises UserError where a model that was saved in 4 bits has rows without whole blocks."""
+    """Raises UserError if a model that was saved in 4 bits has rows that do not consist of whole blocks."""
     for name, module in model.named_modules():
         if is_quantized(module) and isinstance(module, sys.modules["bitsandbytes"].nn.Linear4bit):
             _check_width(f"a model in 4 bits: {name}", module, "give the model that is not quantized")
@@ -63,7 +64,7 @@ def _check_width(projection: str, module: Any, remedy: str) -> None:
 
 
 def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
-    """Puts layers that will hold quantized weights, on the meta device, in the place of a model's projections.
+    """Replaces a model's projections by layers for quantized weights, on the meta device.
 
     Raises:
         UserError: as `check_widths`.
@@ -77,7 +78,7 @@ def quantize_structure(model: PreTrainedModel, quantization: str) -> None:
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(model.dtype)
     model.config.quantization_config = config
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a warning for each 8-bit product
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at each 8-bit product
 
 
 def _kept(model: PreTrainedModel) -> list[str]:
@@ -85,23 +86,23 @@ def _kept(model: PreTrainedModel) -> list[str]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module holds its weight in 4 or 8 bits."""
-    bnb = sys.modules.get("bitsandbytes")  # not imported: there can be no layer of it
+    """True if a module stores its weight in 4 or 8 bits."""
+    bnb = sys.modules.get("bitsandbytes")  # if it is not imported, there can be no layer of it
     return bnb is not None and isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights in a forward pass without gradients.
+    """Prevents bitsandbytes from repacking 4-bit weights in a forward pass without gradients.
 
-    On CPUs with AVX512-BF16, `Linear4bit.forward` does so in evaluation mode. A product with repacked weights has no
-    gradient, and nothing unpacks them for the next task.
+    On CPUs with AVX512-BF16, `Linear4bit.forward` repacks them in evaluation mode. A product with repacked weights has
+    no gradient, and nothing unpacks them for the next task.
     """
     for layer in filter(is_quantized, model.modules()):
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def quantized(layer: Any, weight: torch.Tensor) -> Any:
-    """`weight` [out_features, in_features], fp32, as the quantized parameter of a layer, on the device it is on."""
+    """Returns the quantized parameter of a layer for `weight` [out_features, in_features], fp32, on the same device."""
     import bitsandbytes as bnb
 
     packed: Any
@@ -110,16 +111,16 @@ def quantized(layer: Any, weight: torch.Tensor) -> Any:
         return packed.to(weight.device)
     packed = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
     packed = packed.to(weight.device)
-    packed.quant_state.dtype = layer.compute_dtype  # what a backward pass unpacks the weight into
+    packed.quant_state.dtype = layer.compute_dtype  # dtype of the dequantized weight in a backward pass
     return packed
 
 
 def set_weight(layer: Any, packed: Any, scales: Any = None) -> None:
-    """Makes what `quantized` gave, or a part of it with the `scales` of the whole, a layer's weight."""
+    """Sets a layer's weight to a result of `quantized`, or to a part of one with the `scales` of the whole."""
     import bitsandbytes as bnb
 
     if isinstance(layer, bnb.nn.Linear8bitLt):
-        layer.state.reset_grads()  # where the weight has been since the first forward pass
+        layer.state.reset_grads()  # it stores the weight since the first forward pass
     else:
         scales = scales or packed.quant_state
         layer.quant_state = packed.quant_state = scales
@@ -129,11 +130,11 @@ def set_weight(layer: Any, packed: Any, scales: Any = None) -> None:
 def quantized_tensors(
     model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a quantized checkpoint holds, weight after weight: none is there but the one at hand.
+    """Yields the tensors of a quantized checkpoint, with only one weight in memory at a time.
 
     Args:
-        model: on the meta device, as `quantize_structure` leaves it.
-        weights: (name, values) of those of the model that was not; what is to be quantized, in fp32.
+        model: on the meta device, after `quantize_structure`.
+        weights: (name, values) of the unquantized model's weights; those to be quantized in fp32.
     """
     for name, weight in weights:
         owner, _, own_name = name.rpartition(".")
@@ -143,14 +144,14 @@ def quantized_tensors(
             continue
         empty = layer.weight
         set_weight(layer, quantized(layer, weight))
-        del weight  # before the next is made
+        del weight  # before the next one is created
         tensors = layer.state_dict(prefix=f"{owner}.")
-        yield from ((key, tensor) for key, tensor in tensors.items() if not tensor.is_meta)  # a bias comes by itself
+        yield from ((key, tensor) for key, tensor in tensors.items() if not tensor.is_meta)  # a bias comes separately
         set_weight(layer, empty)
 
 
 def dequantized(layer: Any) -> torch.Tensor:
-    """The weight that a quantized layer stands for, [out_features, in_features] in fp32."""
+    """Returns the dequantized weight of a layer, [out_features, in_features], fp32."""
     import bitsandbytes as bnb
 
     weight: Any = layer.weight

@@ -1,4 +1,4 @@
-"""Saving a finished model as an ordinary HF folder that needs nothing of ours to load."""
+"""Saves a finished model as an ordinary HF folder, which can be loaded without this package."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -28,18 +28,22 @@ def save_model(
     largest_file: int = LARGEST_FILE,
     base: str | None = None,
 ) -> None:
-    """Config, safetensors, tokenizer, generation config and model card; written beside, checked, and renamed.
+    """Writes config, safetensors, tokenizer, generation config and model card to a temporary folder, and renames it.
 
-    The generation config ends answers where evaluation does: at the tokenizer's end token as well as the base's own.
+    The generation config ends answers where evaluation does: at the tokenizer's EOS token and at those of the base.
+    The names and shapes of the written weights are checked against the configuration, unless the model is quantized.
 
     Args:
-        model: asked for its configuration and names only.
-        layout, weights, largest_file: as for `write_shards`; without a layout, the weights go through a file first.
-        base: the folder or hub id of the model that this one was made from; what lies beside it (licence,
-            tokenizer.model) is copied.
+        model: only its configuration, generation config and names are used.
+        layout, weights, largest_file: as for `write_shards`; without a layout, weights are first written to a temporary
+            file.
+        tokenizer: of the model.
+        folder: the folder to write.
+        card: text of the model card.
+        base: the folder or hub id of the base model; its companion files (licence, tokenizer.model) are copied.
 
     Raises:
-        UserError: the folder cannot be written, or what was written is not the model of its own configuration.
+        UserError: the folder cannot be written, or the written weights do not match the configuration.
     """
     try:
         with replace_folder(folder) as scratch:
@@ -61,21 +65,21 @@ def save_model(
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be saved: {error.strerror or error}") from None
     except Exception as error:
-        if not full_disk(error):  # which tokenizers, in Rust, raises as an Exception
+        if not full_disk(error):  # tokenizers (Rust) raises a plain Exception for a full disk
             raise
         raise UserError(f"{folder}: the model cannot be saved: No space left on device") from None
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that end an answer: the tokenizer's end token, which training puts after each, and the model's own."""
+    """Returns the ids that end an answer: the tokenizer's EOS token, which training appends, and the model's own."""
     of_generation = getattr(model, "generation_config", None)
     of_model = of_generation.eos_token_id if of_generation else None
     return {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
 
 
 def add_end_ids(model: PreTrainedModel, ids: Iterable[int]) -> None:
-    """Makes the answers of a model end at these ids as well, here and wherever it is loaded after it was saved."""
-    config = getattr(model, "generation_config", None)  # which a model that generates nothing has not
+    """Adds ids to the EOS ids of a model's generation config, which is saved with the model."""
+    config = getattr(model, "generation_config", None)  # a model that cannot generate has none
     if config and (added := set(ids)):
         own = config.eos_token_id
         config.eos_token_id = sorted(added | {*(own if isinstance(own, list) else [own])} - {None})
@@ -85,12 +89,12 @@ def _write_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokeni
     config = copy.deepcopy(model.generation_config)
     ends = sorted(end_ids(model, tokenizer))
     config.eos_token_id = ends[0] if len(ends) == 1 else ends
-    # not save_pretrained, which refuses combinations that published models have, and that generate only warns of
+    # not save_pretrained, which rejects combinations of published models for which generate only warns
     config.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
 def _check_names(folder: Path) -> None:
-    """Raises UserError where the files do not hold the weights of the configuration beside them."""
+    """Raises UserError if names or shapes of the weights in a folder do not match its configuration."""
     model = meta_model(load_config(str(folder)))
     if getattr(model.config, "quantization_config", None):
         return  # bitsandbytes names the parts of each weight

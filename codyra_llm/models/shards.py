@@ -1,8 +1,8 @@
-"""Safetensors files, read by flat slice and written tensor by tensor: never more than one tensor is in memory.
+"""Safetensors files, read by flat slice and written tensor by tensor: at most one tensor is in memory.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor)
-and the values, row by row, so a flat slice of a tensor is one run of bytes. Files are read, not mapped: the pages that
-a mapping touches would count as memory of the process.
+A file consists of the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and offsets of each
+tensor) and the values in row-major order, so a flat slice of a tensor is one range of bytes. Files are read, not
+memory-mapped: the pages that a mapping touches would count as memory of the process.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class ShardReader:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is not whole, or holds a dtype that is not known here.
+        ValueError: a file is incomplete, or contains an unknown dtype.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -74,7 +74,7 @@ class ShardReader:
                 piece.copy_(values)
 
     def digest(self, name: str) -> str:
-        """Hexadecimal SHA-256 of a tensor: its dtype, shape and values, wherever they lie."""
+        """Returns the hexadecimal SHA-256 of a tensor's dtype, shape and values, independent of its file."""
         stored = self._stored[name]
         digest = hashlib.sha256(f"{stored.dtype} {list(stored.shape)}".encode())
         left = math.prod(stored.shape) * stored.dtype.itemsize
@@ -87,17 +87,17 @@ class ShardReader:
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The parameters and buffers that a checkpoint of the model holds, themselves, in its order; tied ones once."""
-    tensors = model.state_dict(keep_vars=True)  # once: quantized layers make some of theirs anew each time
+    """Returns the parameters and buffers in a checkpoint of the model (not copies), in its order; tied ones once."""
+    tensors = model.state_dict(keep_vars=True)  # called once: quantized layers create some tensors at each call
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
 
 
 def names_in_files(model: PreTrainedModel, layout: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """How the files of such a model name its tensors, by their names in the model.
+    """Returns the name in files of each tensor, by its name in the model.
 
-    transformers renames some on loading. Where it also splits or joins them, files have the model's own names, which it
-    reads as well.
+    transformers renames some tensors on loading. If it also splits or joins tensors, files have the model's own names,
+    which it can load as well.
     """
     own = {id(tensor): name for name, tensor in layout.items()}
     stored = revert_weight_conversion(model, dict(layout))
@@ -115,9 +115,10 @@ def write_shards(
     """Writes model.safetensors, or several such files and their index.
 
     Args:
+        folder: the folder to write to.
         layout: name, dtype and shape of each tensor, on the meta device.
-        weights: the same names with their values, in any order, each taken and written before the next is asked for.
-        largest_file: bytes of values in a file; a larger model gets several files, a larger tensor its own.
+        weights: the same names with their values, in any order; each is written before the next is requested.
+        largest_file: bytes of values in a file; a larger model gets several files, a larger tensor a file of its own.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -147,9 +148,9 @@ def write_shards(
 def set_aside(
     folder: Path, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
-    """(layout, the same weights again) of tensors whose sizes are not known before they are there.
+    """Returns (layout, the same weights) for tensors whose sizes are not known before they are computed.
 
-    All of them wait in a file without a name, which is gone with the process, on the disk of `folder`.
+    All of them are stored in an anonymous temporary file on the disk of `folder`, which disappears with the process.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -198,13 +199,13 @@ def _stored(file: Path, name: str, entry: dict[str, Any], begin: int, size: int)
 
 
 def is_git_lfs_pointer(file: Path) -> bool:
-    """Whether a file is what git leaves in the place of a large one that was not fetched."""
+    """True if a file is a git-lfs pointer, which git leaves in place of a large file that was not fetched."""
     with file.open("rb") as stream:
         return stream.read(40).startswith(b"version https://git-lfs.github.com/")
 
 
 def _write_header(file: Path, layout: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Writes all of a file but the values; returns where those of each tensor begin."""
+    """Writes the header of a file; returns the offset of each tensor's values."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins, end = {}, 0
     for name in sorted(layout, key=lambda name: (-layout[name].itemsize, name)):  # widest first keeps all aligned

@@ -1,4 +1,4 @@
-"""A model opened once: what is cheap to read of it, so that mistakes show before any weight is loaded."""
+"""A model's source, opened once: reads configuration and tokenizer, so that mistakes show before weights are loaded."""
 
 import re
 import sys
@@ -19,19 +19,19 @@ from codyra_llm.models.folder import check_folder
 from codyra_llm.models.gguf import BUILTIN, PACKAGED, folder_of_gguf, packaged_model_folder
 from codyra_llm.models.open_clip import folder_of_open_clip, is_open_clip
 
-SMALL = {"nano": "tasks/nano/model", "shapes": "tasks/shapes/model"}  # to compare methods on in minutes
+SMALL = {"nano": "tasks/nano/model", "shapes": "tasks/shapes/model"}  # for comparing methods in minutes
 HINT = f"give a hub id, an HF folder, a .gguf file or {BUILTIN}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, opened by a command once and passed to all that read from it.
+    """The source of a model, opened by a command once and passed to all code that reads from it.
 
     Attributes:
-        name: what the user calls it.
-        path: what transformers loads it from, a folder or a hub id.
-        config: its configuration, which nothing changes.
-        local_files_only: the network is not asked for the tokenizer.
+        name: the user's name for the model.
+        path: the folder or hub id that transformers loads it from.
+        config: its configuration, which must not be changed.
+        local_files_only: whether the tokenizer is loaded without network access.
     """
 
     name: str
@@ -57,17 +57,20 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """`model_hash` of its weights."""
+        """The `model_hash` of the model's weights."""
         return model_hash(self.path)
 
     @property
     def context_length(self) -> int:
-        """The positions that the model knows; sys.maxsize where its configuration names no limit."""
+        """The context length of the model; sys.maxsize if its configuration specifies none."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
-    """What transformers can load: packaged models, GGUF files and open_clip's become cached folders, the rest stays."""
+    """Returns a path or hub id that transformers can load.
+
+    Packaged models, GGUF files and open_clip folders are converted to cached folders; `SMALL` models are shipped ones.
+    """
     if name_or_path in SMALL:
         return str(shipped(SMALL[name_or_path]))
     if name_or_path in PACKAGED:
@@ -80,19 +83,19 @@ def resolve_model(name_or_path: str, accept_gemma_terms: bool = False) -> str:
 
 
 def load_config(source: str, **options: Any) -> PretrainedConfig:
-    """A model's configuration; code that comes with a model is never run."""
+    """Loads a model's configuration; code that comes with a model is never run."""
     return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def source_problem(error: Exception) -> str:
-    """What keeps a model from being read, said for its user."""
+    """Returns a message for the user about an error in reading a model."""
     if "trust_remote_code" in str(error):
         return "it brings code of its own to run (auto_map), which is never done; only models of transformers work"
     return reason(error)
 
 
 def check_causal(config: PretrainedConfig, name: str) -> None:
-    """Raises UserError where a configuration is not that of a causal language model."""
+    """Raises UserError if a configuration is not that of a causal language model."""
     architectures = config.architectures or []
     if architectures:
         causal = any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for architecture in architectures)
@@ -107,14 +110,14 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
 
 
 def check_clip(config: PretrainedConfig, name: str) -> None:
-    """Raises UserError where a configuration is not that of a CLIP model."""
+    """Raises UserError if a configuration is not that of a CLIP model."""
     if not is_two_towers(config):
         kind = (config.architectures or [type(config).__name__])[0]
         raise UserError(f"model.name_or_path {name}: {kind} is not a CLIP model; give a folder of CLIPModel")
 
 
 def check_any(config: PretrainedConfig, name: str) -> None:
-    """Raises UserError where a configuration is neither that of CLIP nor of a causal language model."""
+    """Raises UserError if a configuration is neither that of CLIP nor of a causal language model."""
     if not is_two_towers(config):
         check_causal(config, name)
 
@@ -124,13 +127,15 @@ def open_source(
     accept_gemma_terms: bool = False,
     check: Callable[[PretrainedConfig, str], None] = check_causal,
 ) -> Source:
-    """Opens a hub id, an HF folder, one of open_clip's, a GGUF file or a packaged model.
+    """Opens a hub id, an HF folder, an open_clip folder, a GGUF file or a packaged model.
 
     Args:
-        check: raises UserError where a configuration is not that of a model that can be used.
+        name_or_path: the model.
+        accept_gemma_terms: whether the user accepts the Gemma Terms of Use.
+        check: raises UserError if a configuration is not that of a usable model.
 
     Raises:
-        UserError: nothing of that name, or as `check`, by default where it is not a causal language model.
+        UserError: there is no such model, or `check` fails; by default if it is not a causal language model.
     """
     path = resolve_model(name_or_path, accept_gemma_terms)
     check_folder(path, name_or_path)

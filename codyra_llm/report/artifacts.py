@@ -1,4 +1,4 @@
-"""What a run folder holds: the one list from which it is cleared and README's table is written."""
+"""The contents of a run folder: the list that is used for clearing it and for README's table."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Artifact:
     """A file or folder of the run folder.
 
     Attributes:
-        name: in the run folder; a folder's ends with a slash.
-        what: it holds; empty for what is told beside another.
+        name: in the run folder; with a slash at the end for a folder.
+        what: description of its contents; empty if another artifact's description covers it.
     """
 
     name: str
@@ -45,6 +45,6 @@ ARTIFACTS = (
 
 
 def contents_table() -> str:
-    """The run folder's contents as a Markdown table."""
+    """Returns the contents of a run folder as a Markdown table."""
     rows = [f"| `{artifact.name}` | {artifact.what} |" for artifact in (*ARTIFACTS, CONFIG) if artifact.what]
     return "\n".join(["| in the run folder | |", "|---|---|", *rows])

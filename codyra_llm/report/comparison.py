@@ -1,4 +1,4 @@
-"""A comparison as a table (Markdown, CSV, JSON, LaTeX) and as the picture of forgetting against learning."""
+"""A comparison as a table (Markdown, CSV, JSON, LaTeX) and as a plot of forgetting against learning."""
 
 import csv
 import dataclasses
@@ -34,10 +34,14 @@ SHOWN = (
 
 @dataclass
 class Comparison:
-    """What comparison.json holds.
+    """The content of comparison.json.
 
     Attributes:
-        tuned: what a sweep has chosen. predictors: measure -> its correlation with forgetting.
+        schema_version: version of the format.
+        grid: the grid of runs.
+        contestants: the compared methods and settings, with their measures.
+        tuned: values chosen by a sweep.
+        predictors: measure -> its correlation with forgetting.
     """
 
     schema_version: int
@@ -48,10 +52,10 @@ class Comparison:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder.
+    """Reads the comparison in a folder.
 
     Raises:
-        UserError: it holds none, or a damaged one, or one of a later version.
+        UserError: there is none, or it is damaged or of a later version.
     """
     path = folder / "comparison.json"
     content = read_json(path, "name the folder of a comparison that has ended")
@@ -60,10 +64,10 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def finished_runs(folders: Sequence[Path]) -> list[tuple[GridRun, Path]]:
-    """The runs of comparisons that have finished in their folders, in order, each with its own folder.
+    """Returns the runs of comparisons that have results in their folders, in order, each with its own folder.
 
     Raises:
-        UserError: one is no comparison, or none of the runs is there.
+        UserError: a folder is no comparison, or contains none of its runs.
     """
     runs = [(each, folder / each.folder) for folder in folders for each in grid_runs(read_comparison(folder).grid)]
     found = [(each, run) for each, run in runs if (run / "results.json").is_file()]
@@ -84,7 +88,7 @@ def write_comparison(found: Comparison, folder: Path) -> None:
 
 
 def console(contestants: Sequence[Contestant], grid: Grid) -> str:
-    """The table of `SHOWN` for a terminal."""
+    """Returns the table of `SHOWN` for a terminal."""
     heads = ["", "runs", *(MEASURES[name] for name in SHOWN), f"above the line of {grid.line}"]
     rows = [
         [each.name, str(each.runs), *(shown_cell(each, name) for name in SHOWN), shown_estimate(each.excess)]
@@ -94,7 +98,7 @@ def console(contestants: Sequence[Contestant], grid: Grid) -> str:
 
 
 def markdown(contestants: Sequence[Contestant], grid: Grid, predicts: Mapping[str, Estimate]) -> str:
-    """Every measure, the paired differences, what predicts forgetting, and what failed."""
+    """Returns Markdown with every measure, the paired differences, predictors of forgetting, and failed runs."""
     seeds, orders = (", ".join(map(str, values)) for values in (grid.seeds, grid.orders))
     names = [name for name in MEASURES if any(each.mean[name] is not None for each in contestants)]
     lines = [
@@ -129,7 +133,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_csv(contestants: Sequence[Contestant]) -> str:
-    """A row for each contestant and measure, differences with their intervals among them."""
+    """Returns CSV with a row for each contestant and measure, including differences with their intervals."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["contestant", "variant", "strength", "measure", "runs", "mean", "deviation", "low", "high"])
@@ -147,7 +151,7 @@ def as_csv(contestants: Sequence[Contestant]) -> str:
 
 
 def latex(contestants: Sequence[Contestant]) -> str:
-    """The table of `SHOWN` in LaTeX, with booktabs."""
+    """Returns the table of `SHOWN` in LaTeX, with booktabs."""
     heads = [r"\%".join(MEASURES[name].split("%")) for name in SHOWN]
     rows = [
         " & ".join([_escaped(each.name), *(shown_cell(each, name).replace("+-", r"$\pm$") for name in SHOWN)])
@@ -172,7 +176,7 @@ def _escaped(name: str) -> str:
 
 
 def shown_cell(each: Contestant, name: str) -> str:
-    """The mean of a measure +- its deviation; empty where no run has it."""
+    """Returns the mean of a measure +- its standard deviation; empty if no run has the measure."""
     mean, deviation = each.mean[name], each.deviation[name]
     if mean is None:
         return ""
@@ -187,15 +191,16 @@ def _decimals(name: str) -> int:
 
 
 def shown_estimate(found: Estimate | None) -> str:
-    """A difference with its interval; empty for None."""
+    """Returns a difference with its interval as text; empty for None."""
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""
 
 
 def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
-    """Forgetting (up) against learning (right): one curve for each variant, over the strengths that it was given.
+    """Plots forgetting (up) against learning (right): one curve for each variant, over its strengths.
 
-    Learning is the NLL right after each task, drawn so that more of it is to the right; what lies below the line of
-    plain LoRA, shaded by a standard deviation over runs, forgets less than a LoRA that is shrunk to the same learning.
+    Learning is the NLL right after each task, on an inverted axis, so that more learning is to the right. The variant
+    `line` (plain LoRA) is shaded by a standard deviation over runs; a variant below it forgets less than a LoRA that is
+    shrunk to the same learning.
     """
     figure, axes = plots.make_figure((9, 5.5))
     for number, variant in enumerate(dict.fromkeys(each.variant for each in contestants)):
@@ -212,7 +217,7 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
             xs,
             ys,
             yerr=[error or 0 for error in errors],
-            marker=plots.MARKERS[number % len(plots.MARKERS)],  # colors come again after eight
+            marker=plots.MARKERS[number % len(plots.MARKERS)],  # colors repeat after eight
             capsize=2,
             linewidth=2.5 if is_line else 1,
             color=plots.INK if is_line else None,
@@ -226,7 +231,7 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
-    if axes.has_data():  # there is none where no run has finished, or there is one task
+    if axes.has_data():  # there is none if no run has finished, or if there is only one task
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Forgetting against learning")
     return figure

@@ -1,4 +1,4 @@
-"""The run folder: complete and self-explaining. Only rank 0 has one; files are written beside and renamed."""
+"""The run folder. Only rank 0 has one; files are written under a temporary name and renamed."""
 
 import csv
 import dataclasses
@@ -22,31 +22,31 @@ from codyra_llm.results.schema import Provenance, RunResults, read_results, to_t
 
 
 class OutputFolder:
-    """Where a command writes: its results, and what it was answered until now. Making the object only looks."""
+    """The folder that a command writes to: its results, and the answers so far. The constructor writes nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: FolderLock | None = None
 
     def lock(self) -> None:
-        """Makes the folder and claims it for this process, until `unlock`; where it has it already, nothing happens.
+        """Creates the folder and locks it for this process, until `unlock`; does nothing if it is already locked.
 
         Raises:
-            UserError: another process has it.
-            OSError: it cannot be made or written.
+            UserError: another process has locked it.
+            OSError: it cannot be created or written.
         """
         if not self._lock:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = claim(self.path)
 
     def unlock(self) -> None:
-        """Gives the folder free."""
+        """Releases the lock of the folder."""
         if self._lock:
             self._lock.release()
             self._lock = None
 
     def is_unused(self) -> bool:
-        """Whether nothing is in the folder but what a start that was killed may leave before it wrote anything."""
+        """True if the folder contains only what a start may leave that was killed before it wrote anything."""
         for item in self.path.iterdir():
             if item.name == "predictions" and item.is_dir() and not any(item.iterdir()):
                 continue
@@ -56,26 +56,26 @@ class OutputFolder:
 
     @property
     def trigger(self) -> Path:
-        """The file that asks the run to stop."""
+        """The file that makes the run stop."""
         return self.path / "stop"
 
     def clear_stop_files(self) -> None:
-        """Removes stale stop files."""
+        """Removes the files `stop` and `stopped` of an earlier start."""
         for path in (self.trigger, self.path / "stopped"):
             if path.exists():
                 path.unlink()
 
     def write_stopped(self, where: str) -> None:
-        """`stopped`: says, until the run is started again, that it stopped when asked and can go on."""
+        """Writes the file `stopped`, which shows that the run stopped on request and can be resumed; removes `stop`."""
         write_text(self.path / "stopped", where + "\n")
         self.trigger.unlink(missing_ok=True)
 
     def write_results(self, results: Provenance) -> None:
-        """results.json: everything a table needs."""
+        """Writes results.json, which contains all data for tables."""
         write_text(self.path / "results.json", to_text(results))
 
     def read_answers(self, row_name: str) -> dict[str, Answered]:
-        """What was answered of a row before the command was interrupted, by the question's key."""
+        """Returns the answers of a row from before the command was interrupted, by the question's key."""
         return {
             question: Answered(*answer)
             for content in read_json_lines(self._partial_answers(row_name))
@@ -83,7 +83,7 @@ class OutputFolder:
         }
 
     def append_answers(self, row_name: str, answered: dict[str, Answered]) -> None:
-        """Keeps answers, by the question's key."""
+        """Stores answers, by the question's key."""
         content = {question: dataclasses.astuple(answer) for question, answer in answered.items()}
         append_json_line(self._partial_answers(row_name), content)
 
@@ -92,10 +92,10 @@ class OutputFolder:
 
 
 class RunFolder(OutputFolder):
-    """Where a run writes: config.yaml and all of ARTIFACTS. Making the object only looks; `open` writes.
+    """The folder of a run, with config.yaml and all of ARTIFACTS. The constructor only checks and locks; `open` writes.
 
     Raises:
-        UserError: the folder holds another run or other files, or cannot be written.
+        UserError: the folder contains another run or other files, or is locked by another process.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -106,15 +106,15 @@ class RunFolder(OutputFolder):
             self.lock()
 
     def open(self, resumed: bool = False) -> None:
-        """Makes the folder and writes config.yaml; what an earlier start left is cleared, or kept if `resumed`.
+        """Creates the folder and writes config.yaml; clears the files of an earlier start unless `resumed`.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the folder cannot be written.
         """
         try:
             self.lock()
-            self._check()  # another process may have had it until now
-            write_text(self.path / "config.yaml", to_yaml(self.config))  # first: it makes the folder a run's
+            self._check()  # another process may have written to it before the lock
+            write_text(self.path / "config.yaml", to_yaml(self.config))  # first: it marks the folder as that of a run
             for artifact in () if resumed else ARTIFACTS:
                 remove(self.path / artifact.name)
             (self.path / "predictions").mkdir(exist_ok=True)
@@ -123,21 +123,21 @@ class RunFolder(OutputFolder):
 
     @property
     def model(self) -> Path:
-        """Where the finished model goes."""
+        """The folder of the finished model."""
         return self.path / "model"
 
     @property
     def ledger(self) -> Path:
-        """Where the updates of finished tasks are kept."""
+        """The folder of the updates of finished tasks."""
         return self.path / "ledger"
 
     @property
     def kept(self) -> Path:
-        """Where a method keeps what it needs of finished tasks."""
+        """The folder of the state that a method keeps from finished tasks."""
         return self.path / "kept"
 
     def finished(self) -> RunResults | None:
-        """The results of a finished run; None where they, or the model, are missing or damaged."""
+        """Returns the results of a finished run; None if they or the model are missing or damaged."""
         try:
             results = read_results(self.path)
             config = read_json(self.model / "config.json")
@@ -147,28 +147,28 @@ class RunFolder(OutputFolder):
         return results if whole and results.finished else None
 
     def write_matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
-        """matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""
+        """Writes matrix.csv: row 0 the base model, row t after task t; an empty cell was not measured."""
         write_matrix_csv(self.path / "matrix.csv", list(tasks), matrix)
 
     def write_predictions(self, row_name: str, task: str, rows: Iterable[dict[str, Any]]) -> None:
-        """predictions/<row>.<task>.jsonl: prompt, prediction, reference, nll and every score of each test row."""
+        """Writes predictions/<row>.<task>.jsonl: prompt, prediction, reference, nll and scores of each test row."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(self.path / "predictions" / f"{row_name}.{task}.jsonl", lines)
 
     def drop_answers(self) -> None:
-        """Forgets what `append_answers` kept: all of the row's predictions are written."""
+        """Removes the answers that `append_answers` stored, once all predictions of the row are written."""
         for partial in (self.path / "predictions").glob("*.partial"):
             partial.unlink()
 
     def append_ranks(self, task: str, report: Sequence[ModuleRank], drift: dict[str, float]) -> None:
-        """ranks.csv: for each task and module its rank, update norm, bound, and the norm of all updates so far."""
+        """Adds a task to ranks.csv: for each module its rank, update norm, bound, and norm of all updates so far."""
         path = self.path / "ranks.csv"
         header = ["task", "module", "rank", "initial_rank", "update_norm", "bound", "cumulative_norm"]
         rows: list[list[Any]] = [header]
         if path.exists():
             with path.open(newline="", encoding="utf-8") as stream:
                 _, *known = csv.reader(stream)
-            rows += [row for row in known if row[0] != task]  # a task may be learned again on resuming
+            rows += [row for row in known if row[0] != task]  # a task may be learned again after a resume
         for module in report:
             numbers = (module.rank, module.initial_rank, module.norm, module.bound, drift.get(module.name, 0.0))
             rows.append([task, module.name, *(f"{n:.6g}" for n in numbers)])
@@ -197,10 +197,10 @@ class RunFolder(OutputFolder):
 
 
 def scores_folder(config: RunConfig) -> RunFolder:
-    """The folder for the scores of a model that is not trained.
+    """Returns the folder for the scores of a model that is not trained.
 
     Raises:
-        UserError: it holds a training run, whose results would be lost, or as `RunFolder` does.
+        UserError: it contains a training run, whose results would be lost; or as `RunFolder`.
     """
     path = expand(config.output_dir)
     if (path / "checkpoints").exists():
@@ -209,7 +209,7 @@ def scores_folder(config: RunConfig) -> RunFolder:
 
 
 def start_log(path: Path | None) -> logging.Logger:
-    """The run's log: to the console and, where a path is given, to a file; silent without one (other ranks)."""
+    """Returns the log of a run, to the console and to the file `path`; silent if path is None (other ranks)."""
     log = logging.getLogger("codyra_llm")
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -220,7 +220,7 @@ def start_log(path: Path | None) -> logging.Logger:
         return log
     log.setLevel(logging.INFO)
     console, file = logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")
-    # what the published scorers stumble over is for the file; on the console it would bury the run
+    # warnings of the published scorers go to the file only: there are too many of them for the console
     console.addFilter(lambda record: not record.name.startswith("codyra_llm.evaluation.scorers"))
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(console)

@@ -15,10 +15,10 @@ OF_THE_JUDGE = ("criteria", "judge", "judge_model")
 
 
 class JudgeFolder(OutputFolder):
-    """Only rank 0 has one. Making the object only looks; `open` writes.
+    """The folder of a comparison, on rank 0 only. The constructor only checks and locks; `open` writes.
 
     Raises:
-        UserError: the folder holds another comparison or other files.
+        UserError: the folder contains another comparison or other files, or is locked by another process.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -29,7 +29,7 @@ class JudgeFolder(OutputFolder):
             raise UserError(f"{where}: is a file; name a folder")
         if saved.exists():
             found, settings = read_yaml(saved), self._settings()
-            if isinstance(found, dict) and found.get("judge") == "none":  # what was answered can be judged later
+            if isinstance(found, dict) and found.get("judge") == "none":  # stored answers can be judged later
                 found |= {name: settings[name] for name in OF_THE_JUDGE}
             if found != settings:
                 raise UserError(f"{where}: holds another comparison; choose another folder")
@@ -39,10 +39,10 @@ class JudgeFolder(OutputFolder):
             self.lock()
 
     def open(self) -> None:
-        """Makes the folder and writes judge.yaml; what is there already stays.
+        """Creates the folder and writes judge.yaml; other existing files are kept.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the folder cannot be written.
         """
         try:
             self.lock()
@@ -52,18 +52,18 @@ class JudgeFolder(OutputFolder):
             raise UserError(f"output_dir {self.path}: cannot be written: {error.strerror or error}") from None
 
     def write_answers(self, rows: Iterable[dict[str, Any]]) -> None:
-        """answers.jsonl: each prompt with the answers of both models."""
+        """Writes answers.jsonl: each prompt with the answers of both models."""
         write_text(self.path / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def read_verdicts(self) -> list[dict[str, Any]]:
-        """The lines of verdicts.jsonl, in the order in which they were given."""
+        """Returns the lines of verdicts.jsonl, in their order."""
         return read_json_lines(self.path / "verdicts.jsonl")
 
     def append_verdicts(self, lines: Iterable[dict[str, Any]]) -> None:
-        """verdicts.jsonl: each reply of the judge as it came, what it was asked about, and the verdict in it."""
+        """Appends to verdicts.jsonl: each unchanged reply of the judge, what it was asked about, and its verdict."""
         for line in lines:
             append_json_line(self.path / "verdicts.jsonl", line)
 
     def _settings(self) -> dict[str, Any]:
-        """As YAML gives them back."""
+        """Returns the decisive settings with the types that YAML has after reading."""
         return json.loads(json.dumps(decisive(self.config)))

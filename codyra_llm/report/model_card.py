@@ -1,4 +1,4 @@
-"""The README.md beside a finished model: what it learned, from what, and how well."""
+"""The model card (README.md) of a finished model: tasks, data, scores and usage."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +21,11 @@ from codyra_llm.results.schema import RunResults
 
 
 def model_card(results: RunResults, base_card: Mapping[str, Any]) -> str:
-    """A model card in Markdown, from the run's results.
+    """Returns a model card in Markdown, from the run's results.
 
     Args:
-        base_card: what is known of the base model, by the keys of ModelCardData: base_model, license, language.
+        results: of the run.
+        base_card: what is known about the base model, by the keys of ModelCardData: base_model, license, language.
     """
     config, name = results.config, results.model.name
     adapter, train = config["adapter"], config["train"]
@@ -108,7 +109,7 @@ def _of_general_ability(results: RunResults) -> str:
 
 
 def _prompts(results: RunResults) -> str:
-    """How to put prompts to the model: as it read them while it learned."""
+    """Returns a text on how to format prompts: as in training."""
     used = {task.task: task.chat_template and task.chat_template.setting for task in results.data.tasks}
     plain = [task for task, setting in used.items() if setting is None]
     if not plain:
@@ -119,7 +120,7 @@ def _prompts(results: RunResults) -> str:
 
 
 def _usage(results: RunResults) -> str:
-    """A program that puts a prompt to the model; FOLDER is where it lies."""
+    """Returns a program that answers a prompt with the model in FOLDER."""
     templates = [task.chat_template for task in results.data.tasks]
     prompt = 'tokenizer("PROMPT", return_tensors="pt").input_ids'
     if any(templates):
@@ -135,7 +136,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
 def _classes(results: RunResults) -> str:
-    """How a picture's class is told."""
+    """Returns a text on how the model classifies a picture."""
     return (
         "It tells the class of a picture by the prompt whose features lie nearest, among those that it is given.\n"
         "The ones it learned with are templates of its tasks, as `a photo of a {}.`"
@@ -143,7 +144,7 @@ def _classes(results: RunResults) -> str:
 
 
 def _usage_of_clip(results: RunResults) -> str:
-    """A program that asks the model for the class of a picture; FOLDER is where it lies."""
+    """Returns a program that classifies a picture with the model in FOLDER."""
     return """from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 

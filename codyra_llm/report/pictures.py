@@ -1,4 +1,4 @@
-"""The pictures of a run: which there are, what each shows, and what it needs."""
+"""The pictures of a run: their names, contents and requirements."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Depth = dict[str, dict[str, list[tuple[int, float]]]]  # kind of projection -> t
 
 
 class Run:
-    """A run's results and folder, and what is read from them once for all pictures and parts of a page."""
+    """A run's results and folder, with data that is read from them once for all pictures and parts of a page."""
 
     def __init__(self, results: RunResults, folder: Path) -> None:
         self.results, self.folder = results, folder
@@ -25,12 +25,12 @@ class Run:
 
     @cached_property
     def summary(self) -> Summary:
-        """What the run did to each task."""
+        """The scores and losses of each task."""
         return summarize(self.scores)
 
     @cached_property
     def depth(self) -> Depth:
-        """Kept ranks of the projections that stand in a layer; none where the folder has no ranks.csv."""
+        """Kept ranks of the projections that belong to a layer; empty if the folder has no ranks.csv."""
         found: Depth = {}
         kept = read_kept_ranks(self.folder) if (self.folder / "ranks.csv").exists() else {}
         for task, of_task in kept.items():
@@ -43,10 +43,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture of a run.
 
     Attributes:
-        name: of its files. what: it shows. draws: a figure of matplotlib. needs: whether a run has what it is made of.
+        name: of its files.
+        what: description of what it shows.
+        draws: returns a matplotlib figure for a run.
+        needs: returns whether a run has the data for it.
     """
 
     name: str
@@ -96,7 +99,7 @@ PICTURES = (
 
 
 def write_pictures(run: Run, pictures: Sequence[Picture] = PICTURES) -> dict[str, str]:
-    """Writes the pictures that a run has the numbers for as PNG and SVG; returns their SVG for a page, by name.
+    """Writes those pictures that a run has data for as PNG and SVG; returns their SVG for a page, by name.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Where should a branch be? Runs of a comparison whose variants differ in which projections have one: task by task."""
+"""Comparison of branch placements, by task: runs whose variants have branches in different projections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Placement:
-    """What runs with branches in some projections have learned; means over orders and seeds.
+    """The results of runs with branches in the same projections; means over orders and seeds.
 
     Attributes:
-        name: of the variant. rank: that a branch begins with. trainable: values that train.
-        tasks: by name. learned: [tasks], NLL right after each. forgotten: [tasks], its rise until the end.
+        name: of the variant.
+        rank: initial rank of a branch.
+        trainable: number of trainable parameters.
+        tasks: names of the tasks.
+        learned: [tasks], NLL right after each task.
+        forgotten: [tasks], increase of this NLL until the end.
     """
 
     name: str
@@ -41,10 +45,10 @@ class Placement:
 
 
 def read_placements(folder: Path) -> list[Placement]:
-    """Every variant and rank of a comparison, in its order; points that differ in something else are left out.
+    """Returns every variant and rank of a comparison, in its order; points that differ in other settings are left out.
 
     Raises:
-        UserError: it is no comparison, none of its runs has finished in this folder, or they learned other tasks.
+        UserError: it is no comparison, none of its runs has finished in this folder, or they learned different tasks.
     """
     found: dict[tuple[str, int], list[Placement]] = {}
     for each, run in finished_runs([folder]):
@@ -71,7 +75,7 @@ def read_placements(folder: Path) -> list[Placement]:
 
 
 def best_of_each(placements: Sequence[Placement]) -> list[Placement]:
-    """Of each placement, the rank with the lowest mean NLL at the end."""
+    """Returns, for each placement, the rank with the lowest mean NLL at the end."""
     of_names: dict[str, list[Placement]] = {}
     for each in placements:
         of_names.setdefault(each.name, []).append(each)
@@ -79,7 +83,7 @@ def best_of_each(placements: Sequence[Placement]) -> list[Placement]:
 
 
 def placement_table(placements: Sequence[Placement]) -> str:
-    """Means over tasks, and for how many tasks each rank of a placement is its best one at the end."""
+    """Returns means over tasks, and the number of tasks for which each rank of a placement is its best at the end."""
     rows = [
         [
             "placement",
@@ -100,7 +104,7 @@ def placement_table(placements: Sequence[Placement]) -> str:
 
 
 def plot_placements(placements: Sequence[Placement], output: Path) -> list[Path]:
-    """OUTPUT-learned.png and OUTPUT-forgotten.png: each placement at its best rank (rows) on each task (columns)."""
+    """Writes OUTPUT-learned.png and OUTPUT-forgotten.png: placements at their best rank (rows) by task (columns)."""
     best, paths = best_of_each(placements), []
     rows = [f"{each.name}, rank {each.rank}" for each in best]
     for part, title in (("learned", "NLL right after a task"), ("forgotten", "Its rise until the end")):
@@ -118,7 +122,7 @@ def plot_placements(placements: Sequence[Placement], output: Path) -> list[Path]
 
 
 def _mean(runs: Sequence[Placement], tasks: list[str]) -> Placement:
-    """Of runs with the same branches, whose tasks come in different orders; in that of `tasks`."""
+    """Returns the mean of runs with the same branches and different task orders, in the order of `tasks`."""
     first = runs[0]
 
     def mean(part: str) -> Array:

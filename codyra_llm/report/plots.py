@@ -1,7 +1,7 @@
-"""Pictures made of results alone: the same figure goes into the page, and as PNG and SVG into the run folder.
+"""Figures from results alone: each is embedded in the page, and written as PNG and SVG into the run folder.
 
 Text stays text in SVG, so that it can be selected, read aloud and set in a paper's font. Colors are those of Okabe and
-Ito and of viridis and RdBu, which color-blind readers tell apart; lines differ in their markers as well.
+Ito, viridis and RdBu, which color-blind readers can distinguish; lines differ in their markers as well.
 """
 
 import io
@@ -22,18 +22,18 @@ from codyra_llm.results.comparison import Estimate
 from codyra_llm.results.schema import RunResults
 from codyra_llm.results.summary import SuiteSummary, Summary
 
-INK = "#1b1c1d"  # of text and axes; a page draws it in its own color of text
+INK = "#1b1c1d"  # color of text and axes; a page replaces it by its own text color
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 MARKERS = "osD^v<>pPX*"
 LONGEST_LABEL = 22
 TASKS_IN_A_ROW = 8
-MOST_NUMBERS = 500  # in the cells of a heat map, where more could not be read
-MOST_LEVEL_LABELS = 8  # below an axis, beyond which they are slanted
-NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # a file of the same results is the same
+MOST_NUMBERS = 500  # cells of a heat map; with more, numbers in them could not be read
+MOST_LEVEL_LABELS = 8  # labels below an axis; with more, they are slanted
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # so that equal results give equal files
 
 
 def style() -> dict[str, Any]:
-    """Settings of matplotlib under which all pictures are drawn and saved."""
+    """Returns the matplotlib settings with which all pictures are drawn and saved."""
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     return dict.fromkeys(inked, INK) | {
         "axes.facecolor": "none",
@@ -50,7 +50,7 @@ def style() -> dict[str, Any]:
 
 
 def draw(of: Callable[[], Any]) -> Any:
-    """The figure that a function draws, in our style, laid out once for all formats."""
+    """Returns the figure that a function draws, with the project's style; its layout is fixed for all formats."""
     with _styled():
         figure = of()
         figure.draw_without_rendering()
@@ -59,7 +59,7 @@ def draw(of: Callable[[], Any]) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure, in the format of the path's ending."""
+    """Writes a figure, in the format given by the path's suffix."""
     with _styled():
         if path.suffix == ".svg":
             write_text(path, as_svg(figure))
@@ -68,7 +68,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def as_svg(figure: Any) -> str:
-    """A figure as the text of an SVG file, without a background."""
+    """Returns a figure as the text of an SVG file, without a background."""
     with _styled(), io.StringIO() as stream:
         figure.savefig(stream, format="svg", facecolor="none", metadata=NO_METADATA)
         return stream.getvalue()
@@ -83,7 +83,7 @@ def write_picture(figure: Any, folder: Path, name: str, label: str) -> str:
 
 
 def inline_svg(text: str, name: str, label: str) -> str:
-    """The text of an SVG file as an element of a page: its ids begin with `name`, `label` is what is read aloud."""
+    """Returns an SVG file as an element of a page; its ids begin with `name`, `label` is for screen readers."""
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", text)
@@ -95,7 +95,7 @@ def inline_svg(text: str, name: str, label: str) -> str:
 
 
 def summary_figure(summary: Summary, suites: Sequence[SuiteSummary] = ()) -> Any:
-    """Each task before learning, just learned and now, with 95 % intervals; general ability before and now below."""
+    """Plots each task before learning, just learned and now, with 95 % intervals; general ability is below."""
     of_suites = [each for each in suites if each.unit == "percent"]
     names = [short(each.task) for each in summary.tasks] + [short(each.suite) for each in of_suites]
     figure, axes = make_figure((4.5, 1.1 + 0.32 * len(names)))
@@ -137,7 +137,7 @@ def _join(axes: Any, row: int, first: Estimate | None, last: Estimate | None, co
 
 
 def matrix_figure(results: RunResults) -> Any:
-    """Score of each task (columns) after each task (rows); color: change against just learned, which is framed."""
+    """Plots the score of each task (columns) after each task (rows); colors: change from just learned (framed)."""
     tasks = results.tasks
     scores = np.array([[np.nan if s is None else s for s in row] for row in results.matrix], dtype=float)
     change = scores - np.diag(scores[1:])
@@ -161,7 +161,7 @@ def matrix_figure(results: RunResults) -> Any:
 
 
 def ranks_figure(results: RunResults) -> Any:
-    """Mean surviving rank of each kind of projection (columns) in each task (rows)."""
+    """Plots the mean surviving rank of each kind of projection (columns) in each task (rows)."""
     kinds = list(results.ranks[0].by_projection)
     ranks = np.array([[of_task.by_projection.get(kind, np.nan) for kind in kinds] for of_task in results.ranks])
     rows, initial = [short(of_task.task) for of_task in results.ranks], results.ranks[0].initial
@@ -171,10 +171,11 @@ def ranks_figure(results: RunResults) -> Any:
 
 
 def depth_figure(ranks: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], initial: int) -> Any:
-    """Kept rank over depth: layers to the right within each kind of projection, tasks downward.
+    """Plots the kept rank over depth: layers to the right within each kind of projection, tasks downward.
 
     Args:
         ranks: kind of projection -> task -> (layer, rank).
+        initial: rank at the start of a task.
     """
     tasks = list(dict.fromkeys(task for of_kind in ranks.values() for task in of_kind))
     layers = [1 + max(layer for found in of_kind.values() for layer, _ in found) for of_kind in ranks.values()]
@@ -198,7 +199,7 @@ def depth_figure(ranks: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
 
 
 def curves_figure(results: RunResults) -> Any:
-    """Over the optimizer steps of the whole stream: loss; learning rate; threshold; live rank, as far as known."""
+    """Plots loss, learning rate, threshold and live rank (if known) over the optimizer steps of the whole stream."""
     found = results.losses
     kinds = [("loss", f"loss (nats a {results.data.facts.unit})"), ("learning_rate", "learning rate"),
              ("threshold", "threshold"), ("live_rank", "live rank")]  # fmt: skip
@@ -208,7 +209,7 @@ def curves_figure(results: RunResults) -> Any:
     for axes, (name, label) in zip(panels, kinds, strict=True):
         for number, (task, begin) in enumerate(zip(found, borders, strict=False)):
             values = getattr(task, name)
-            if len(values) != len(task.loss):  # an earlier version took some of the steps, and kept the loss alone
+            if len(values) != len(task.loss):  # an earlier version, which stored only the loss, ran some of the steps
                 continue
             color = COLORS[number % 2]
             axes.plot(range(begin + 1, begin + 1 + len(values)), values, color=color, linewidth=1)
@@ -228,7 +229,7 @@ def curves_figure(results: RunResults) -> Any:
 
 
 def _name_tasks(axes: Any, tasks: Sequence[str], borders: Sequence[int]) -> None:
-    """The tasks' names above a plot over steps; numbers where there are too many for names."""
+    """Writes the tasks' names above a plot over steps; numbers if there are too many for names."""
     for number, (task, begin, end) in enumerate(zip(tasks, borders, borders[1:], strict=False), 1):
         label = short(task, 14) if len(tasks) <= 10 else str(number)
         axes.annotate(
@@ -242,7 +243,7 @@ def _name_tasks(axes: Any, tasks: Sequence[str], borders: Sequence[int]) -> None
 
 
 def likelihood_figure(results: RunResults) -> Any:
-    """NLL of the true answers of each task, side by side, after every task; a mark where it was just learned."""
+    """Plots the NLL of the reference answers of each task, side by side, after every task; a mark: just learned."""
     tasks, width = results.tasks, len(results.stages) + 1
     rows = -(-len(tasks) // TASKS_IN_A_ROW)
     figure, panels = make_panels(rows, 1, (8.5, 0.5 + 1.8 * rows), sharey=True)
@@ -264,7 +265,7 @@ def likelihood_figure(results: RunResults) -> Any:
 
 
 def general_figure(results: RunResults) -> Any:
-    """Each suite of general ability (lines, with standard errors) after each task; a panel for each unit."""
+    """Plots each suite of general ability (lines, with standard errors) after each task; a panel for each unit."""
     found = results.general.scores
     suites = list(dict.fromkeys(suite for of_stage in found.values() for suite in of_stage))
     lines: dict[str, dict[str, list[tuple[int, SuiteScore]]]] = {}  # unit -> suite -> (position, score)
@@ -303,10 +304,16 @@ def heatmap(
     colors: str = "viridis",
     numbers: np.ndarray | None = None,
 ) -> tuple[Any, Any]:
-    """A figure and its axes with values [rows, columns] as colors; in each cell its number, as long as there is room.
+    """Returns a figure and its axes with values [rows, columns] as colors, and numbers in the cells if there is room.
 
     Args:
-        numbers: [rows, columns], where they are others than the values.
+        values: [rows, columns]; NaN cells have no color.
+        rows, columns: labels.
+        vmin, vmax: values of the first and the last color.
+        label: of the color bar.
+        form: format of the numbers.
+        colors: name of a matplotlib color map.
+        numbers: [rows, columns], shown in the cells instead of the values.
     """
     has_numbers = values.size <= MOST_NUMBERS
     width, height = (0.75, 0.36) if has_numbers else (0.25, 0.2)
@@ -325,19 +332,19 @@ def heatmap(
 
 
 def make_figure(size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes."""
+    """Returns a figure of the given size in inches, and its axes."""
     figure, panels = make_panels(1, 1, size)
     return figure, panels[0]
 
 
 def make_panels(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, list[Any]]:
-    """A figure of so many inches, and the axes of its panels, row by row."""
+    """Returns a figure of the given size in inches, and the axes of its panels, row by row."""
     figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **how).flat)
 
 
 def short(name: str, longest: int = LONGEST_LABEL) -> str:
-    """A name as a label: cut in its middle where it is too long."""
+    """Returns a name as a label, with its middle left out if it is too long."""
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
@@ -345,12 +352,12 @@ def short(name: str, longest: int = LONGEST_LABEL) -> str:
 @contextmanager
 def _styled() -> Iterator[None]:
     with _matplotlib().rc_context(style()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # of names in scripts that its font lacks
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # names in scripts that the font lacks
         yield
 
 
 def _matplotlib() -> Any:
-    import matplotlib  # takes over half a second, which a run spends at its end rather than at its start
+    import matplotlib  # takes over half a second, which a run should spend at its end and not at its start
     import matplotlib.figure
     import matplotlib.patches
 

@@ -1,4 +1,4 @@
-"""What predicts forgetting: the table of rank correlations, and a picture of what was forgotten over each measure."""
+"""Predictors of forgetting: the table of rank correlations, and a plot of forgetting over each measure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +16,24 @@ Numbers = Mapping[str, float | None]
 
 
 def read_runs(folders: Sequence[Path]) -> Sequence[Numbers]:
-    """The measures of every finished run of some comparisons.
+    """Returns the measures of every finished run of some comparisons.
 
     Raises:
-        UserError: one is no comparison or named twice, or none of the runs has finished in its folder.
+        UserError: a folder is no comparison or is given twice, or none of the runs has finished in its folder.
     """
     check_once(folders)
     return [measures(read_results(run), run) for _, run in finished_runs(folders)]
 
 
 def predictors_table(found: Mapping[str, Estimate], count: int) -> str:
-    """The strongest first."""
+    """Returns a table of the correlations, the strongest first; `count`: number of runs."""
     ordered = sorted(found.items(), key=lambda item: -abs(item[1].value))
     rows = [[MEASURES[name], shown_estimate(estimate)] for name, estimate in ordered]
     return align([[f"over {count} runs", "rank correlation with NLL forgotten"], *rows])
 
 
 def plot_predictors(runs: Sequence[Numbers], found: Mapping[str, Estimate], path: Path) -> Path:
-    """A panel for each measure: what each run forgot (nats a token) over it; returns the path."""
+    """Plots the forgetting of each run (nats per token) over each measure, a panel each; returns the path."""
 
     def of() -> Any:
         columns = min(3, len(found))

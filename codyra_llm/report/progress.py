@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal; in a file or a SLURM log a plain line now and then."""
+"""Progress output: a bar on a terminal; in a file or a SLURM log, a plain line at intervals."""
 
 import sys
 from typing import Any
@@ -10,11 +10,15 @@ SECONDS = 30  # between lines
 
 
 def progress_bar(doing: str, unit: str, total: int | None, done: int, shown: bool, leave: bool = True) -> Any:
-    """A tqdm bar.
+    """Returns a tqdm bar.
 
     Args:
-        doing: what stands before it. done: of `total`, before this start. shown: false on all ranks but 0. leave: on a
-            terminal, once it is full.
+        doing: text before the bar.
+        unit: name of what is counted.
+        total: number of units.
+        done: number of units done before this start.
+        shown: whether there is output; False on all ranks but 0.
+        leave: whether a full bar stays on a terminal.
     """
     how: dict[str, Any] = {"total": total, "initial": done, "desc": doing, "unit": unit, "disable": not shown}
     if sys.stderr.isatty():
@@ -23,7 +27,7 @@ def progress_bar(doing: str, unit: str, total: int | None, done: int, shown: boo
 
 
 class _Lines:
-    """Makes a line of whatever tqdm would write over the last one."""
+    """A stream that prints each update of tqdm as a separate line."""
 
     def write(self, text: str) -> None:
         line = text.replace("\r", "").strip()
@@ -31,4 +35,4 @@ class _Lines:
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Nothing: every line is flushed."""
+        """Does nothing: `write` flushes every line."""

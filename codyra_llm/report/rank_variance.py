@@ -1,4 +1,4 @@
-"""What kept ranks differ by: the table of explained variance, and the picture over tasks, projections and layers."""
+"""The variance of kept ranks: a table of the explained shares, and a plot over tasks, projections and layers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ SAID = {"task": "task", "projection": "projection", "both": "task x projection",
 
 
 def shares_table(shares: Shares) -> str:
-    """The shares in percent."""
+    """Returns a table of the shares in percent."""
     rows = [[said, f"{100 * getattr(shares, part):.0f} %"] for part, said in SAID.items()]
     return align([["explained by", "variance of kept rank"], *rows])
 
 
 def plot_kept_ranks(kept: KeptRanks, shares: Shares, path: Path) -> Path:
-    """Mean kept rank of each task (rows) in each kind of projection and in each layer (columns); returns the path."""
+    """Plots the mean kept rank of each task (rows) by kind of projection and by layer (columns); returns the path."""
     groups = [*_members([kind_of(name) for name in kept.projections]).items()]
     groups += _members([f"layer {number_of_layer(name)}" for name in kept.projections]).items()
     means = np.stack([kept.ranks[:, :, members].mean(axis=(0, 2)) for _, members in groups], axis=1)

@@ -1,4 +1,4 @@
-"""Progress output of a run: log, progress bars, curves, the table at the end."""
+"""Progress output of a run: log, progress bars, curves, and the table at the end."""
 
 import datetime
 import logging
@@ -29,18 +29,18 @@ CURVES = ("loss", "learning_rate", "threshold", "live_rank", "grad_norm", "penal
 
 
 class Reporter:
-    """Speaks on rank 0 alone; on the other ranks, where `folder` is None, every call does nothing.
+    """Reports the progress of a run on rank 0; on other ranks, where `folder` is None, it has no output.
 
     Args:
-        folder: where the curves go.
-        config: of the run; its `tracking` says to which trackers they go.
-        first_step: optimizer steps that the run took before this start; curves beyond it are taken back.
-        unit: what speed counts.
+        folder: the run folder, which curves are written to.
+        config: of the run; its `tracking` names the trackers.
+        first_step: optimizer steps of the run before this start; curves of later steps are removed from TensorBoard.
+        unit: the unit of the speed.
     """
 
     def __init__(self, folder: RunFolder | None, config: RunConfig, first_step: int, unit: str = "token") -> None:
         self.folder, self.unit = folder, unit
-        self.validation: float | None = None  # of this task, as measured last
+        self.validation: float | None = None  # last validation loss of this task
         self.timed: list[tuple[int, float]] | None = []
         self.board = (
             SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -50,17 +50,17 @@ class Reporter:
         self.trackers = Trackers(config, folder.path) if folder else None
 
     def close(self) -> None:
-        """Ends what is tracked, however the run ended."""
+        """Ends the records of the trackers, whether or not the run finished."""
         if self.trackers:
             self.trackers.close()
 
     def progress(self, task: str, total: int, done: int) -> Any:
-        """The progress bar of a task in training."""
+        """Returns the progress bar of a task in training."""
         self.validation = None
         return progress_bar(task, "step", total, done, shown=self.folder is not None)
 
     def step(self, report: StepReport, global_step: int, progress: Any) -> None:
-        """One optimizer step."""
+        """Reports one optimizer step."""
         speed = report.tokens / report.seconds
         self.validation = report.validation or self.validation
         retention: dict[str, float | None] = {f"retention/{k}": value for k, value in report.divergences.items()}
@@ -78,11 +78,13 @@ class Reporter:
         self._curves("step", global_step, {**curves, f"train/{self.unit}s_per_second": speed})
 
     def estimate(self, report: StepReport, tokens: Callable[[], Sequence[float]], task: int, steps: int) -> None:
-        """After a few steps, how long training will take at their speed.
+        """Logs, after a few steps, the remaining training time at their speed.
 
         Args:
-            tokens: gives those of each task, which takes a pass over all rows.
-            task: the number of the one that is learned. steps: of this one.
+            report: of the last step.
+            tokens: returns the number of tokens of each task; it takes a pass over all rows.
+            task: number of the task in training.
+            steps: number of its steps.
         """
         if not self.folder or self.timed is None:
             return
@@ -97,7 +99,7 @@ class Reporter:
             self.timed = None
 
     def gates(self, layers: Iterable[tuple[str, CoDyRALinear]], number: int) -> None:
-        """The gates of a trained task, as one histogram for each kind of projection."""
+        """Writes the gates of a trained task to TensorBoard, one histogram for each kind of projection."""
         if not self.board:
             return
         gates: dict[str, list[torch.Tensor]] = {}
@@ -108,7 +110,7 @@ class Reporter:
                 board.add_histogram(f"gates/{kind}", torch.cat(values), number)
 
     def ranks(self, ranks: TaskRanks, last_loss: float, number: int) -> None:
-        """What a task kept."""
+        """Reports the ranks that a task kept."""
         LOG.info(
             f"{ranks.task}: kept {ranks.mean:.1f} of {ranks.initial} components, "
             f"update norm {ranks.update_norm:.3f}, last loss {last_loss:.3f}"
@@ -116,7 +118,7 @@ class Reporter:
         self._curves("task", number, {f"rank/{kind}": rank for kind, rank in ranks.by_projection.items()})
 
     def scores(self, results: RunResults, stage: Stage) -> None:
-        """A row of the matrix."""
+        """Reports a row of the matrix."""
         number = stage.number
         of_tasks = zip(results.tasks, results.matrix[number], results.answer_nll[number], strict=True)
         shown = {task: (score, nll) for task, score, nll in of_tasks if score is not None}
@@ -125,18 +127,18 @@ class Reporter:
         if lost := [task for task, (_, nll) in shown.items() if nll is None]:
             LOG.warning(f"{stage.title}: the loss on the true answers of {', '.join(lost)} is not finite")
         seen = [shown[task][0] for task in results.tasks[:number] if task in shown]
-        if seen:  # a mean over what is not learned yet would say nothing
+        if seen:  # a mean over tasks that are not learned yet has no meaning
             tasks = "task" if len(seen) == 1 else f"{len(seen)} tasks"
             LOG.info(f"{stage.title}: mean score {sum(seen) / len(seen):.1f} of the {tasks} learned so far")
 
     def general(self, stage: Stage, delta: float | None) -> None:
-        """General ability was measured."""
+        """Reports the change of general ability, if it was measured."""
         if delta is not None:
             LOG.info(f"{stage.title}: general ability {delta:+.2f} against the base model")
             self._curves("task", stage.number, {"general/delta": delta})
 
     def summary(self, results: RunResults) -> None:
-        """What a finished run did, in a table and a few lines, and where the page is that says the rest."""
+        """Logs the results of a finished run: a few tables and lines, and the paths of results and page."""
         if not self.folder:
             return
         if self.board:
@@ -167,7 +169,7 @@ class Reporter:
 
     @contextmanager
     def _guarded(self) -> Iterator[SummaryWriter]:
-        """The board; where it cannot be written (a full disk), the run continues without it."""
+        """A context with the TensorBoard writer; if it cannot write (full disk), the run continues without it."""
         assert self.board is not None
         try:
             yield self.board

@@ -1,4 +1,4 @@
-"""Tables for the console and the model card, made from results.json and nothing else."""
+"""Tables for the console and the model card, from the data of results.json."""
 
 from collections.abc import Mapping
 
@@ -19,11 +19,11 @@ SHOWN_METRICS = (
     ("transfer", "Transfer (MTIL)"),
     ("average", "Average (MTIL)"),
 )
-LAST = ("last", "Last (MTIL)")  # OP by another name, shown where that is the one in use
+LAST = ("last", "Last (MTIL)")  # OP under the name of MTIL, shown if the domain's benchmarks use it
 
 
 def matrix_table(results: RunResults) -> str:
-    """Scores of every task after every task; [..] marks the task just learned."""
+    """Returns the scores of every task after every task; [..] marks the task just learned."""
     tasks = results.tasks
     rows = [["", *tasks, "mean"]]
     for stage, scores in zip(results.stages, results.matrix, strict=True):
@@ -35,7 +35,7 @@ def matrix_table(results: RunResults) -> str:
 
 
 def nll_table(results: RunResults) -> str:
-    """Negative log-likelihood of the true answers, nats per token or image: lower is better."""
+    """Returns the NLL of the reference answers, nats per token or image: lower is better."""
     tasks = results.tasks
     rows = [["", *tasks]]
     for stage, losses in zip(results.stages, results.answer_nll, strict=True):
@@ -44,7 +44,7 @@ def nll_table(results: RunResults) -> str:
 
 
 def text_table(results: RunResults) -> str:
-    """Bits per byte of the tasks of raw text, which their scores stand for: lower is better; empty if there is none."""
+    """Returns the bits per byte of raw-text tasks, from their scores: lower is better; empty if there are none."""
     numbers = [number for number, task in enumerate(results.data.tasks) if task.scorer == raw_text.SCORER]
     if not numbers:
         return ""
@@ -56,7 +56,7 @@ def text_table(results: RunResults) -> str:
 
 
 def further_table(results: RunResults) -> str:
-    """The scores of tasks that have several scorers, but for the first of each; empty if there are none."""
+    """Returns the scores by the further scorers (not the first) of tasks that have several; empty if there are none."""
     columns = [(task, name, scores) for task, found in results.further.items() for name, scores in found.items()]
     if not columns:
         return ""
@@ -68,7 +68,7 @@ def further_table(results: RunResults) -> str:
 
 
 def metrics_table(results: RunResults) -> str:
-    """The matrix's summary numbers in every scoring variant."""
+    """Returns the main metrics of the matrix in every scoring variant."""
     variants = list(results.metrics)
     rows = [["", *variants]]
     for key, label in _shown_metrics(results):
@@ -78,14 +78,14 @@ def metrics_table(results: RunResults) -> str:
 
 
 def _shown_metrics(results: RunResults) -> list[tuple[str, str]]:
-    """(name, label): those that the domain's benchmarks report first."""
+    """Returns (name, label) of the shown metrics, first those that the domain's benchmarks report."""
     leading = results.data.facts.leading
     labels = dict([*SHOWN_METRICS, *([LAST] if leading else [])])
     return [(name, labels[name]) for name in dict.fromkeys([*leading, *labels])]
 
 
 def leading_rows(results: RunResults) -> list[list[str]]:
-    """Heads, and each scoring variant's metrics that the domain's benchmarks report; empty where they report none."""
+    """Returns headings, and each variant's metrics that the domain's benchmarks report; empty if there are none."""
     leading, labels = results.data.facts.leading, dict([*SHOWN_METRICS, LAST])
     if not leading or not results.metrics:
         return []
@@ -97,7 +97,7 @@ def leading_rows(results: RunResults) -> list[list[str]]:
 
 
 def all_metrics_table(results: RunResults) -> str:
-    """Every number of the matrix in every scoring variant, with its sign and its definition."""
+    """Returns every metric of the matrix in every scoring variant, whether higher is better, and its definition."""
     rows = [["", *results.metrics, "better"]]
     lists = []
     for name, definition in DEFINITIONS.items():
@@ -120,7 +120,7 @@ def _number(value: float | None) -> str:
 
 
 def end_table(summary: Summary) -> str:
-    """What a run did to each task: score before, just learned, now; what was lost since, with its 95 % interval."""
+    """Returns each task's score before, just learned and now, and the loss since, with its 95 % interval."""
     rows = [["task", "base", "learned", "now", "lost since", "rows"]]
     for each in summary.tasks:
         points = [_value(found) for found in (each.base, each.learned, each.now)]
@@ -132,7 +132,7 @@ def end_table(summary: Summary) -> str:
 
 
 def general_line(general: General) -> str:
-    """The change of general ability in one line, with its 95 % interval; empty where it was not measured twice."""
+    """Returns the change of general ability in one line, with its 95 % interval; empty if it was not measured twice."""
     suites, change = general_change(general)
     parts = ", ".join(f"{each.suite} {each.base:.1f} to {each.now:.1f}" for each in suites if each.unit == "percent")
     if not change:  # a suite of one item has no standard error
@@ -141,7 +141,7 @@ def general_line(general: General) -> str:
 
 
 def rank_line(results: RunResults) -> str:
-    """The rank that tasks kept, in one line; empty before any has."""
+    """Returns the rank that tasks kept, in one line; empty before the first task has finished."""
     if results.mean_rank is None:
         return ""
     means = [each.mean for each in results.ranks]
@@ -150,7 +150,7 @@ def rank_line(results: RunResults) -> str:
 
 
 def with_interval(found: Estimate | None, signed: bool = False) -> str:
-    """A value and its interval: "3.0 [-2.1, 8.1]"; empty for None."""
+    """Returns a value with its interval, as "3.0 [-2.1, 8.1]"; empty for None."""
     form = "{:+.1f}" if signed else "{:.1f}"
     if found is None:
         return ""
@@ -163,7 +163,7 @@ def _value(found: Estimate | None) -> str:
 
 
 def rank_table(results: RunResults) -> str:
-    """Mean surviving rank of each kind of projection, by task, and the size of the update."""
+    """Returns the mean surviving rank of each kind of projection, by task, and the norms of the updates."""
     kinds = list(results.ranks[0].by_projection)
     rows = [["", *kinds, "mean", "update norm", "drift"]]
     for of_task in results.ranks:
@@ -174,9 +174,9 @@ def rank_table(results: RunResults) -> str:
 
 
 def general_table(general: General) -> str:
-    """General ability: the score of each suite, +- its standard error, a row for each time it was measured.
+    """Returns the general ability: the score of each suite +- its standard error, a row for each measurement.
 
-    Where the change against the base model is known, it is the last column.
+    The last column is the change from the base model, if it is known.
     """
     found = general.scores
     suites = list(dict.fromkeys(suite for of_stage in found.values() for suite in of_stage))
@@ -202,7 +202,7 @@ def _general_cell(found: SuiteScore | SuiteFailure | None) -> str:
 
 
 def judged_table(files: Mapping[str, PromptFileResults]) -> str:
-    """Win, tie and lose by file of prompts, percent of the judged pairs with 95 % intervals; net: win minus lose."""
+    """Returns wins, ties, losses and net by prompt file, in percent of the judged pairs, with 95 % intervals."""
     rows = [["", "criterion", "pairs", "identical", "unjudged", "win %", "tie %", "lose %", "net", "order decides %"]]
     for name, of_file in files.items():
         found = of_file.judged
@@ -226,7 +226,7 @@ def _with_interval(percent: float | None, interval: tuple[float, float] | None) 
 
 
 def proxies_table(files: Mapping[str, PromptFileResults]) -> str:
-    """What is counted without a judge, for each file of prompts and model."""
+    """Returns the proxies that need no judge, for each prompt file and model."""
     rows = [["", "refusals %", "words", "tokens", "checks", "passed %", "prompts passed %"]]
     for name, of_file in files.items():
         for side, found in of_file.proxies.items():
@@ -238,5 +238,5 @@ def proxies_table(files: Mapping[str, PromptFileResults]) -> str:
 
 
 def markdown(table: str) -> str:
-    """A table as a preformatted block."""
+    """Returns a table as a preformatted block."""
     return f"```\n{table}\n```"

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow, by the trackers of accelerate: a run's settings and curves, in one record per run."""
+"""Tracking by Weights & Biases and MLflow, with accelerate's trackers: one record per run with settings and curves."""
 
 import importlib.util
 import json
@@ -20,19 +20,20 @@ Axis = Literal["step", "task"]  # optimizer steps of the run, or tasks that are 
 
 
 def check_tracking(config: RunConfig) -> None:
-    """Raises UserError where a tracker that is asked for is not installed."""
+    """Raises UserError if a configured tracker is not installed."""
     for name in STARTS.keys() & set(config.tracking):
         if not all(map(importlib.util.find_spec, (name, "accelerate"))):
             raise UserError(f"tracking: {name} is not installed; pip install 'codyra_llm[track]'")
 
 
 class Trackers:
-    """The trackers of one start of a run, on rank 0; TensorBoard is the reporter's own.
+    """The trackers of one start of a run, on rank 0; TensorBoard belongs to the reporter.
 
-    One that cannot be written to any more is left with a warning: the run continues without it.
+    If a tracker fails later, there is a warning and the run continues without it.
 
     Args:
-        folder: of the run; `tracking.json` in it has the ids by which a resumed run finds its records.
+        config: of the run.
+        folder: of the run; `tracking.json` in it contains the ids by which a resumed run finds its records.
 
     Raises:
         UserError: a tracker does not start.
@@ -46,7 +47,7 @@ class Trackers:
         for name in [name for name in config.tracking if name in STARTS]:
             try:
                 self.started[name], ids[name] = STARTS[name](folder, ids.get(name), settings)
-            except Exception as error:  # whatever a service or its library has to say
+            except Exception as error:  # services and their libraries raise many types of errors
                 self.close()
                 hint = "; WANDB_MODE=offline needs neither account nor network" if name == "wandb" else ""
                 raise UserError(f"tracking: {name} does not start: {' '.join(str(error).split())}{hint}") from None
@@ -54,14 +55,14 @@ class Trackers:
             write_text(file, json.dumps(ids) + "\n")
 
     def log(self, values: Mapping[str, float], at: int, axis: Axis) -> None:
-        """Numbers by name, after an optimizer step or a task."""
-        if "wandb" in self.started:  # whose own steps can only grow, and count calls
+        """Logs numbers by name, after an optimizer step or a task."""
+        if "wandb" in self.started:  # the step is logged as a value: wandb's own steps only increase, and count calls
             self._guarded("wandb", lambda tracker: tracker.log({**values, axis: at}))
         if "mlflow" in self.started:
             self._guarded("mlflow", lambda tracker: tracker.log(dict(values), step=at))
 
     def close(self) -> None:
-        """Ends the records of this start; what was logged is complete."""
+        """Ends the records of this start, with all logged values."""
         for name in list(self.started):
             self._guarded(name, lambda tracker: tracker.finish())
         self.started.clear()
@@ -79,8 +80,8 @@ def _start_wandb(folder: Path, known: str | None, settings: dict[str, str]) -> t
     from accelerate import PartialState
     from accelerate.tracking import WandBTracker
 
-    PartialState()  # without which accelerate cannot log
-    wandb.teardown()  # of an earlier run in this process, whose service would not answer for another
+    PartialState()  # accelerate cannot log without it
+    wandb.teardown()  # the service of an earlier run in this process would not work for a new one
     name = known or uuid.uuid4().hex[:8]
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     tracker = WandBTracker(project, id=name, name=folder.resolve().name, dir=str(folder), resume="allow")

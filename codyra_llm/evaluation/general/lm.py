@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's view of a model: its requests as questions of the batched engine."""
+"""The model interface of lm-evaluation-harness: passes its requests as questions to batched generation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from codyra_llm.errors import UserError
 from codyra_llm.example import Example
 from codyra_llm.generation.generate import Ask, Question
 
-LONGEST_ANSWER = 256  # tokens, where a suite does not say
+LONGEST_ANSWER = 256  # tokens, if a suite does not specify it
 
 
 class BatchedLM(TemplateLM):
     """Answers the harness's three kinds of request as its own class for transformers does, batched by `ask`.
 
-    The harness sees one process: where several ranks share the questions, all of them hold all the answers.
+    The harness sees one process: where several ranks share the questions, every rank gets all the answers.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         ask: answers questions, in their order.
-        max_length: positions of the model; what is longer loses its beginning.
-        template: that prompts are put into, few-shot examples as turns of their own; None: they are used as they are.
+        max_length: context length of the model; longer contexts lose their beginning.
+        template: chat template for prompts, with few-shot examples as separate turns; None: prompts are used unchanged.
     """
 
     def __init__(
@@ -38,18 +38,21 @@ class BatchedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-sequence token."""
+        """The id of the EOS token."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The id of the token before a text without a context: BOS, or EOS if the tokenizer has no BOS token."""
         return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, with the tokenizer's own special tokens unless told otherwise or spelled out in it."""
+        """Encodes a text; by default with the tokenizer's special tokens, unless it already starts with the BOS token.
+
+        With a chat template no special tokens are added.
+        """
         begin = self.tokenizer.bos_token
-        if self.template:  # which writes all special tokens itself
+        if self.template:  # it contains all special tokens
             add_special_tokens = False
         if add_special_tokens is None:
             add_special_tokens = not (begin and string.startswith(begin))
@@ -57,11 +60,11 @@ class BatchedLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness names requests by that it keeps; it keeps none here."""
+        """The name under which the harness caches requests; no cache is used here."""
         return self.tokenizer.name_or_path
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The history as text; where the template fails on a system message, without it, as the harness does."""
+        """Formats a chat as text; if the template fails, retries without system messages, as the harness does."""
         how = {"reply": add_generation_prompt, "unfinished": not add_generation_prompt}
         assert self.template
         try:
@@ -77,7 +80,7 @@ class BatchedLM(TemplateLM):
         return [(-answer.loss, answer.greedy) for answer in self.ask(questions)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts in nats, in windows that do not overlap in what they predict."""
+        """Returns the log-likelihood of whole texts in nats; each token is predicted in exactly one window."""
         windows = [
             [
                 make_disjoint_window(window)
@@ -94,7 +97,7 @@ class BatchedLM(TemplateLM):
         return [-sum(next(answers).loss for _ in of_text) for of_text in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, up to the first of the request's stop strings."""
+        """Returns greedy answers, up to the first of the request's stop strings."""
         asked = [normalize_gen_kwargs(dict(request.args[1]), LONGEST_ANSWER) for request in requests]
         questions = []
         for request, how in zip(requests, asked, strict=True):
@@ -108,13 +111,13 @@ class BatchedLM(TemplateLM):
         ]
 
     def _choice(self, context: list[int], continuation: list[int]) -> Question:
-        # the last token is predicted, not read
+        # the last token is a target, not an input
         room = max(1, self.max_length + 1 - len(continuation))
         return Question(Example(context[-room:], continuation), max_new_tokens=0)
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string, also where that opens it."""
+    """Returns the text before the first stop string; empty if the text starts with one."""
     for string in filter(None, stop):
         text = text.split(string)[0]
     return text

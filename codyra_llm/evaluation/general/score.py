@@ -1,4 +1,4 @@
-"""The score of a model on a suite, from lm-evaluation-harness's metrics, and every answer behind it."""
+"""The score of a model on a suite, from the metrics of lm-evaluation-harness, with all answers."""
 
 import contextlib
 import io
@@ -17,15 +17,15 @@ from codyra_llm.evaluation.general.scores import SuiteFailure, SuiteScore
 from codyra_llm.evaluation.general.suites import Suite, line_of
 from codyra_llm.evaluation.general.trust import SEED, seeded
 
-OUT_OF_100 = {"bleu", "chrf", "ter"}  # metrics that the harness gives in percent already
+OUT_OF_100 = {"bleu", "chrf", "ter"}  # metrics that the harness returns in percent
 
 
 class _OfTask(NamedTuple):
-    """One task's first metric, of its first filter.
+    """A task's first metric, for its first filter.
 
     Attributes:
-        values: of its items, where the metric is their mean; else None.
-        stderr: the harness's own, where it has one.
+        values: of its items, if the metric is their mean; otherwise None.
+        stderr: the harness's standard error; None if it has none.
     """
 
     metric: str
@@ -41,22 +41,24 @@ def score_suite(suite: Suite, lm: LM, in_turns: bool = False) -> tuple[SuiteScor
     """Scores a model on a suite.
 
     Args:
-        in_turns: prompts are put into the model's chat template, few-shot examples as turns of their own.
+        suite: the suite.
+        lm: the model.
+        in_turns: whether prompts use the model's chat template, with few-shot examples as separate turns.
 
     Returns:
-        The score, or why there is none; and every answer:
+        The score, or the reason why there is none; and every answer:
         {"task", "item", "prompt_sha256", "answers", "filtered", "target", "score"}.
 
     Raises:
         Stopped: the run was asked to stop.
-        UserError: an answer could not be kept.
+        UserError: an answer could not be stored.
         RankFailed: the model failed on one rank, and the others wait for it.
     """
-    tasks = {name: suite.tasks[name] for name in suite.items}  # the harness would ask all items of the others
+    tasks = {name: suite.tasks[name] for name in suite.items}  # the harness would ask all items of tasks without any
     try:
         for task in tasks.values():
             task.set_fewshot_seed(SEED)
-        with seeded(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar for each task
+        with seeded(), contextlib.redirect_stderr(io.StringIO()):  # the harness shows a progress bar for each task
             found: Any = evaluate(
                 lm,
                 {"tasks": tasks, "groups": {}, "group_map": {}},
@@ -70,7 +72,7 @@ def score_suite(suite: Suite, lm: LM, in_turns: bool = False) -> tuple[SuiteScor
         return _together(parts), rows
     except (Stopped, UserError, RankFailed):
         raise
-    except (Exception, SystemExit) as error:  # a suite is others' code and data: a run must outlive it
+    except (Exception, SystemExit) as error:  # a suite is third-party code and data: its failure must not end a run
         return SuiteFailure(line_of(error)), []
 
 
@@ -94,7 +96,7 @@ def _of_task(task: Task, results: dict[str, Any], samples: list[dict[str, Any]])
 
 
 def _together(parts: list[_OfTask]) -> SuiteScore:
-    """The mean over all items, and its standard error as of a simple sample; strata would only make it less."""
+    """Returns the mean over all items with the standard error of a simple sample; strata could only decrease it."""
     units = {part.unit for part in parts}
     if len(units) > 1:
         raise ValueError(f"its tasks are measured in {' and '.join(sorted(units))}; name them as suites of their own")

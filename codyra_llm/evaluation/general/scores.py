@@ -1,4 +1,4 @@
-"""What is measured of general ability, and what learning did to it."""
+"""Scores of general ability, and their change by learning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ SuiteScores = Mapping[str, SuiteScore | SuiteFailure]  # by suite
 
 
 def general_delta(scores: SuiteScores, base: SuiteScores) -> float | None:
-    """Mean over suites of the score minus the base model's, in points; None where no suite has both.
+    """Returns the mean over suites of the score minus the base model's, in points; None if no suite has both scores.
 
-    Suites that are not measured in percent, perplexity for one, stand beside it.
+    Suites that are not measured in percent, such as perplexity, are left out.
     """
     ours, theirs = _in_percent(scores), _in_percent(base)
     changes = [score - theirs[suite] for suite, score in ours.items() if suite in theirs]

@@ -1,4 +1,4 @@
-"""Which items a limit leaves of a suite: the same in every run, as evenly as can be over strata."""
+"""The subset of a suite's items under a limit: the same in every run, spread as evenly as possible over strata."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,18 @@ SUBSET_SEED = 1234
 def in_turns(
     strata: Mapping[Stratum, Sequence[int]], limit: int | None, seed: int | str = SUBSET_SEED
 ) -> list[tuple[Stratum, int]]:
-    """At most `limit` items, all where it is None: one of each stratum before another of any; drawn by the seed.
+    """Returns at most `limit` items (None: all), drawn by the seed, taking one item of each stratum in turn.
 
     Args:
-        strata: the numbers of each one's items.
+        strata: the numbers of the items of each stratum.
+        limit: the largest number of items.
+        seed: of the draw.
+
+    Returns:
+        (stratum, number of the item) of each chosen item.
     """
     draw, order = random.Random(seed), sorted(strata)
-    draw.shuffle(order)  # else a limit below the number of strata would take the first ones
+    draw.shuffle(order)  # otherwise a limit below the number of strata would always choose the first strata
     drawn = {stratum: list(numbers) for stratum, numbers in strata.items()}
     for numbers in drawn.values():
         draw.shuffle(numbers)

@@ -19,21 +19,21 @@ from codyra_llm.evaluation.general.subset import in_turns
 from codyra_llm.evaluation.general.trust import SEED, refuse_code, refuse_sampling, sandbox_templates, seeded
 from codyra_llm.files import expand, shipped
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it has something to say of every task file
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs a message for every task file
 
 SHIPPED = shipped("tasks/general")
-TRACE = ("mmlu", "gsm8k", "bbh", "tydiqa", "boolq", "piqa")  # what TRACE measures, together `general`
+TRACE = ("mmlu", "gsm8k", "bbh", "tydiqa", "boolq", "piqa")  # the suites of TRACE, together named `general`
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite: the harness's tasks in it and which of their items are asked.
+    """One suite: the harness's tasks in it, and the items of them that are asked.
 
     Attributes:
         name: as the configuration names it.
         tasks: name -> task.
-        items: task -> numbers of its items, in ascending order.
-        digest: of its settings and of the texts that it asks and shows.
+        items: task -> numbers of its asked items, in ascending order.
+        digest: SHA-256 of its settings, the asked items and the few-shot examples.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Suite:
 
     @property
     def label(self) -> str:
-        """The name as part of a file's."""
+        """The name in a form that can be part of a file name."""
         return re.sub(r"[^\w.-]", "-", Path(self.name).stem if _is_file(self.name) else self.name)
 
 
 def load_suites(config: GeneralConfig) -> list[Suite]:
-    """The suites that a configuration names, their data read.
+    """Loads the suites that a configuration names, with their data.
 
-    A name is one of tasks/general, `general` for the six of TRACE, a YAML file in the harness's task format, or any
-    task or group of the harness.
+    A name is one of tasks/general, `general` for the six suites of TRACE, a YAML file in the harness's task format, or
+    any task or group of the harness.
 
     Raises:
-        UserError: a suite is unknown or named twice, its file is malformed, or its data is not there.
+        UserError: a suite is unknown or named twice, its file is malformed, or its data is not available.
     """
     if not config.suites:
         return []
@@ -71,7 +71,7 @@ def load_suites(config: GeneralConfig) -> list[Suite]:
 
 
 def line_of(error: BaseException) -> str:
-    """An error's type and the first line of what it says."""
+    """Returns the first line of an error: its type and message."""
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
@@ -86,7 +86,7 @@ def _load(name: str, metadata: dict[str, Any], config: GeneralConfig) -> Suite:
     if is_file:
         refuse_code(path, config.allow_code)
     source = str(path) if is_file else f"general_{name}" if shipped else name
-    # to look through the harness's own thousands of task files takes seconds
+    # searching the harness's thousands of task files takes seconds
     manager = TaskManager(include_path=str(SHIPPED), include_defaults=not (is_file or shipped), metadata=metadata)
     if not is_file and source not in manager.all_tasks:
         ours = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
@@ -103,13 +103,13 @@ def _load(name: str, metadata: dict[str, Any], config: GeneralConfig) -> Suite:
         raise
     except yaml.YAMLError as error:
         raise UserError(f"general.suites: {name}: not YAML: {error}".replace("\n", " ")) from None
-    except (Exception, SystemExit) as error:  # whatever a task file can get wrong, or a hub that is not reached
+    except (Exception, SystemExit) as error:  # any mistake in a task file, or a hub that cannot be reached
         hint = "it is to be a task in lm-eval's format" if is_file else "general.data_dir names a folder with its data"
         raise UserError(f"general.suites: {name} cannot be loaded ({line_of(error)}); {hint}") from None
 
 
 def _digest(tasks: dict[str, Task], items: dict[str, list[int]]) -> str:
-    """Changes with a suite's settings, the items that are asked, and the examples that are shown with them."""
+    """Returns the SHA-256 of a suite's settings, its asked items and their few-shot examples."""
     digest = hashlib.sha256()
     for name, numbers in items.items():
         task: Any = tasks[name]
@@ -122,7 +122,7 @@ def _digest(tasks: dict[str, Task], items: dict[str, list[int]]) -> str:
 
 
 def _items(tasks: dict[str, Task], limit: int | None) -> dict[str, list[int]]:
-    """Which items of each task: all, or `limit` over all tasks, as evenly as can be over tasks and their strata."""
+    """Returns the chosen items of each task: all, or `limit` in total, spread evenly over tasks and their strata."""
     strata: dict[tuple[str, str], list[int]] = {}
     for name, task in tasks.items():
         for number, item in enumerate(task.eval_docs):

@@ -1,4 +1,4 @@
-"""What of a suite's files may act: their code is refused, their templates are sandboxed, their draws are seeded."""
+"""Restrictions on suite files: their code is rejected, their templates are sandboxed, their random draws are seeded."""
 
 import random
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from codyra_llm.errors import UserError
 from codyra_llm.files import read_text
 
-# as lm_eval.simple_evaluate draws: Python; NumPy, PyTorch and the samplers of examples
+# the seeds of lm_eval.simple_evaluate: PYTHON_SEED for Python; SEED for NumPy, PyTorch and few-shot samplers
 PYTHON_SEED, SEED = 0, 1234
 STANDARD = "tag:yaml.org,2002:"
 PYTHON = f"{STANDARD}python/"
 
 
 def sandbox_templates() -> None:
-    """Lets the harness render templates in jinja's sandbox: a template reads its item, and reaches nothing else."""
+    """Makes the harness render templates in jinja's sandbox, where a template can access its item and nothing else."""
     before = lm_eval.utils.env
     if isinstance(before, ImmutableSandboxedEnvironment):
         return
@@ -33,7 +33,7 @@ def sandbox_templates() -> None:
 
 
 def refuse_code(file: Path, allowed: bool) -> None:
-    """Raises UserError where a suite's file, or one that it includes, has the harness run code: `!function`."""
+    """Raises UserError if a suite's file, or one that it includes, makes the harness run code (`!function`)."""
     if allowed:
         return
     seen: set[Path] = set()
@@ -54,7 +54,7 @@ def refuse_code(file: Path, allowed: bool) -> None:
 
 
 def refuse_sampling(name: str, config: Any) -> None:
-    """Raises UserError where a task of a suite runs what a model writes, or draws its answers at random."""
+    """Raises UserError if a task of a suite runs code that a model writes, or samples its answers."""
     if getattr(config, "unsafe_code", False):
         raise UserError(f"general.suites: {name} runs code that the model writes, which is not done here; leave it out")
     options = getattr(config, "generation_kwargs", None) or {}
@@ -64,7 +64,7 @@ def refuse_sampling(name: str, config: Any) -> None:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seeds what suites draw from (examples, the order of choices), the same each time; ours is as before after it."""
+    """A context with fixed seeds for what suites draw (examples, order of choices); restores the random state after."""
     states = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
     random.seed(PYTHON_SEED)
     numpy.random.seed(SEED)
@@ -78,7 +78,7 @@ def seeded() -> Iterator[None]:
 
 
 def _read(path: Path) -> tuple[set[str], Any]:
-    """(the explicit tags, what is in it, those left out) of a YAML file."""
+    """Returns (the explicit tags, the content without values of unknown tags) of a YAML file."""
     text = read_text(path)
     try:
         tags = {str(getattr(event, "tag", None) or "!") for event in yaml.parse(text, yaml.SafeLoader)}
@@ -92,7 +92,7 @@ def _texts(value: Any) -> list[str]:
 
 
 class _AnyTag(yaml.SafeLoader):
-    """Reads a tag that it does not know as nothing."""
+    """A YAML loader that reads values with unknown tags as None."""
 
 
 _AnyTag.add_multi_constructor("", lambda loader, suffix, node: None)

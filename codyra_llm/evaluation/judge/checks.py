@@ -1,4 +1,4 @@
-"""Checks that a prompt may ask of its answer, decided by rule, in the manner of IFEval (arXiv 2311.07911)."""
+"""Rule-based checks that a prompt may require of its answer, in the manner of IFEval (arXiv 2311.07911)."""
 
 import json
 import re
@@ -16,14 +16,14 @@ _Text = Annotated[str, Field(min_length=1)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class Checks:
-    """What an answer must satisfy; None: not asked.
+    """The conditions that an answer must satisfy; None: not required.
 
     Attributes:
-        max_words, min_words: words, split at blank space.
+        max_words, min_words: number of words, separated by whitespace.
         json: the whole answer is JSON, in a code fence or not.
-        must_include, must_exclude: words or phrases, whatever the case of their letters.
-        starts_with, ends_with: to the letter, blank space around the answer aside.
-        bullets: lines that begin with `*` or `-`, exactly so many.
+        must_include, must_exclude: words or phrases, case-insensitive.
+        starts_with, ends_with: exact text, ignoring whitespace around the answer.
+        bullets: exact number of lines that begin with `*` or `-`.
     """
 
     max_words: _Count = None
@@ -37,7 +37,7 @@ class Checks:
 
 
 def passed(checks: Checks, answer: str) -> dict[str, bool]:
-    """Whether the answer passes, by the name of each check that is asked."""
+    """Returns, by name of each required check, whether the answer passes."""
     return {name: _RULES[name](answer.strip(), wanted) for name, wanted in asdict(checks).items() if wanted is not None}
 
 

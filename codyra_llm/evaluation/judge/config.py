@@ -17,7 +17,7 @@ _REQUIRED = dataclasses.MISSING
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Two models, the prompts that they answer, and who judges."""
+    """The settings of a comparison: two models, the prompts that they answer, and the judge."""
 
     model: str = option(_REQUIRED, "the model whose wins are counted: hub id, HF folder, .gguf file")
     against: str = option(_REQUIRED, "the other one; base: what the run that saved --model started from")
@@ -47,12 +47,12 @@ class JudgeConfig:
 
     @property
     def has_endpoint(self) -> bool:
-        """Whether the judge is given by URL."""
+        """True if the judge is given by URL."""
         return self.judge.startswith(("http://", "https://"))
 
 
 def decisive(config: JudgeConfig) -> dict[str, Any]:
-    """The settings that results depend on."""
+    """Returns the settings that results depend on."""
     return {
         each.name: getattr(config, each.name)
         for each in dataclasses.fields(JudgeConfig)
@@ -61,7 +61,7 @@ def decisive(config: JudgeConfig) -> dict[str, Any]:
 
 
 def settings_parser(description: str | None) -> Parser:
-    """A parser of every setting."""
+    """Returns a command-line parser with an option for every setting."""
     parser = Parser(description=description)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     for each in dataclasses.fields(JudgeConfig):
@@ -78,10 +78,10 @@ def settings_parser(description: str | None) -> Parser:
 
 
 def config_of(options: argparse.Namespace) -> JudgeConfig:
-    """The configuration that the options of `settings_parser` mean.
+    """Returns the configuration for the options of `settings_parser`.
 
     Raises:
-        UserError: a value cannot work.
+        UserError: a value is invalid.
     """
     given: dict[str, Any] = vars(options)
     given.pop("local_rank")

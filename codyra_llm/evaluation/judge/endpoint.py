@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible chat endpoint: bounded in time, size, tries and requests at once."""
+"""A judge behind an OpenAI-compatible chat endpoint, with limits on time, size, attempts and concurrent requests."""
 
 import json
 import os
@@ -24,17 +24,17 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 5
 MAX_TOKENS = 512  # of a reply: a judge may reason before its verdict
 LARGEST_REPLY = 2**20  # bytes, decompressed
-READ_AT_ONCE = 4096  # bytes, which a compressed body makes a thousand times as many of at most
+READ_AT_ONCE = 4096  # bytes; decompressed at most about a thousand times as many
 LONGEST_WAIT = 30  # seconds between tries
-SHOWN = 200  # characters of what an endpoint says of an error
+SHOWN = 200  # characters of an endpoint's error message that are shown
 
 
 class _Failed(Exception):
-    """There is no reply; says why."""
+    """Raised if there is no reply; the message is the reason."""
 
 
 class EndpointJudge:
-    """Asks the endpoint that a configuration names, greedily (temperature 0).
+    """Sends questions to the endpoint of a configuration, with greedy decoding (temperature 0).
 
     Raises:
         UserError: as `read_address` and `read_key`.
@@ -48,10 +48,10 @@ class EndpointJudge:
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=config.concurrency, max_retries=0))
 
     def __call__(self, texts: Sequence[str]) -> list[Reply]:
-        """Replies to filled templates, in their order.
+        """Returns the replies to filled templates, in their order.
 
         Raises:
-            UserError: the endpoint refuses the key, knows no such path or model, or sends us to another host.
+            UserError: the endpoint rejects the key, has no such path or model, or redirects to another host.
         """
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             waiting = [pool.submit(self._ask, text) for text in texts]
@@ -61,7 +61,7 @@ class EndpointJudge:
                 pool.shutdown(cancel_futures=True)
 
     def _ask(self, text: str) -> Reply:
-        """Asks until there is a verdict; waits 0, 2, 4, ... seconds before it tries again after a failure."""
+        """Asks until there is a verdict; after failed attempts it waits 0, 2, 4, ... seconds before the next."""
         reply = Reply(None, "", "never asked")
         for attempt in range(self.config.retries + 1):
             reply, again = self._ask_once(text)
@@ -72,7 +72,7 @@ class EndpointJudge:
         return reply
 
     def _ask_once(self, text: str) -> tuple[Reply, bool]:
-        """(the reply, whether asking again may give another)."""
+        """Returns (the reply, whether another attempt may give a different one)."""
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": text}],
             "temperature": 0,
@@ -98,16 +98,16 @@ class EndpointJudge:
         return (Reply(None, said) if answer is None else Reply(read_verdict(answer), answer)), True
 
     def _within_time(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        """One exchange, redirects included, within the whole time that it may take.
+        """Makes one exchange, including redirects, with a limit on its total time; returns (status, body).
 
-        It runs in a thread of its own: the limits of sockets are for each read, and a header may come byte by byte.
+        It runs in a separate thread: socket timeouts apply to each read, and a header may arrive byte by byte.
         """
         outcome: list[Any] = []
 
         def act() -> None:
             try:
                 outcome.append(self._exchange(body, time.monotonic() + self.config.timeout))
-            except Exception as error:  # of several libraries, about whatever the other side sends
+            except Exception as error:  # several libraries raise different errors for invalid responses
                 outcome.append(error)
 
         thread = threading.Thread(target=act, daemon=True)
@@ -123,7 +123,7 @@ class EndpointJudge:
     def _exchange(self, body: dict[str, Any], deadline: float) -> tuple[int, bytes]:
         url = self.url
         for _ in range(MOST_REDIRECTS + 1):
-            # its own authorisation keeps requests from taking one of .netrc; proxies of the environment still apply
+            # an explicit `auth` keeps requests from using .netrc; proxies of the environment still apply
             response = self.session.post(
                 url, json=body, timeout=self.config.timeout, stream=True, allow_redirects=False, auth=self._authorise
             )
@@ -169,10 +169,10 @@ class EndpointJudge:
 
 
 def read_address(judge: str) -> str:
-    """Where questions are sent, of what the user gave: the path with /chat/completions, the query as it is.
+    """Returns the URL for questions: the user's, with /chat/completions at the end of its path and its query unchanged.
 
     Raises:
-        UserError: it is no address, or holds a password or a key, which would be stored with it.
+        UserError: it is no address, or contains a user name, a password or a key, which would be stored with it.
     """
     where = f"judge {scrub(judge)}"
     try:
@@ -193,10 +193,10 @@ def read_address(judge: str) -> str:
 
 
 def read_key(variable: str) -> str | None:
-    """The key in an environment variable, if there is one.
+    """Returns the key in an environment variable, None if it is empty or not set.
 
     Raises:
-        UserError: it cannot be sent in a header; the message has its name alone.
+        UserError: it cannot be sent in a header; the message contains only the variable's name.
     """
     try:
         key = os.environ.get(variable, "").strip()
@@ -208,7 +208,7 @@ def read_key(variable: str) -> str | None:
 
 
 def _content_of(said: str) -> str | None:
-    """The text of a reply, whether it stands there as text or in parts; None where there is none."""
+    """Returns the text of a reply, given as a string or as a list of parts; None if there is none."""
     try:
         content = json.loads(said)["choices"][0]["message"]["content"]
         if isinstance(content, list):

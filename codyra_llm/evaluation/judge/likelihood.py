@@ -1,4 +1,4 @@
-"""A causal language model as a judge: its verdict is the likeliest of the three that a template asks for."""
+"""A causal language model as a judge: its verdict is the most likely of the three that a template asks for."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ class LikelihoodJudge:
     """Compares log P([[A]]), log P([[B]]) and log P([[C]]) as replies to a filled template.
 
     Args:
-        tokenizer: of the judge. ask: answers questions by the judge's model. template: its chat template, if any.
-        positions: how many the model knows; what is longer is not judged.
+        tokenizer: the judge's tokenizer.
+        ask: answers questions with the judge's model.
+        template: the judge's chat template, if any.
+        positions: context length of the model; longer prompts are not judged.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class LikelihoodJudge:
         self.verdicts = [tokenizer(f"[[{verdict}]]", add_special_tokens=False)["input_ids"] for verdict in VERDICTS]
 
     def __call__(self, texts: Sequence[str]) -> list[Reply]:
-        """Replies to filled templates, in their order; a reply's text states the three log-likelihoods in nats."""
+        """Returns the replies to filled templates, in their order; their text is the three log-likelihoods in nats."""
         prompts = [encode_request(self.tokenizer, text, self.template) for text in texts]
         fits = [len(prompt) + max(map(len, self.verdicts)) <= self.positions for prompt in prompts]
         questions = [

@@ -1,4 +1,4 @@
-"""Prompts to compare models on: files of the user's, JSON list or JSONL, and what their answers are judged by."""
+"""Prompts for comparing models: the user's files (JSON list or JSONL), and the criteria that answers are judged by."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SLOTS = re.compile(r"\{(prompt|answer_a|answer_b)\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt; `where` is what errors call it."""
+    """One prompt; `where` is its place (file and line) in error messages."""
 
     text: str
     id: str
@@ -32,7 +32,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The prompts of one file, and the template (with SLOTS) that asks a judge about their answers."""
+    """The prompts of one file, and the judge's template (with SLOTS) for their answers."""
 
     name: str
     path: Path
@@ -42,7 +42,7 @@ class PromptFile:
 
 
 def read_prompt_files(paths: Sequence[str], criteria: Sequence[str]) -> list[PromptFile]:
-    """The files, each with its criterion: one for each file, or one for all.
+    """Reads the files, each with its criterion: one for each file, or one for all.
 
     Raises:
         UserError: a file is missing or malformed, a criterion is unknown, or their numbers do not match.

@@ -1,4 +1,4 @@
-"""Proxies of instruction following and safety that need no judge: counted by rule, and no more than that."""
+"""Rule-based proxies of instruction following and safety, which need no judge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def refusal_phrases() -> list[str]:
-    """The phrases of tasks/judge/refusals.txt, in small letters."""
+    """Returns the phrases of tasks/judge/refusals.txt, in lower case."""
     lines = read_text(CRITERIA / "refusals.txt").splitlines()
     return [line.strip().lower() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def is_refusal(answer: str, phrases: Sequence[str]) -> bool:
-    """Whether an answer holds one of the phrases (in small letters)."""
+    """True if an answer contains one of the phrases (given in lower case), in any case."""
     plain = answer.replace("’", "'").lower()
     return any(phrase in plain for phrase in phrases)
 
 
 @dataclass(frozen=True)
 class CheckCounts:
-    """How many checks there are, percent passed, and percent of prompts that pass all theirs; None of none."""
+    """The number of checks, the percent passed, and the percent of prompts that pass all theirs; None without any."""
 
     count: int
     passed: float | None
@@ -35,7 +35,7 @@ class CheckCounts:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Percent of answers that refuse, their mean length (in tokens of the model's own tokenizer), format compliance."""
+    """Percent of answers that refuse, mean length in words and in tokens of the model's tokenizer, passed checks."""
 
     refusal_rate: float | None
     mean_words: float
@@ -44,7 +44,7 @@ class Proxies:
 
 
 def proxies(prompts: Sequence[Prompt], answers: "Sequence[Answered]") -> Proxies:
-    """The proxies of a model's answers to prompts, in their order."""
+    """Returns the proxies of a model's answers, given in the order of the prompts."""
     phrases = refusal_phrases()
     found = [passed(prompt.checks, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
     checked = [each for each in found if each]

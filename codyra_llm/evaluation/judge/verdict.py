@@ -1,6 +1,6 @@
-"""Pairwise judging with position swap: prompts, win, tie or loss, and intervals.
+"""Pairwise judging with position swap: the judge's prompts, win, tie or loss, and confidence intervals.
 
-A pair is a win (lose) only if both orders say so; any other two verdicts, opposite ones among them, are a tie.
+A pair is a win (or a loss) only if the verdicts in both orders agree on it; any other two verdicts are a tie.
 """
 
 import re
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from codyra_llm.evaluation.judge.prompts import SLOTS
 
-Z = 1.959964  # of a 95 % interval
+Z = 1.959964  # normal quantile of a 95 % interval
 
 
 class Reply(NamedTuple):
-    """What a judge says of two answers.
+    """A judge's reply about two answers.
 
     Attributes:
-        verdict: A, B, or C for a tie; None: there is none in its reply, or there is no reply.
-        text: its reply as it came.
-        problem: why there is no reply.
+        verdict: A, B, or C for a tie; None: the reply contains none, or there is no reply.
+        text: the unchanged reply.
+        problem: the reason why there is no reply.
     """
 
     verdict: str | None
@@ -32,14 +32,14 @@ Judge = Callable[[Sequence[str]], Sequence[Reply]]  # answers filled templates, 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models' answers to a prompt, and a judge's verdicts on them: the first model's first, and last."""
+    """A judge's verdicts on two models' answers to a prompt, with the first model's answer first and with it last."""
 
     identical: bool
     verdicts: tuple[str | None, str | None] = (None, None)
 
     @property
     def outcome(self) -> str | None:
-        """win, tie or lose for the first model; None: unjudged."""
+        """The result for the first model: win, tie or lose; None: not judged."""
         if self.identical:
             return "tie"
         if None in self.verdicts:
@@ -48,18 +48,18 @@ class Pair:
 
     @property
     def order_decides(self) -> bool:
-        """Whether the two orders gave different verdicts on the same two answers."""
+        """True if both orders have a verdict and these disagree on the two answers."""
         return None not in self.verdicts and self.verdicts not in (("A", "B"), ("B", "A"), ("C", "C"))
 
 
 def fill(template: str, prompt: str, answer_a: str, answer_b: str) -> str:
-    """What a judge is asked: the template with its slots filled, whatever the texts hold."""
+    """Returns the template with its slots filled; slots inside the inserted texts are left unchanged."""
     texts = {"prompt": prompt, "answer_a": answer_a, "answer_b": answer_b}
     return SLOTS.sub(lambda slot: texts[slot[1]], template)
 
 
 def read_verdict(reply: str) -> str | None:
-    """The last [[A]], [[B]] or [[C]] of a reply, or a reply of that letter alone; None where there is neither."""
+    """Returns the letter of a reply's last [[A]], [[B]] or [[C]], or a reply of one letter alone; None otherwise."""
     marked = re.findall(r"\[\[([ABC])\]\]", reply)
     alone = re.fullmatch(r"\W*([ABC])\W*", reply)
     return marked[-1] if marked else alone[1] if alone else None
@@ -67,13 +67,17 @@ def read_verdict(reply: str) -> str | None:
 
 @dataclass(frozen=True)
 class Tally:
-    """Win, tie and lose of the first model, in pairs and in percent of the judged; None where nothing was judged.
+    """Wins, ties and losses of the first model, in pairs and in percent of judged pairs; None if none was judged.
 
     Attributes:
-        identical: ties that no judge was asked about. unjudged: pairs, which are none of the others.
+        win, tie, lose: number of pairs.
+        identical: number of ties with identical answers, which no judge was asked about.
+        unjudged: number of pairs that are no win, tie or loss.
+        win_percent, lose_percent: in percent of the judged pairs.
         win_interval, lose_interval: Wilson's 95 % intervals, in percent.
-        net: percent won minus percent lost, with its standard error.
-        order_decides_percent: share of the pairs judged in both orders on which the order changed the verdict, the
+        net: percent won minus percent lost.
+        net_stderr: standard error of `net`.
+        order_decides_percent: percent of the pairs judged in both orders on which the order changed the verdict: the
             judge's position bias.
     """
 
@@ -114,7 +118,7 @@ def tally(pairs: Iterable[Pair]) -> Tally:
 
 
 def wilson(hits: int, total: int) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a share, in percent; None of nothing."""
+    """Returns Wilson's 95 % interval of hits / total, in percent; None if the total is 0."""
     if not total:
         return None
     share, z2 = hits / total, Z**2 / total

@@ -1,4 +1,4 @@
-"""Scorers by name: each scores stored predictions in every published variant at once, and in a lenient one.
+"""Scorers by name: each scores stored predictions in every published variant and in a lenient one.
 
     score_rows("choice", [{"prompt": ..., "prediction": "B.", "reference": "B"}])
     -> {"n": 1, "totals": {"trace_strict": 0.0, "treelora_prefix": 100.0, ...}, "rows": [{...}]}
@@ -6,7 +6,7 @@
 trace_strict      the TRACE repository
 treelora_prefix   the TreeLoRA repository
 moram             the MoRAM repository
-lenient           ours: what the answer means, however it is written
+lenient           this project's: the meaning of the answer, in any notation
 """
 
 import importlib
@@ -48,20 +48,20 @@ SCORERS: dict[str, dict[str, Score]] = {
 
 
 def check_scorer(name: str, allow_code: bool, how: str) -> None:
-    """Raises UserError where there is no such scorer, or it is code that is not allowed; `how` says how to allow it."""
+    """Raises UserError if the scorer is unknown, or is user code that is not allowed; `how` tells how to allow it."""
     if name not in SCORERS and ":" in name and not name.startswith("regex:") and not allow_code:
         raise UserError(f"scorer {name} is code of its own; read it, and set {how}")
     find_scorer(name)
 
 
 def find_scorer(name: str) -> dict[str, Score]:
-    """The functions of a scorer by variant: a built-in one, `regex:PATTERN`, or `module:function` of the user's own.
+    """Returns the functions of a scorer by variant: a built-in one, `regex:PATTERN`, or a user's `module:function`.
 
-    A function takes (prompt, prediction, reference) and gives percent. Its module is imported, from the working folder
-    too, which runs its code.
+    A user's function takes (prompt, prediction, reference) and returns percent. Its module, which may be in the working
+    folder, is imported, which runs its code.
 
     Raises:
-        UserError: there is no such scorer, or it is no function.
+        UserError: there is no such scorer, or it is not callable.
     """
     if name in SCORERS:
         return SCORERS[name]
@@ -84,7 +84,7 @@ def find_scorer(name: str) -> dict[str, Score]:
 
 
 def _by_pattern(name: str) -> Score:
-    """`regex:PATTERN`: whether what it finds first in an answer, or the first group of that, is the reference."""
+    """Returns the score of `regex:PATTERN`: 100 if its first match in an answer (or group 1 of it) is the reference."""
     try:
         pattern = re.compile(name.partition(":")[2], re.MULTILINE)
     except re.error as error:
@@ -111,15 +111,15 @@ def _own(name: str, function: Callable[[str, str, str], Any]) -> Score:
 
 
 def score_rows(scorer: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Score predictions in every variant, in percent of the task's headline metric.
+    """Scores predictions in every variant, in percent of the task's headline metric.
 
     Args:
-        scorer: as of `find_scorer`.
+        scorer: a name as for `find_scorer`.
         rows: each with "prompt", "prediction" and "reference"; with several "references", the best score counts.
 
     Returns:
         {"n": rows, "totals": {variant: percent}, "rows": [{variant: percent}]}; a total is the mean over all rows.
-        A row on which the published code would stop with an exception counts 0 in that variant, with a warning.
+        A row on which the published code would raise an exception counts as 0 in that variant, with a warning.
     """
     functions = find_scorer(scorer)
     if not rows:
@@ -148,7 +148,7 @@ def _score_texts(
     as_written: tuple[str, str, str],
     crashes: dict[tuple[str, str], list[int]],
 ) -> dict[str, float]:
-    # a letter with its accent is one character or two, by the tokenizer's choice; ours compares what they show
+    # an accented letter may be one character or two, depending on the tokenizer; `lenient` treats both as equal
     composed = tuple(unicodedata.normalize("NFC", text) for text in as_written)
     percent: dict[tuple[Score, tuple[str, ...]], float] = {}  # variants share functions, and SARI is slow
     found = {}

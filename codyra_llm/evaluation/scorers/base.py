@@ -1,4 +1,4 @@
-"""What every scorer is made of: one function per variant, from (prompt, prediction, reference) to percent."""
+"""The parts of every scorer: one function per variant, from (prompt, prediction, reference) to percent."""
 
 from collections.abc import Callable
 
@@ -9,4 +9,4 @@ VARIANTS = ("trace_strict", "treelora_prefix", "moram", "lenient")
 
 
 class OriginalCrash(Exception):
-    """The published code stops with an exception on this row; `score_rows` gives such a row 0 and says so."""
+    """Raised if the published code raises an exception on a row; `score_rows` scores such a row 0 and warns."""

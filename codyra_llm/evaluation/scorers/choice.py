@@ -2,7 +2,7 @@
 
 `choice`: trace_strict and treelora_prefix as in exact.py; moram first reduces the prediction to a letter A-C.
 `choice_explained`: the letter is the first character, as published; the explanation does not count.
-lenient, for both: the letter the answer names, wherever it stands.
+lenient, for both: the letter that the answer names, at any position.
 """
 
 import re
@@ -21,7 +21,7 @@ ARTICLE = re.compile(r"[Aa] +[a-z]")
 
 
 def moram_letter(prediction: str) -> str:
-    """MoRAM's reduction: first stand-alone A, B or C ignoring case, else first such character, else the text."""
+    """Returns MoRAM's letter: the first stand-alone A, B or C in any case, else the first such character, else all."""
     text = prediction.strip()
     match = MORAM_LETTER.search(text)
     if match:
@@ -30,25 +30,25 @@ def moram_letter(prediction: str) -> str:
 
 
 def moram(prompt: str, prediction: str, reference: str) -> float:
-    """Percent: TreeLoRA's prefix rule on the letter MoRAM reads out of the prediction."""
+    """Returns the percent of TreeLoRA's prefix rule on the letter that MoRAM extracts from the prediction."""
     return exact.prefix(prompt, moram_letter(prediction), reference)
 
 
 def first_character_strict(prompt: str, prediction: str, reference: str) -> float:
-    """TRACE on ScienceQA, in percent: first characters equal; an empty text is an IndexError there."""
+    """Returns TRACE's score on ScienceQA: 100 if first characters are equal; an empty text is an IndexError there."""
     if not prediction or not reference:
         raise OriginalCrash("IndexError: empty text has no first character")
     return 100.0 * (prediction[0] == reference[0])
 
 
 def first_character_stripped(prompt: str, prediction: str, reference: str) -> float:
-    """TreeLoRA and MoRAM on ScienceQA, in percent: as TRACE after stripping, an empty text standing for "N/A"."""
+    """Returns the score of TreeLoRA and MoRAM on ScienceQA: as TRACE after stripping, with "N/A" for an empty text."""
     answer, target = ((text.strip()[:1] or "N/A") for text in (prediction, reference))
     return exact.prefix(prompt, answer, target)
 
 
 def options(prompt: str) -> str:
-    """The letters a prompt offers, "ABC" say: those it marks like "B." or "(B)", from A on without a gap."""
+    """Returns the letters a prompt offers, such as "ABC": those marked as in "B." or "(B)", from A on without a gap."""
     marked = set(OPTION_IN_PROMPT.findall(prompt))
     offered = ""
     while len(offered) < 26 and (letter := chr(ord("A") + len(offered))) in marked:
@@ -57,7 +57,7 @@ def options(prompt: str) -> str:
 
 
 def named_letter(answer: str, offered: str) -> str | None:
-    """The option an answer names: after "Answer:" if it says so, else its first stand-alone capital letter."""
+    """Returns the option an answer names: that after "Answer:" if given, else its first stand-alone capital letter."""
     letters = [char for char in answer if char.isalpha()]
     if len(letters) == 1 and letters[0].upper() in offered:
         return letters[0].upper()
@@ -71,7 +71,7 @@ def named_letter(answer: str, offered: str) -> str | None:
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """Percent: the letter named by the prediction against the one named by the reference."""
+    """Returns 100 if the prediction equals the reference or names the same letter, else 0."""
     if exact.same_text(prediction, reference):
         return 100.0
     offered = options(prompt)

@@ -1,6 +1,6 @@
 """Code completion by edit similarity (Py150), on texts whose literal placeholders were filled in.
 
-trace_strict, treelora_prefix, moram   round(100 * difflib ratio), as fuzzywuzzy gives it without python-Levenshtein
+trace_strict, treelora_prefix, moram   round(100 * difflib ratio), as fuzzywuzzy without python-Levenshtein
 lenient                                rapidfuzz ratio, unrounded, of the first lines (up to a newline or <EOL>)
 The two ratios differ (21.6 against 24.6 on shuffled references), so do not compare across variants.
 """
@@ -17,7 +17,7 @@ END_OF_LINE = re.compile(r"\n|<EOL>")
 
 
 def fill_literals(code: str) -> str:
-    """TRACE's clean-up of Py150: <NUM_LIT> is 0, <STR_LIT> and <CHAR_LIT> are empty, <STR_LIT:x> is x."""
+    """Returns the code after TRACE's clean-up: <NUM_LIT> is 0, <STR_LIT> and <CHAR_LIT> are empty, <STR_LIT:x> is x."""
     code = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
     for literal in FILLED_LITERAL.finditer(code):
         code = code.replace(literal[0], literal[1])
@@ -25,7 +25,7 @@ def fill_literals(code: str) -> str:
 
 
 def strict(prompt: str, prediction: str, reference: str) -> float:
-    """The published edit similarity of one row: a whole percent, 0 where either text is empty."""
+    """Returns the published edit similarity of one row: a whole percent, 0 if either text is empty."""
     prediction, reference = fill_literals(prediction), fill_literals(reference)
     if not prediction or not reference:
         return 0.0
@@ -33,7 +33,7 @@ def strict(prompt: str, prediction: str, reference: str) -> float:
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """Edit similarity of the first lines, in percent: running on after the right line costs nothing."""
+    """Returns the edit similarity of the first lines, in percent; text after the first line does not count."""
     first_lines = (END_OF_LINE.split(text.strip())[0].strip() for text in (prediction, reference))
     predicted_line, reference_line = (fill_literals(line) for line in first_lines)
     if not predicted_line or not reference_line:

@@ -1,9 +1,9 @@
-"""MoRAM's scoring of NumGLUE: its reduced Qwen2.5-Math parser, as seen from outside.
+"""MoRAM's scoring of NumGLUE: a reimplementation of its reduced Qwen2.5-Math parser.
 
-The answer is what stands in the last \\boxed{} (normalised), else the last number of the prediction, else the whole
-text. It is right if it equals the normalised reference as text (ignoring case), as a number (relative tolerance
+The answer is the content of the last \\boxed{} (normalized), else the last number of the prediction, else the whole
+text. It is correct if it equals the normalized reference as text (ignoring case), as a number (relative tolerance
 1e-4; 100 times or a hundredth of the reference also counts), or as an arithmetic expression. Known quirks are kept:
-run-on text with a number in it loses, "1,536" is read as 536.
+further text with a number in it after the answer makes it wrong, "1,536" is read as 536.
 """
 
 import ast
@@ -53,7 +53,7 @@ OPERATORS: dict[type, Callable[..., float]] = {
 
 
 def boxed(text: str) -> str:
-    r"""What stands in the last \boxed{...} of a text, to its matching brace; "" where there is none."""
+    r"""Returns the content of the last \boxed{...} of a text, up to its matching brace; "" if there is none."""
     _, found, rest = text.rpartition("boxed")
     if not found or not rest.startswith("{"):
         return rest.split("$")[0].strip() if found else ""
@@ -66,7 +66,7 @@ def boxed(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """One spelling for answers that are written differently: no units, signs, spaces or trailing zeros."""
+    """Returns an answer in a normalized notation: without units, currency and percent signs, spaces, trailing zeros."""
     text = text.strip().replace("\n", "").rstrip(".")
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
@@ -76,7 +76,7 @@ def normalise(text: str) -> str:
 
 
 def extract_answer(prediction: str) -> str:
-    """The part of a prediction that is compared."""
+    """Returns the part of a prediction that is compared."""
     text = prediction.strip()
     if content := boxed(text):
         return normalise(content)
@@ -85,7 +85,7 @@ def extract_answer(prediction: str) -> str:
 
 
 def as_number(text: str) -> float | None:
-    """A number without its thousands commas; a percentage is its hundredth."""
+    """Returns a text as a number, None if it is none; thousands commas are ignored, a percentage is divided by 100."""
     text = text.replace(",", "")
     for candidate, unit in ((text, 1), (text.removesuffix("%").removesuffix("\\"), 100)):
         try:
@@ -96,7 +96,7 @@ def as_number(text: str) -> float | None:
 
 
 def arithmetic(text: str) -> float | None:
-    """The value of numbers joined by + - * / and parentheses, None for anything else. Runs no code."""
+    """Returns the value of numbers joined by + - * / and parentheses, None for anything else. Runs no code."""
     if not ARITHMETIC.fullmatch(text):
         return None
 
@@ -117,12 +117,12 @@ def arithmetic(text: str) -> float | None:
 
 
 def bare(text: str) -> str:
-    """A text without case, braces and parentheses."""
+    """Returns a text in lower case, without braces and parentheses."""
     return re.sub(r"[{}()]", "", text).lower()
 
 
 def equal(answer: str, reference: str) -> bool:
-    """Whether two normalised answers mean the same."""
+    """True if two normalized answers are equal as text, number, equation or arithmetic expression."""
     if answer.strip().lower() == reference.strip().lower():
         return True
     number, target = as_number(answer), as_number(reference)
@@ -141,5 +141,5 @@ def equal(answer: str, reference: str) -> bool:
 
 
 def moram(prompt: str, prediction: str, reference: str) -> float:
-    """MoRAM's accuracy of one NumGLUE row, in percent."""
+    """Returns MoRAM's accuracy of one NumGLUE row, in percent."""
     return 100.0 * equal(extract_answer(prediction), normalise(reference))

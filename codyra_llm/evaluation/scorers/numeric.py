@@ -1,7 +1,8 @@
 """Number answers (NumGLUE): trace_strict and treelora_prefix as in exact.py, moram as in math_parser.py.
 
-lenient: the number the answer states, with its commas, fraction, unit, percent or currency sign understood, within
-a relative 1e-4 of the reference; a textual reference ("August") has to be what the answer states, ignoring case.
+lenient: the number that the answer states (commas, fractions, units, percent and currency signs are parsed), within a
+relative tolerance of 1e-4 of the reference; a textual reference ("August") has to begin the answer's statement,
+ignoring case.
 """
 
 import math
@@ -33,7 +34,7 @@ NUMBER_WORDS = {word: value for value, word in enumerate(UNITS + TEENS)} | {
 
 
 def statement(answer: str) -> str:
-    r"""The part of an answer that states the result: \boxed{}, what follows "the answer is", else the first line."""
+    r"""Returns the part of an answer that states the result: \boxed{}, text after "answer is", or the first line."""
     own = NEXT_PROMPT.split(answer.strip())[0].strip()
     if content := boxed(own):
         return content
@@ -43,7 +44,7 @@ def statement(answer: str) -> str:
 
 
 def number_value(match: re.Match[str]) -> tuple[float, bool] | None:
-    """The value of a `NUMBER` match, and whether a percent sign follows; None for a zero denominator."""
+    """Returns the value of a `NUMBER` match and whether a percent sign follows; None for a zero denominator."""
     whole = match["whole"]
     whole = whole.replace(",", "") if GROUPED.fullmatch(whole) else whole.replace(",", ".")
     value = float(f"{whole}e{match['exponent'] or 0}")
@@ -58,7 +59,7 @@ def number_value(match: re.Match[str]) -> tuple[float, bool] | None:
 
 
 def worded_number(text: str) -> float | None:
-    """The value of "seventeen" or "twenty-one", where the text is nothing else."""
+    """Returns the value of a text that is only a number word, such as "seventeen" or "twenty-one"; None otherwise."""
     values = [NUMBER_WORDS.get(word) for word in re.split(r"[\s-]+", text.strip().rstrip(".!").lower())]
     match values:
         case [int() as value]:
@@ -69,7 +70,7 @@ def worded_number(text: str) -> float | None:
 
 
 def stated_number(text: str) -> tuple[float, bool] | None:
-    """The first number of a statement (of its right-hand side, if it is an equation), and if it is a percentage."""
+    """Returns the first number of a statement (after its last "=", if any) and whether it is a percentage."""
     text = LATEX_FRACTION.sub(r"\1/\2", text)
     for part in (text.rpartition("=")[2], text):
         if match := NUMBER.search(part):
@@ -79,7 +80,7 @@ def stated_number(text: str) -> tuple[float, bool] | None:
 
 
 def same_number(stated: tuple[float, bool], target: tuple[float, bool]) -> bool:
-    """Equality within the tolerance; a percent sign on one side only may mean a hundredth or a unit."""
+    """True if equal within the tolerance; with a percent sign on one side only, 50% equals both 0.5 and 50."""
     (value, is_percent), (reference, reference_is_percent) = stated, target
     candidates = [value]
     if is_percent != reference_is_percent:
@@ -88,12 +89,12 @@ def same_number(stated: tuple[float, bool], target: tuple[float, bool]) -> bool:
 
 
 def plain(text: str) -> str:
-    """A text without case, and without the marks and spaces around it."""
+    """Returns a text case-folded, without punctuation and whitespace around it."""
     return re.sub(r"^\W+|\W+$", "", text).casefold()
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """Percent: what the prediction states against the reference, as numbers where the reference begins with one."""
+    """Returns 100 if the prediction states the reference, else 0; as numbers if the reference begins with one."""
     if exact.same_text(prediction, reference):
         return 100.0
     said = statement(prediction)

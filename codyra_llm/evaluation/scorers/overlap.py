@@ -1,10 +1,10 @@
-"""Answers compared by what they share with the reference: words (SQuAD), n-grams (BLEU), characters (chrF); and JSON.
+"""Answers scored by overlap with the reference in words (SQuAD), n-grams (BLEU) or characters (chrF); and as JSON.
 
 f1      SQuAD's token F1: words without case, punctuation and the articles a, an, the (Rajpurkar et al. 2016)
 bleu    sacrebleu's sentence BLEU with its own tokenizer (13a) and smoothing (exp)
 chrf    sacrebleu's sentence chrF2
-json    the answer is the reference, or one JSON value (in a fence of Markdown or not), equal to a reference that is one
-The mean over rows is the score of a task: of BLEU and chrF that is not the corpus score. All variants are the same.
+json    the answer is the reference, or JSON (in a Markdown fence or not) that equals the reference if that is JSON
+The score of a task is the mean over rows; for BLEU and chrF this is not the corpus score. All variants are the same.
 """
 
 import functools
@@ -22,7 +22,7 @@ _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
 
 
 def token_f1(prompt: str, prediction: str, reference: str) -> float:
-    """SQuAD's F1 of one row, in percent; of two answers without words it is 100, of one 0."""
+    """Returns SQuAD's F1 of one row, in percent; 100 if neither text has words, 0 if only one has none."""
     found, expected = _words(prediction), _words(reference)
     if not found or not expected:
         return 100.0 * (found == expected)
@@ -35,14 +35,14 @@ def _words(text: str) -> list[str]:
 
 
 def sentence_bleu(prompt: str, prediction: str, reference: str) -> float:
-    """Sentence BLEU of one row, in percent."""
+    """Returns the sentence BLEU of one row, in percent."""
     if prediction.split() == reference.split():
         return 100.0
     return min(100.0, float(_metric("BLEU").sentence_score(prediction, [reference]).score))  # it rounds
 
 
 def sentence_chrf(prompt: str, prediction: str, reference: str) -> float:
-    """Sentence chrF2 of one row, in percent."""
+    """Returns the sentence chrF2 of one row, in percent."""
     if prediction.split() == reference.split():
         return 100.0
     return min(100.0, float(_metric("CHRF").sentence_score(prediction, [reference]).score))
@@ -56,7 +56,7 @@ def _metric(name: str) -> Any:
 
 
 def json_equal(prompt: str, prediction: str, reference: str) -> float:
-    """Whether one row's answer is the reference, or valid JSON and equal to a reference that is JSON; in percent."""
+    """Returns 100 if the answer is the reference, or valid JSON that equals the reference if that is JSON; else 0."""
     if prediction == reference:
         return 100.0
     fenced = _FENCED.fullmatch(prediction)
@@ -72,7 +72,7 @@ def json_equal(prompt: str, prediction: str, reference: str) -> float:
 
 
 def same_in_all(score: Score) -> dict[str, Score]:
-    """A score that has no published variants."""
+    """Returns a scorer without published variants: the same score in every variant."""
     return dict.fromkeys(VARIANTS, score)
 
 

@@ -1,15 +1,15 @@
-"""Summaries by ROUGE-L F, in the arithmetic of package rouge 1.0.1 and in a plain one.
+"""ROUGE-L F of summaries, as computed by package rouge 1.0.1 and by package rouge-score.
 
-Published (Lin 2004, summary level, on sets of words): a text is cut into sentences at every "."; U is the set of
+Published (Lin 2004, summary level, on sets of words): a text is split into sentences at every "."; U is the set of
 words on a longest common subsequence of any (reference sentence, hypothesis sentence) pair, and with m and n the
 numbers of distinct words of reference and hypothesis, P = |U|/n, R = |U|/m, F = 2PR / (P + R + 1e-8).
 A sentence of whitespace only is one empty word, which counts.
 
-trace_strict      TRACE hands the two texts over in swapped order; a text of periods only is a ValueError there
+trace_strict      TRACE passes the two texts in swapped order; a text of periods only is a ValueError there
 treelora_prefix   as TRACE, after a newline is added to a prediction that has none (so "." no longer crashes)
 moram             as TreeLoRA with the order restored
 lenient           package rouge-score's ROUGE-L of the whole texts; words are runs of word characters, case-folded
-In the first three an empty prediction or reference scores 0. The published code is recursive and gives up on long
+In the first three an empty prediction or reference scores 0. The published code is recursive and fails on long
 sentences (RecursionError); here such rows get the value it would have returned.
 """
 
@@ -25,7 +25,7 @@ WORD = re.compile(r"\w+")
 
 
 def lcs_words(x: list[str], y: list[str]) -> set[str]:
-    """The words on one longest common subsequence of x and y (ties as in package rouge: y is shortened first)."""
+    """Returns the words of a longest common subsequence of x and y (ties as in package rouge: y is shortened first)."""
     if not set(x) & set(y):
         return set()
     ids = {word: number for number, word in enumerate(dict.fromkeys(x + y))}
@@ -47,13 +47,13 @@ def lcs_words(x: list[str], y: list[str]) -> set[str]:
 
 
 def sentences(text: str) -> list[list[str]]:
-    """Distinct sentences of a text as lists of words (a repeated sentence adds nothing to a set of words)."""
+    """Returns the distinct sentences of a text as lists of words (a repeated sentence adds no word to the set)."""
     cut = dict.fromkeys(" ".join(sentence.split()) for sentence in text.split(".") if sentence)
     return [sentence.split(" ") for sentence in cut]
 
 
 def rouge_l_f(hypothesis: str, reference: str) -> float:
-    """ROUGE-L F (0-1) as package rouge 1.0.1 gives it."""
+    """Returns ROUGE-L F (0-1) as computed by package rouge 1.0.1."""
     hypothesis_sentences, reference_sentences = sentences(hypothesis), sentences(reference)
     if not hypothesis_sentences or not reference_sentences:
         raise OriginalCrash("ValueError: ROUGE of a text without a sentence")
@@ -67,27 +67,27 @@ def rouge_l_f(hypothesis: str, reference: str) -> float:
 
 
 def with_newline(prediction: str) -> str:
-    """TreeLoRA's guard against the crash on "."; it also makes an empty last sentence after a final period."""
+    """Returns the text with TreeLoRA's guard against the crash on "."; it adds an empty sentence after a period."""
     return prediction if "\n" in prediction else prediction + "\n"
 
 
 def strict(prompt: str, prediction: str, reference: str) -> float:
-    """TRACE's ROUGE-L of one row, in percent."""
+    """Returns TRACE's ROUGE-L of one row, in percent."""
     return 100 * rouge_l_f(reference, prediction) if prediction and reference else 0.0
 
 
 def treelora(prompt: str, prediction: str, reference: str) -> float:
-    """TreeLoRA's ROUGE-L of one row, in percent."""
+    """Returns TreeLoRA's ROUGE-L of one row, in percent."""
     return 100 * rouge_l_f(reference, with_newline(prediction)) if prediction and reference else 0.0
 
 
 def moram(prompt: str, prediction: str, reference: str) -> float:
-    """MoRAM's ROUGE-L of one row, in percent."""
+    """Returns MoRAM's ROUGE-L of one row, in percent."""
     return 100 * rouge_l_f(with_newline(prediction), reference) if prediction and reference else 0.0
 
 
 class _UnicodeWords:
-    """The package's own tokenizer drops all that is not ASCII, and with it a right answer in German or Chinese."""
+    """A tokenizer of Unicode words; the package's own drops non-ASCII characters, as in German or Chinese answers."""
 
     def tokenize(self, text: str) -> list[str]:
         return WORD.findall(text.casefold())
@@ -95,13 +95,13 @@ class _UnicodeWords:
 
 @functools.cache
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # takes seconds to import; not every run has such a task
+    from rouge_score.rouge_scorer import RougeScorer  # takes seconds to import, and not every run needs it
 
     return RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """ROUGE-L F of package rouge-score, in percent: case, punctuation and sentence boundaries do not count."""
+    """Returns ROUGE-L F of package rouge-score, in percent: case, punctuation and sentence ends do not count."""
     if not WORD.search(prediction) or not WORD.search(reference):
         return 100.0 * (prediction.strip() == reference.strip())
     return 100.0 * _scorer().score(reference, prediction)["rougeL"].fmeasure

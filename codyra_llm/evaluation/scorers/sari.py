@@ -1,4 +1,4 @@
-"""Text simplification by SARI (Xu et al. 2016) in the arithmetic of Hugging Face's metric of that name.
+"""SARI for text simplification (Xu et al. 2016), as computed by Hugging Face's metric of that name.
 
 For n = 1..4, on n-grams of source S, candidate C and one reference R:
     keep = F1 of what S and C share against what S and R share
@@ -29,7 +29,7 @@ TOKEN_RULES = (
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-cased 13a tokens; an empty text is one empty token, as in the original."""
+    """Returns lower-cased 13a tokens; an empty text is one empty token, as in the original."""
     text = text.lower().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, char in ENTITIES:
         text = text.replace(entity, char)
@@ -40,14 +40,14 @@ def tokens(text: str) -> list[str]:
 
 
 def f1(precision: float, recall: float) -> float:
-    """Harmonic mean, 0 where both are 0."""
+    """Returns the harmonic mean, 0 if both are 0."""
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def keep_delete_add(
     source: Counter[tuple[str, ...]], candidate: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]
 ) -> float:
-    """Sum (0-3) of the three parts of SARI for one n-gram length."""
+    """Returns the sum (0-3) of the three parts of SARI for one n-gram length."""
     kept, to_keep = source & candidate, source & reference
     well_kept = kept & reference
     keep_precision = sum(count / kept[gram] for gram, count in well_kept.items()) / len(kept) if kept else 1.0
@@ -65,7 +65,7 @@ def keep_delete_add(
 
 
 def sari(source: str, prediction: str, reference: str) -> float:
-    """SARI of one prediction against one reference, in percent."""
+    """Returns SARI of one prediction against one reference, in percent."""
     texts = [tokens(text) for text in (source, prediction, reference)]
     total = 0.0
     for n in range(1, 5):
@@ -75,13 +75,13 @@ def sari(source: str, prediction: str, reference: str) -> float:
 
 
 def paragraph(prompt: str) -> str:
-    """The paragraph to simplify, without the instruction; the whole prompt where it has another shape."""
+    """Returns the paragraph to simplify, without the instruction; the whole prompt if it has a different form."""
     match = PARAGRAPH.search(prompt)
     return match[1] if match else prompt
 
 
 def lenient(prompt: str, prediction: str, reference: str) -> float:
-    """SARI with the paragraph alone as source, in percent."""
+    """Returns SARI with the paragraph alone as source, in percent."""
     return sari(paragraph(prompt), prediction, reference)
 
 

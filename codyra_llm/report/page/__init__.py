@@ -1,7 +1,7 @@
-"""Pages to look at: one HTML file that holds all it needs, made by jinja2 from a run's results.
+"""Report pages: self-contained HTML files, rendered by jinja2 from the results of runs.
 
-Pictures are SVG by matplotlib, tables of colored cells are HTML, and one short script sorts, searches and downloads
-what the page holds. A plotting library in JavaScript would be four megabytes in each file and a version to be kept
-alive; this opens in any browser for as long as there are any, its text can be selected, printed and read aloud, it
-works without the script, and its policy lets no other script run, whatever a model has answered.
+Plots are SVG by matplotlib, tables of colored cells are HTML, and one short script sorts, searches and downloads the
+page's tables. There is no plotting library in JavaScript, which would add four megabytes to each file and a version to
+maintain. The text of a page can be selected, printed and read aloud; a page works without the script, and its content
+security policy blocks all other scripts, whatever a model has answered.
 """

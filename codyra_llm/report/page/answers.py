@@ -1,4 +1,4 @@
-"""Answers that changed, for better and worse, and the wrong answers that a model gives most often."""
+"""Answers that changed, for better or worse, and the most frequent wrong answers of a model."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from codyra_llm.results.rows import Row, read_rows
 
 BUDGET = 1_000_000  # bytes of answers in a page
 MOST_OF_TASK = 30
-CHANGED = 1.0  # points, under which two scores are the same
+CHANGED = 1.0  # points; smaller differences of scores do not count as a change
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class Changed:
     """An answer that changed.
 
     Attributes:
-        number: of the test row, from 1. kind: lost or regained since the task was learned; learned or worsened by it.
-        answers: (said of the model, its answer, its score), from the base model on.
+        task: name of the task.
+        number: of the test row, from 1.
+        kind: "lost" or "regained" since the task was learned, "learned" or "worsened" by learning it.
+        prompt: the beginning and end of the prompt.
+        reference: the reference answer.
+        answers: (name of the stage, the model's answer, its score), from the base model on.
     """
 
     task: str
@@ -34,18 +38,22 @@ class Changed:
 
     @property
     def size(self) -> int:
-        """Bytes in a page, about."""
+        """Approximate number of bytes in a page."""
         texts = [self.prompt, self.reference, *(answer for _, answer, _ in self.answers)]
         return 700 + sum(len(escape(text).encode()) for text in texts)
 
 
 @dataclass(frozen=True)
 class WrongForms:
-    """Answers of a task that score 0 at the last stage.
+    """Counts of the answers of a task that score 0 at the last stage.
 
     Attributes:
-        empty: without any text. foreign: that are a true answer of another task, not of this one. frequent: the others
-            that are given most often, with their number.
+        task: name of the task.
+        rows: number of test rows.
+        wrong: number of answers that score 0.
+        empty: number of empty ones.
+        foreign: number of those that are a reference answer of another task and not of this one.
+        frequent: the most frequent non-empty ones, with their number.
     """
 
     task: str
@@ -57,7 +65,7 @@ class WrongForms:
 
 
 class Answers:
-    """The answers of a run at the stages that a reader compares."""
+    """The answers of a run at the compared stages: base model, just learned, and now."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -69,7 +77,7 @@ class Answers:
         return rows if all(self.variant in row.scores for row in rows) else []  # raw text has no answers
 
     def changed(self) -> list[Changed]:
-        """Of each task those that changed most, as many as a page has room for."""
+        """Returns the answers of each task that changed most, up to the size limits of a page."""
         of_tasks = [list(self._of_task(number)) for number in range(len(self.run.results.tasks))]
         found: list[Changed] = []
         size = 0
@@ -105,7 +113,7 @@ class Answers:
         yield from (entry for _, _, entry in sorted(found, key=lambda each: each[:2], reverse=True))
 
     def wrong_forms(self) -> list[WrongForms]:
-        """Of each task at the last stage; none where no answers are kept."""
+        """Returns the wrong answers of each task at the last stage, without tasks that have no stored answers."""
         references = {task: {row.reference.strip() for row in rows} for task, rows in self.last.items()}
         found = []
         for task, rows in self.last.items():
@@ -120,7 +128,7 @@ class Answers:
 
 
 def _kind(scores: Sequence[float], is_learned: bool) -> tuple[str, float]:
-    """What happened to an answer, and how much: a change since it was learned counts more than what learning did."""
+    """Returns (kind of change, weight) of an answer; changes since the task was learned weigh more than those by it."""
     since = scores[-1] - scores[1] if is_learned and len(scores) > 2 else 0.0
     if abs(since) >= CHANGED:
         return ("regained" if since > 0 else "lost"), 200 + abs(since)

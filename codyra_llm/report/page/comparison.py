@@ -1,4 +1,4 @@
-"""The page of a comparison: forgetting against learning, the table, paired differences, each task by itself."""
+"""The page of a comparison: forgetting against learning, the table, paired differences, and each task separately."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ PICTURES = {
 
 
 def report_comparison(folder: Path) -> Path:
-    """Writes a comparison's pictures and `report.html` into its folder, from what this holds; returns its path.
+    """Writes the pictures and `report.html` of the comparison in a folder into this folder; returns the page's path.
 
     Raises:
-        UserError: the folder holds no comparison, or a damaged one.
+        UserError: the folder contains no comparison, or a damaged one.
         OSError: it cannot be written.
     """
     found = read_comparison(folder)
@@ -52,12 +52,12 @@ def report_comparison(folder: Path) -> Path:
 
 
 def _finished_runs(found: Comparison, folder: Path) -> dict[str, list[tuple[str, RunResults]]]:
-    """Contestant -> (folder, results) of its runs that lie there, finished."""
+    """Returns {contestant: (folder, results) of each of its runs that has finished in the comparison's folder}."""
     runs: dict[str, list[tuple[str, RunResults]]] = {}
     for run in grid_runs(found.grid):
         try:
             results = read_results(folder / run.folder)
-        except UserError:  # it has failed, or was moved; the table says how many have finished
+        except UserError:  # the run has failed, or was moved; the table shows how many have finished
             continue
         if results.finished:
             runs.setdefault(run.point.name, []).append((run.folder, results))
@@ -76,7 +76,7 @@ def _points(runs: Mapping[str, Sequence[tuple[str, RunResults]]]) -> Points:
 
 
 def by_task_figure(points: Points, line: str) -> Any:
-    """Forgetting against learning of each task, a panel each, with a mark for each contestant."""
+    """Plots forgetting against learning in a panel for each task, with a mark for each contestant."""
     contestants = list(dict.fromkeys(name for of_task in points.values() for name in of_task))
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
@@ -132,7 +132,7 @@ def _page(found: Comparison, folder: Path, pictures: Mapping[str, str], runs: Se
 
 
 def sentences_of(found: Comparison) -> list[Sentence]:
-    """How each contestant lies to the line, in words."""
+    """Returns a sentence for each contestant that compares its forgetting with that of the line."""
     sentences = []
     for each in found.contestants:
         if each.variant == found.grid.line:

@@ -1,4 +1,4 @@
-"""The matrix as tables of colored cells: color is the change against just learned, the number is the score."""
+"""The matrix as tables of colored cells: numbers are scores, colors the change since the task was just learned."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +9,21 @@ from codyra_llm.report.pictures import Run
 from codyra_llm.results import intervals
 from codyra_llm.results.comparison import Estimate
 
-DARKEST = 0.6  # share of the color, so that text on it can be read in both themes
-WHOLE_SCORE, WHOLE_NLL = 50.0, 2.0  # changes that get it
-MOST_TASKS = 20  # for tables in every variant; a page of more would be megabytes
+DARKEST = 0.6  # largest share of the color, so that text on it can be read in both themes
+WHOLE_SCORE, WHOLE_NLL = 50.0, 2.0  # changes that get the largest share
+MOST_TASKS = 20  # for tables in every variant; with more tasks a page would take megabytes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what it shows, what it says when it is asked, and how it is colored.
+    """One cell of a table.
 
     Attributes:
-        kind: better, worse, or empty where the task is not learned yet. shade: 0 to 1. framed: just learned.
+        text: of the cell.
+        said: details, shown on demand.
+        kind: "better", "worse", "same", or empty if there is no change to show.
+        shade: strength of the color, 0 to 1.
+        framed: whether the task was just learned.
     """
 
     text: str
@@ -31,14 +35,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of one scoring variant, a row for each stage."""
+    """The cells of one scoring variant, with a row for each stage."""
 
     name: str
     rows: list[tuple[str, list[Cell]]]
 
 
 def tables(run: Run) -> list[Table]:
-    """A table for the run's variant, for the others as far as they differ, and for likelihood."""
+    """Returns a table for the run's scoring variant, one for each variant that differs, and one for NLL."""
     results = run.results
     chosen = results.config["evaluate"]["scorer_variant"]
     names: dict[str, list[str]] = {}  # matrix as text -> variants that have it
@@ -84,7 +88,7 @@ def _nll_cell(run: Run, stage: Stage, task: int, variant: str | None) -> Cell:
 
 
 def _colored(change: Estimate | None, whole: float) -> tuple[str, float, str]:
-    """Kind and shade of a change (up is better), and what is said of it."""
+    """Returns kind and shade of a change (higher is better), and a text about it."""
     if change is None:
         return "", 0.0, ""
     shade = round(DARKEST * min(1.0, abs(change.value) / whole), 2)

@@ -1,4 +1,4 @@
-"""From a template and values to the text of a page; every value is escaped unless it is known to be markup."""
+"""Renders pages from a template and values; every value is escaped unless it is known to be markup."""
 
 import base64
 import hashlib
@@ -14,15 +14,18 @@ from codyra_llm.results.comparison import Estimate
 
 HERE = Path(__file__).parent
 REFRESH_SECONDS = 20
-NOTHING = "–"  # in the place of a number that was not measured
+NOTHING = "–"  # shown for a number that was not measured
 
 
 def render(template: str, title: str, pictures: Mapping[str, str], refresh: bool = False, **values: Any) -> str:
-    """A page.
+    """Returns the HTML of a page.
 
     Args:
-        template: a file beside this one. pictures: SVG elements by name, which are not escaped.
-        refresh: the page loads itself again every few seconds.
+        template: a file in the folder of this module.
+        title: of the page.
+        pictures: SVG elements by name, which are not escaped.
+        refresh: whether the page reloads itself every `REFRESH_SECONDS`.
+        values: further values for the template.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -42,7 +45,7 @@ def render(template: str, title: str, pictures: Mapping[str, str], refresh: bool
 
 
 def number(given: float | None, decimals: int = 1) -> str:
-    """A number for reading, without needless zeros; a dash for None."""
+    """Returns a number as text, without trailing zeros; a dash for None and NaN."""
     if given is None or given != given:
         return NOTHING
     text = f"{given:,.{decimals}f}"
@@ -51,16 +54,16 @@ def number(given: float | None, decimals: int = 1) -> str:
 
 
 def value(found: Estimate | None) -> str:
-    """The value of an estimate; a dash for None."""
+    """Returns the value of an estimate as text; a dash for None."""
     return number(found.value if found else None)
 
 
 def interval(found: Estimate | None, signed: bool = False) -> str:
-    """An estimate with its interval; a dash for None."""
+    """Returns an estimate with its interval as text; a dash for None."""
     return with_interval(found, signed).replace("-", "−") or NOTHING
 
 
 def clip(text: str, longest: int = 300) -> str:
-    """Text of bounded length: what stands in the middle of a long one is left out."""
+    """Returns a text with its middle left out if it is longer than `longest` characters."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} […] {text[-half:]}"

@@ -21,10 +21,12 @@ def write_report(results: RunResults, folder: Path, refresh: bool = False) -> No
     """Writes a run's pictures, and `report.html` with them, into its folder.
 
     Args:
-        refresh: the page loads itself again every few seconds, as that of a run that goes on.
+        results: of the run.
+        folder: of the run.
+        refresh: whether the page reloads itself every few seconds, for a run that has not finished.
 
     Raises:
-        UserError: what the folder holds is damaged.
+        UserError: files in the folder are damaged.
         OSError: it cannot be written.
     """
     run = Run(results, folder)
@@ -32,10 +34,10 @@ def write_report(results: RunResults, folder: Path, refresh: bool = False) -> No
 
 
 def report(folder: Path, refresh: bool = False) -> Path:
-    """Makes the page of the run in a folder again; returns its path.
+    """Rewrites the page of the run in a folder; returns its path.
 
     Raises:
-        UserError: the folder holds no run, or a damaged one.
+        UserError: the folder contains no run, or a damaged one.
         OSError: it cannot be written.
     """
     results = read_results(folder)
@@ -44,7 +46,7 @@ def report(folder: Path, refresh: bool = False) -> Path:
 
 
 def run_page(run: Run, pictures: dict[str, str], refresh: bool = False) -> str:
-    """The text of the page; pictures are SVG elements by name."""
+    """Returns the HTML of the page; pictures are SVG elements by name."""
     results, answers = run.results, Answers(run)
     tasks = f"{len(results.tasks)} task{'s' * (len(results.tasks) != 1)}"
     last = run.summary.now.number

@@ -1,4 +1,4 @@
-"""What a run did, in words: a sentence for each task, and for the whole."""
+"""The results of a run in words: a sentence for each task, and some for the whole run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MOST_NAMES = 6
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence about something; `kind` is worse, better, unclear, or open where nothing is known yet."""
+    """A sentence about a task or measure; `kind` is worse, better, unclear, or open if nothing is known yet."""
 
     about: str
     text: str
@@ -22,7 +22,7 @@ class Sentence:
 
 
 def of_task(task: TaskSummary, is_last: bool) -> Sentence:
-    """How well a task was learned, and what of it is left; with how many rows can tell."""
+    """Returns a sentence on how well a task was learned and how much was lost, with the number of rows."""
     rows = f"{task.rows} row{'s' * (task.rows != 1)}"
     if not task.is_learned:
         known = f"the model scores {value(task.now)} ({rows})" if task.now else "not measured"
@@ -48,7 +48,7 @@ def of_task(task: TaskSummary, is_last: bool) -> Sentence:
 
 
 def of_run(results: RunResults, summary: Summary) -> list[Sentence]:
-    """The whole in words: tasks, general ability, rank."""
+    """Returns sentences on the whole run: tasks, general ability, rank."""
     found = []
     count, total = summary.now.number, len(results.tasks)
     if not results.finished:

@@ -1,4 +1,4 @@
-"""A page that shows several runs side by side: what each did, by task, and in which settings they differ."""
+"""A page with several runs side by side: results, results by task, and the settings that differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,10 +21,10 @@ NOT_SETTINGS = ("output_dir",)
 
 
 def report_several(folders: Sequence[Path], output: Path) -> Path:
-    """Writes a page of several runs to a file; returns its path. Differences are from the first run.
+    """Writes a page of several runs to a file; returns its path. Differences are relative to the first run.
 
     Raises:
-        UserError: a folder holds no run, or a damaged one.
+        UserError: a folder contains no run, or a damaged one.
         OSError: the file cannot be written.
     """
     runs = dict(zip(_names(folders), (Run(read_results(folder), folder) for folder in folders), strict=True))
@@ -49,13 +49,13 @@ def report_several(folders: Sequence[Path], output: Path) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many of those above them as tell them apart."""
+    """Returns the folders' names, preceded by as many parent names as make them distinct."""
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
-    return [f"{place}: {folder}" for place, folder in enumerate(folders, 1)]  # the same one, twice
+    return [f"{place}: {folder}" for place, folder in enumerate(folders, 1)]  # a folder was given twice
 
 
 def _of_runs(runs: Mapping[str, Run]) -> DataTable:
@@ -91,7 +91,7 @@ def _of_differences(runs: Mapping[str, Run]) -> DataTable:
 
 
 def _difference(first: Run, other: Run, task: str) -> Estimate | None:
-    """At the end, on the same test rows; None where the rows are others, or not kept."""
+    """Returns the difference of the scores at the end, paired by row; None if test rows differ or are not stored."""
     if task not in first.results.tasks or task not in other.results.tasks:
         return None
     found = []

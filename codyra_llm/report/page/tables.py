@@ -1,4 +1,4 @@
-"""The tables of a run's page: cells as text, which a reader can sort and download."""
+"""The tables of a run's page: cells are text, and a reader can sort and download them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from codyra_llm.results.summary import SuiteSummary, Summary
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table with a name, headings, and rows that begin with what they are about."""
+    """A table with a name, headings, and rows whose first cell is their label."""
 
     name: str
     heads: Sequence[str]
@@ -20,7 +20,7 @@ class DataTable:
 
 
 def of_tasks(summary: Summary) -> DataTable:
-    """Scores of each task."""
+    """Returns the scores of each task."""
     rows = [
         [each.task, *map(interval, (each.base, each.learned, each.now, each.gained, each.lost)), str(each.rows)]
         for each in summary.tasks
@@ -30,7 +30,7 @@ def of_tasks(summary: Summary) -> DataTable:
 
 
 def of_suites(suites: Sequence[SuiteSummary]) -> DataTable:
-    """General ability."""
+    """Returns the scores of each suite of general ability."""
     rows = [
         [each.suite, each.unit, number(each.base, 2), number(each.now, 2), interval(each.change, True), str(each.items)]
         for each in suites
@@ -40,13 +40,13 @@ def of_suites(suites: Sequence[SuiteSummary]) -> DataTable:
 
 
 def of_leading(results: RunResults) -> DataTable:
-    """The metrics that the domain's benchmarks report, in every label space; no rows where they report none."""
+    """Returns the metrics that the domain's benchmarks report, in every scoring variant; no rows if there are none."""
     heads, *rows = leading_rows(results) or [[]]
     return DataTable("As the benchmarks report it", ["scores", *heads[1:]], rows)
 
 
 def of_further(results: RunResults) -> DataTable:
-    """Scorers of a task beside its first."""
+    """Returns the scores by the further scorers of tasks that have several."""
     rows = [
         [f"{task}, {scorer}", *map(number, values)]
         for task, found in results.further.items()
@@ -56,7 +56,7 @@ def of_further(results: RunResults) -> DataTable:
 
 
 def of_ranks(results: RunResults, summary: Summary) -> DataTable:
-    """Rank, norms and divergence of each update, beside what was lost of its task."""
+    """Returns rank, norms and divergence of each update, with the loss of score of its task."""
     lost = {each.task: each.lost for each in summary.tasks}
     divergence = {each.task: each for each in results.divergence}
     rows = []
@@ -78,13 +78,13 @@ def of_ranks(results: RunResults, summary: Summary) -> DataTable:
 
 
 def _measured(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns in which anything was measured."""
+    """Returns headings and rows of the columns in which anything was measured."""
     columns = [place for place in range(len(heads)) if any(row[place] != NOTHING for row in rows)]
     return [heads[place] for place in columns], [[row[place] for place in columns] for row in rows]
 
 
 def of_wrong(wrong: Sequence[WrongForms]) -> DataTable:
-    """The most frequent wrong forms."""
+    """Returns the counts and the most frequent forms of wrong answers."""
     rows = [
         [
             *(each.task, str(each.rows), str(each.wrong), str(each.empty), str(each.foreign)),
@@ -97,7 +97,7 @@ def of_wrong(wrong: Sequence[WrongForms]) -> DataTable:
 
 
 def of_phases(phases: Sequence[Phase], unit: str = "token") -> DataTable:
-    """What all phases of a kind took, in the order in which they came first; `unit` is what they count."""
+    """Returns the cost of all phases of the same name, in the order of their first one; `unit`: what they count."""
     rows = []
     for name in dict.fromkeys(phase.phase for phase in phases):
         same = [phase for phase in phases if phase.phase == name]
@@ -108,7 +108,7 @@ def of_phases(phases: Sequence[Phase], unit: str = "token") -> DataTable:
 
 
 def of_data(results: RunResults) -> DataTable:
-    """Rows and hashes of the data."""
+    """Returns rows and hashes of the data."""
     rows = [
         [task.task, file, *map(str, (task.train_rows, task.test_rows, task.steps)), digest]
         for task in results.data.tasks
