@@ -6,7 +6,9 @@ batch of rows of L tokens, and attention of w values a token over all layers (ca
     forward          2 (N + n) T + 2 w L T + 2 h A
     training         4 N T + 6 n T + 7 w L T + 4 h A          the base is frozen: no gradients of its weights
     recomputation    + 2 (N + n) T + 2 w L T
-    computing        operations / flops + bytes of all that is no matrix product / memory, and no less than starting it
+    computing        operations / flops + bytes of all that is no matrix product / memory, and no less than starting it;
+                     of branches no less than reading their inputs and writing their outputs, and at stage 3 no less
+                     than what the host does to fetch each weight
     a collective     started + steps of latency + bytes received / bandwidth, by the protocol that takes least
     a pass of generation    reading weights and keys and values, or computing, or starting each layer: what takes most
 
@@ -21,6 +23,7 @@ from math import ceil, log2
 from torch import nn
 from transformers import PreTrainedModel
 
+from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.planning.ceilings import Ceilings
 from codyra_llm.planning.memory import ModelSizes, Traffic
 
@@ -40,6 +43,7 @@ class Shape:
         weights: bytes of the base.
         width: bytes of a value of the activations.
         touched: bytes of a token that a forward pass reads and writes in all operations but matrix products.
+        spanned: values of a token that the branches read and write in a forward pass: their inputs and outputs.
     """
 
     layers: int
@@ -51,6 +55,7 @@ class Shape:
     weights: int
     width: int
     touched: float = 0
+    spanned: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, sizes: ModelSizes) -> "Shape":
@@ -59,6 +64,7 @@ class Shape:
         heads, kept = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         of_head = getattr(text, "head_dim", None) or text.hidden_size // heads
         linear = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+        branches = [part for part in model.modules() if isinstance(part, CoDyRALinear)]
         width = model.dtype.itemsize
         return cls(
             layers=text.num_hidden_layers,
@@ -69,6 +75,7 @@ class Shape:
             cached=2 * text.num_hidden_layers * kept * of_head * width,
             weights=sizes.bytes_of(trains=False),
             width=width,
+            spanned=sum(branch.in_features + branch.out_features for branch in branches),
         )
 
 
@@ -95,10 +102,12 @@ def micro_batch_seconds(
         touched: bytes read and written by all operations but matrix products (`activations.pass_bytes`).
     """
     passes = 3 if recompute else 2
-    products = max(
-        training_flops(shape, tokens, length, answers, recompute) / ceilings.flops,
-        passes * shape.weights / ceilings.memory,
-    )
+    of_branches = tokens * shape.branches * (6 + 2 * recompute)
+    of_base = training_flops(shape, tokens, length, answers, recompute) - of_branches
+    products = max(of_base / ceilings.flops, passes * shape.weights / ceilings.memory)
+    # products of a small rank are limited by their inputs and outputs: once in a forward, twice in a backward pass
+    spanned = tokens * shape.spanned * shape.width * (passes + 1)
+    products += max(of_branches / ceilings.flops, spanned / ceilings.memory)
     return with_host(products + touched / ceilings.memory, passes * shape.layers * ceilings.layer, ceilings)
 
 

@@ -61,8 +61,14 @@ def test_operations_are_those_that_torch_counts(architecture: str, recompute: bo
 
 
 def test_a_micro_batch_computes_and_moves() -> None:
-    # 105,600 operations at 1e6 a second and 1000 bytes at 1e5; reading the weights twice takes 0.1 s, which is less
-    assert time_model.micro_batch_seconds(SHAPE, SLOW, 10, 5, 4, False, touched=1000) == pytest.approx(0.1056 + 0.01)
+    # 93,600 operations of the base at 1e6 a second, 12,000 of branches, and 1000 bytes at 1e5
+    light = dataclasses.replace(SHAPE, weights=1000)
+    assert time_model.micro_batch_seconds(light, SLOW, 10, 5, 4, False, touched=1000) == pytest.approx(0.1056 + 0.01)
+    # reading the base's 5000 bytes in both passes takes longer
+    assert time_model.micro_batch_seconds(SHAPE, SLOW, 10, 5, 4, False) == pytest.approx(0.1 + 0.012)
+    # what branches read and write for 10 tokens, 200 values of 2 bytes, once forward and twice backward, does too
+    wide = dataclasses.replace(light, spanned=200)
+    assert time_model.micro_batch_seconds(wide, SLOW, 10, 5, 4, False) == pytest.approx(0.0936 + 0.12)
     starting = dataclasses.replace(SLOW, layer=0.1)
     assert time_model.micro_batch_seconds(SHAPE, starting, 10, 5, 4, True) == pytest.approx(3 * 2 * 0.1)
 
