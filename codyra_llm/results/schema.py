@@ -1,6 +1,7 @@
-"""What stands in results.json: a version, and a type for everything that is read from it.
+"""The types of results.json, and its version.
 
-`results.schema.json`, beside this file, describes the JSON of `RunResults` for readers in other languages.
+`results.schema.json`, in the same folder, is the JSON schema of `RunResults` for readers in other languages; its
+descriptions are the docstrings of the classes below.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ class Data:
 
     @property
     def facts(self) -> Facts:
-        """What is to be said of the domain."""
+        """The facts about the domain."""
         return FACTS.get(self.domain, FACTS["text"])
 
 
@@ -91,7 +92,7 @@ class General:
     delta: dict[str, float | None] = field(default_factory=dict)
 
     def add(self, stages: Sequence[Stage], stage: Stage, scores: dict[str, SuiteScore | SuiteFailure]) -> float | None:
-        """Enters what was measured at one of the stages, beside what is known of it; returns the stage's delta."""
+        """Adds the scores of a stage to those that it already has; returns the stage's delta."""
         self.scores[stage.name] = self.scores.get(stage.name, {}) | scores
         self.scores = {each.name: self.scores[each.name] for each in stages if each.name in self.scores}
         base = self.scores.get(stages[0].name, {})
@@ -192,7 +193,7 @@ class Phase:
 
 @dataclass(kw_only=True)
 class Provenance:
-    """How results came about: command, versions, configuration, number of ranks."""
+    """The provenance of results: command, versions, configuration, number of ranks."""
 
     schema_version: int
     command: list[str]
@@ -203,7 +204,7 @@ class Provenance:
 
 @dataclass(kw_only=True)
 class ModelProvenance(Provenance):
-    """Of results about one model: seed, ZeRO stage, model."""
+    """The provenance of results of one model: also seed, ZeRO stage and model."""
 
     seed: int
     zero_stage: int
@@ -222,9 +223,12 @@ class ModelScores(GeneralScores):
     """The scores of a model that was not trained.
 
     Attributes:
-        scores: scoring variant -> task -> 0 to 100. mean: variant -> mean over tasks.
-        answer_nll: task -> nats per token of the true answers; None where they are not finite.
-        further: task -> scorer -> scoring variant -> score, of the task's scorers but the first.
+        data: the data of the tasks.
+        tasks: their names, in order.
+        scores: scoring variant -> task -> score, 0 to 100.
+        mean: scoring variant -> mean over tasks.
+        answer_nll: task -> NLL of the reference answers, nats per token; None if it is not finite.
+        further: task -> scorer -> scoring variant -> score, for the task's scorers other than the first.
     """
 
     data: Data
@@ -279,16 +283,16 @@ class RunResults(ModelProvenance):
 
     @property
     def mean_rank(self) -> float | None:
-        """The rank that a projection has kept of a task, on the mean; None before any task is finished."""
+        """Mean over tasks of the mean kept rank of a projection; None before the first task is finished."""
         return sum(each.mean for each in self.ranks) / len(self.ranks) if self.ranks else None
 
     @property
     def finished(self) -> bool:
-        """Whether the run has done its last phase."""
+        """True if the run has completed its last phase, saving the model."""
         return bool(self.phases) and self.phases[-1].phase == "save"
 
     def resumed(self, session: ModelProvenance, task: int, phase: str, step: int) -> "RunResults":
-        """The results of the same run in another session, which may run on other hardware."""
+        """Returns the results for a session that resumes the run, possibly on other hardware."""
         own = {name: getattr(session, name) for name in ("command", "versions", "config", "world_size", "zero_stage")}
         resumption = Resumption(task, phase, step, session.command, session.world_size, session.zero_stage)
         return dataclasses.replace(self, **own, sessions=[*self.sessions, resumption])
@@ -299,9 +303,11 @@ class PromptFileResults:
     """A comparison of two models on one file of prompts.
 
     Attributes:
-        prompts: how many. criterion: that was judged.
-        judged: None without a judge.
-        proxies: of each side.
+        sha256: of the file.
+        prompts: number of prompts.
+        criterion: that answers were judged by.
+        judged: the judge's verdicts; None without a judge.
+        proxies: side ("model", "against") -> its proxies.
     """
 
     sha256: str
@@ -313,10 +319,12 @@ class PromptFileResults:
 
 @dataclass(kw_only=True)
 class JudgeResults(Provenance):
-    """A comparison of two models.
+    """The results of a comparison of two models.
 
     Attributes:
-        config_sha256: of settings and prompts. models: side ("model", "against") -> name. files: by name.
+        config_sha256: hash of settings and prompts.
+        models: side ("model", "against") -> name.
+        files: results by name of the prompt file.
     """
 
     config_sha256: str
@@ -325,14 +333,14 @@ class JudgeResults(Provenance):
 
 
 def empty_scores(tasks: Sequence[str]) -> Scores:
-    """A matrix in which nothing was measured."""
+    """Returns a matrix in which nothing was measured."""
     return [[None] * len(tasks) for _ in stages_of(tasks)]
 
 
 def new_results(
     provenance: dict[str, Any], data: Data, general: General, variants: Sequence[str] = VARIANTS
 ) -> RunResults:
-    """The results of a run that has done nothing yet; `variants` are those of its scores."""
+    """Returns the results of a run that has not started; `variants`: its scoring variants."""
     tasks = [task.task for task in data.tasks]
     return RunResults(
         **provenance,
@@ -346,12 +354,12 @@ def new_results(
 
 
 def to_text(results: Provenance) -> str:
-    """The text of results.json."""
+    """Returns results as the text of results.json."""
     return json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_version(content: Any, where: str) -> None:
-    """Raises UserError where what JSON holds has no version of ours, or a later one; `where` names it."""
+    """Raises UserError if JSON content has no schema version, or a later one; `where` names it in the error."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
@@ -360,10 +368,10 @@ def check_version(content: Any, where: str) -> None:
 
 
 def parse_results(content: Any, where: str) -> RunResults:
-    """A run's results from what JSON holds of them, of this version or an earlier one.
+    """Returns a run's results from their JSON content, of this version or an earlier one.
 
     Raises:
-        UserError: something is missing or of the wrong kind, or a later version wrote it.
+        UserError: something is missing or has the wrong type, or a later version wrote it.
     """
     check_version(content, where)
     results = validated(RunResults, content, where, "they are not the results of a run")
@@ -374,15 +382,15 @@ def parse_results(content: Any, where: str) -> RunResults:
 
 
 def read_results(folder: Path) -> RunResults:
-    """The results of the run in a folder.
+    """Reads the results of the run in a folder.
 
     Raises:
-        UserError: it holds none, or they are damaged.
+        UserError: there are none, or they are damaged.
     """
     path = folder / "results.json"
     return parse_results(read_json(path, "name the folder of a run"), str(path))
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a run's results."""
+    """Returns the JSON schema of a run's results."""
     return pydantic.TypeAdapter(RunResults).json_schema()
