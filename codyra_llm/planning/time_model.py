@@ -111,7 +111,7 @@ def micro_batch_seconds(
 
 
 def _with_start(seconds: float, layers: int, ceilings: Ceilings) -> float:
-    """Returns the time of passes over `layers` layers with their launch, which overlaps with computing on a GPU only."""
+    """Returns the time of passes over `layers` layers and their launch, which overlaps with computing only on a GPU."""
     started = layers * ceilings.layer
     return max(seconds, started) if ceilings.ahead else seconds + started
 

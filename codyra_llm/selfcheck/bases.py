@@ -12,8 +12,8 @@ GRADIENTS_ALLOWED = {"float32": 1e-3, "bfloat16": 5e-2}  # of the norm
 
 
 def bases(setting: Setting) -> Iterator[Row]:
-    """Of the nano model: each projection's output, and gradients of branches by our fused form and by the plain one."""
-    import bitsandbytes  # noqa: F401  # named where it is missing
+    """Checks the quantized nano model: outputs of projections, and gradients of branches in fused and plain form."""
+    import bitsandbytes  # noqa: F401  # the error names it if it is missing
     import torch
 
     from codyra_llm.models.load import load_model
@@ -35,7 +35,7 @@ def bases(setting: Setting) -> Iterator[Row]:
 
 
 def _gradient(model: Any, impl: str) -> Any:
-    """The gradients of all branches, flat; the model is left without them."""
+    """Returns the gradients of all branches, flattened; the branches are removed from the model afterwards."""
     import torch
 
     from codyra_llm.adapter import CoDyRAConfig, inject
