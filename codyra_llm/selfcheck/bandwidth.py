@@ -45,7 +45,7 @@ def merge(setting: Setting) -> Iterator[Row]:
 
 
 def merges(rows: int, columns: int, device: str = "cpu") -> dict[str, Callable[[], object]]:
-    """Returns the contestants: merges of a rank-16 branch into a [rows, columns] weight; `PEFT`: the sum in its merge."""
+    """Returns contestants: merges of a rank-16 branch into a [rows, columns] weight; `PEFT`: the sum in its merge."""
     import torch
     from torch import nn
 

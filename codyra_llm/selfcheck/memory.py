@@ -23,7 +23,7 @@ ALLOWED = 0.1  # largest relative error of the plan
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """Checks 8 layers of Llama-3.2-1B's shape at ZeRO stage 0, with and without recomputation; on a CPU, a smaller model."""
+    """Checks layers of Llama-3.2-1B's shape at ZeRO stage 0, with and without recomputation; on a CPU, smaller ones."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 

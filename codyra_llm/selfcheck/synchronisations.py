@@ -30,7 +30,7 @@ OWNERS = ("codyra_llm", "deepspeed", "transformers")
 
 
 def synchronisations(setting: Setting) -> Iterator[Row]:
-    """Counts, by place, the synchronizations in the last step of a short run of the nano model, of two micro batches."""
+    """Counts, by place, the synchronizations in the last step (two micro batches) of a short run of the nano model."""
     found = count(lambda on_step: short_run("zero0", "float32", on_step), setting.device)
     yield {"where": "all of a step", "times": found.total()}
     for place, times in found.most_common():
