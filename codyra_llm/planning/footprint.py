@@ -146,7 +146,7 @@ def plan_footprint(
         ceilings: of the machine; None: times are not computed.
 
     Raises:
-        UserError: the model is unknown, or the configuration cannot run on so many devices.
+        UserError: the model is unknown, or the configuration cannot run on this number of devices.
     """
     for option, value in (("--gpus", gpus), ("--rows", rows), ("--test-rows", test_rows)):
         if value is not None and value < 1:
