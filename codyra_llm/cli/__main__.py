@@ -37,7 +37,7 @@ COMMANDS = (
 
 def run() -> None:
     """Starts the command that the first argument names."""
-    # the deepspeed launcher puts this first; LOCAL_RANK says the same
+    # the deepspeed launcher passes this first; LOCAL_RANK has the same value
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     name, *rest = arguments or ["--help"]
     sys.argv = [f"codyra {name}", *rest]
@@ -66,7 +66,7 @@ def _help() -> None:
 def _path() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in (*COMMANDS, "slurm"):
         raise UserError(f"command line: codyra path takes slurm, or one of {', '.join(COMMANDS)}")
-    from codyra_llm.files import shipped  # needs what `train` installs, and `codyra --help` does not
+    from codyra_llm.files import shipped  # imports packages that `codyra --help` does not need
 
     print(shipped("scripts/slurm") if sys.argv[1] == "slurm" else f"{__file__} {sys.argv[1]}")
 

@@ -13,7 +13,7 @@ from codyra_llm.command import Parser
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="hub id, HF folder, .gguf file")
     parser.add_argument("--system", metavar="TEXT", help="a system message that opens each conversation")
@@ -26,8 +26,8 @@ def make_parser() -> Parser:
 
 
 def command() -> None:
-    """Reads the command line and answers what is typed, until it ends."""
+    """Reads the command line and answers each typed line, until the input ends."""
     options = make_parser().parse_args(sys.argv[1:])
-    from codyra_llm.workflows.chat import chat  # after the command line, so that mistakes answer at once
+    from codyra_llm.workflows.chat import chat  # after the command line, so that mistakes are reported at once
 
     chat(options.model, options.chat_template, options.system, options.max_new_tokens, options.dtype)

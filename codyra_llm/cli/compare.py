@@ -33,7 +33,7 @@ FACTORS = (0.5, 1.0, 2.0)
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = SettingsParser(__doc__)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="variants of the configuration, or methods")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of each method")
@@ -45,7 +45,7 @@ def make_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str]) -> "tuple[RunConfig, Grid, bool]":
-    """The base configuration and the grid that a command line means, and whether its runs are written only."""
+    """Returns the base configuration and the grid of a command line, and whether only configurations are written."""
     options = make_parser().parse_args(arguments)
     if not options.config:
         raise UserError("command line: --config is needed: a configuration, with a section `compare` or without")
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str]) -> "tuple[RunConfig, Grid, bool]":
 
 
 def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, list[float]]:
-    from codyra_llm.config.schema import config_fields  # after the command line, so that mistakes answer at once
+    from codyra_llm.config.schema import config_fields  # after the command line, so that mistakes are reported at once
 
     name, _, values = options.sweep.partition("=")
     fields = [known for known, _ in config_fields()]
@@ -86,7 +86,7 @@ def _sweep(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, 
 
 
 def command() -> None:
-    """Reads the command line and compares."""
+    """Reads the command line and runs the comparison, or writes the configurations of its runs."""
     base, grid, to_write = parse_arguments(sys.argv[1:])
     if to_write:
         from codyra_llm.data.stream import check_same_tasks

@@ -14,14 +14,14 @@ from codyra_llm.config import SettingsParser
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="prints a script for it")
     return parser
 
 
 def command() -> None:
-    """Reads the command line and prints the shell's script."""
+    """Reads the command line and prints the completion script of the shell."""
     from codyra_llm.cli.__main__ import COMMANDS
 
     shell = make_parser().parse_args(sys.argv[1:]).shell

@@ -33,11 +33,11 @@ from codyra_llm.files import expand
 if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
 
-OWN = ("model", "run", "suites", "tasks", "after")  # options that are no settings of a run
+OWN = ("model", "run", "suites", "tasks", "after")  # options that are not settings of a run
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = SettingsParser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="the same as --model.name_or_path")
     parser.add_argument("--run", metavar="DIR", help="folder of a finished run")
@@ -48,9 +48,12 @@ def make_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str]) -> "tuple[argparse.Namespace, RunConfig]":
-    """What stands above, and the configuration that everything else on the command line means.
+    """Returns the options, and the configuration from all settings on the command line.
 
-    Without --config it is, where there is one, that of the run or of the run that saved the model.
+    Without --config, the base is the config.yaml of --run, or of the run that saved --model, if there is one.
+
+    Raises:
+        UserError: options are incompatible or invalid.
     """
     options = make_parser().parse_args(arguments)
     given = {name: value for name, value in vars(options).items() if name not in OWN}
@@ -65,7 +68,7 @@ def parse_arguments(arguments: list[str]) -> "tuple[argparse.Namespace, RunConfi
     if options.model:
         given["model.name_or_path"] = options.model
         if saved:
-            given.setdefault("model.quantization", "")  # what was quantized is saved so, and loads as it is
+            given.setdefault("model.quantization", "")  # a quantized model is saved and loaded quantized
             given.setdefault("output_dir", f"runs/scores-{run.name}")
     if options.tasks:
         given.setdefault("output_dir", f"{options.run}-scores")
@@ -90,9 +93,9 @@ def _check_together(options: argparse.Namespace, given: dict[str, str]) -> None:
 
 
 def command() -> None:
-    """Reads the command line and scores."""
+    """Reads the command line and scores a model or a run."""
     options, config = parse_arguments(sys.argv[1:])
-    # after the command line, so that --help and mistakes answer at once
+    # after the command line, so that --help and mistakes do not wait for imports
     from codyra_llm.workflows.evaluate import score_model, score_run
     from codyra_llm.workflows.general_ability import measure_later, score_suites
 

@@ -18,7 +18,7 @@ from codyra_llm.files import expand
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="new folder for the tasks, their rows and the configuration")
     parser.add_argument("--data", action="append", required=True, metavar="[TASK=]FILE", help="a table of rows")
@@ -37,7 +37,7 @@ def make_parser() -> Parser:
 def command() -> None:
     """Reads the command line and writes the folder."""
     options = make_parser().parse_args(sys.argv[1:])
-    from codyra_llm.workflows.init import begin_stream  # after the command line, so that mistakes answer at once
+    from codyra_llm.workflows.init import begin_stream  # after the command line, so that mistakes are reported at once
 
     columns = dict(_pair(part, "--columns") for part in options.columns.split(",")) if options.columns else None
     files = {}

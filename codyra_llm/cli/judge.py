@@ -16,15 +16,15 @@ from codyra_llm.evaluation.judge.config import config_of, settings_parser
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     return settings_parser(__doc__)
 
 
 def command() -> None:
-    """Reads the command line and compares."""
+    """Reads the command line and compares the two models."""
     config = config_of(make_parser().parse_args(sys.argv[1:]))
     from codyra_llm.workflows.judge import (
-        judge_models,  # after the command line, so that --help and mistakes answer at once
+        judge_models,  # after the command line, so that --help and mistakes do not wait for imports
     )
 
     judge_models(config)

@@ -29,7 +29,7 @@ ACTIONS = {
 
 
 def make_parser() -> Parser:
-    """The command line: what to do, and with which ledger."""
+    """Returns the parser of the command line: an action and its ledger."""
     parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, what in ACTIONS.items():
@@ -53,10 +53,10 @@ def make_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The options, which go together.
+    """Returns the options.
 
     Raises:
-        UserError: they do not.
+        UserError: options are incompatible.
     """
     options = make_parser().parse_args(arguments)
     if options.action == "export" and options.only and (options.upto or options.without or options.scale):
@@ -65,10 +65,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def command() -> None:
-    """Reads the command line and does what it says."""
+    """Reads the command line and carries out its action."""
     options = parse_arguments(sys.argv[1:])
     folder = expand(options.ledger)
-    from codyra_llm.ledger.describe import compare, describe  # after the command line, so that mistakes answer at once
+    from codyra_llm.ledger.describe import (
+        compare,
+        describe,
+    )  # after the command line, so that mistakes are reported at once
     from codyra_llm.ledger.entry import OF_ONE_TASK
     from codyra_llm.ledger.ledger import read_ledger
     from codyra_llm.ledger.materialize import check_fit

@@ -19,7 +19,7 @@ from codyra_llm.ledger.selection import add_selection, read_selection
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("--ledger", type=Path, required=True, help="folder `ledger` of a run")
     parser.add_argument("--output_dir", type=Path, required=True, help="the new model's folder")
@@ -33,7 +33,9 @@ def make_parser() -> Parser:
 def command() -> None:
     """Reads the command line and writes the model."""
     options = make_parser().parse_args(sys.argv[1:])
-    from codyra_llm.ledger.materialize import materialize  # after the command line, so that mistakes answer at once
+    from codyra_llm.ledger.materialize import (
+        materialize,
+    )  # after the command line, so that mistakes are reported at once
 
     folder, output = expand(options.ledger), expand(options.output_dir)
     ledger, shares = read_selection(folder, options)

@@ -10,7 +10,7 @@ from codyra_llm.command import Parser
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
@@ -19,7 +19,7 @@ def make_parser() -> Parser:
 def command() -> None:
     """Reads the command line and prints the table."""
     options = make_parser().parse_args(sys.argv[1:])
-    from codyra_llm.files import expand  # after the command line, so that mistakes answer at once
+    from codyra_llm.files import expand  # after the command line, so that mistakes are reported at once
     from codyra_llm.report.tables import all_metrics_table
     from codyra_llm.results.schema import read_results
 

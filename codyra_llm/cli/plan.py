@@ -19,11 +19,11 @@ import sys
 from codyra_llm.command import Parser
 from codyra_llm.config import SettingsParser, config_of
 
-OWN = ("model", "gpus", "gpu_memory", "rows", "test_rows", "ceilings", "json")  # options that are no settings of a run
+OWN = ("model", "gpus", "gpu_memory", "rows", "test_rows", "ceilings", "json")  # options that are not settings of a run
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = SettingsParser(__doc__)
     parser.add_argument("--model", metavar="NAME", help="hub id or HF folder (default: the configuration's)")
     parser.add_argument(
@@ -44,7 +44,7 @@ def make_parser() -> Parser:
 
 def command() -> None:
     """Reads the command line and prints the plan."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, which is below
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, further below
     options = make_parser().parse_args(sys.argv[1:])
     given = {name: value for name, value in vars(options).items() if name not in OWN}
     if options.model:
@@ -52,7 +52,7 @@ def command() -> None:
     config = config_of(given)
     run = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
 
-    # after the command line: mistakes answer at once; DeepSpeed's logger writes to what stdout is when it is imported
+    # after the command line, so that mistakes are reported at once; DeepSpeed's logger keeps the stdout of its import
     with contextlib.redirect_stdout(sys.stderr):
         from codyra_llm.config.schema import describe
         from codyra_llm.planning.ceilings import find_ceilings

@@ -16,13 +16,16 @@ __all__ = ["command", "command_of_pictures", "make_parser"]
 
 
 def command() -> int:
-    """Reads the command line and checks what its task file is of: rows of text, or pictures."""
+    """Reads the command line and checks the data of its task file: rows of text, or pictures."""
     args = make_parser().parse_args(sys.argv[1:])
     content, _, _ = read_outline(args.task_file)
     return prepare_pictures(args) if content.get("domain") == "images" else prepare(sys.argv[1:])
 
 
 def command_of_pictures() -> int:
-    """The same, with all eleven domains of pictures for its default."""
-    sys.argv[1:1] = ["--task_file", str(shipped("tasks/mtil/mtil.yaml"))]  # of two that are given, the last counts
+    """Runs `command` with all eleven domains of pictures (MTIL) as the default task file."""
+    sys.argv[1:1] = [
+        "--task_file",
+        str(shipped("tasks/mtil/mtil.yaml")),
+    ]  # a --task_file of the user comes later and wins
     return command()

@@ -32,7 +32,7 @@ ACTIONS = {
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
     for name, (what, help) in ACTIONS.items():
@@ -54,7 +54,7 @@ def command() -> None:
     print("\n" + "\n".join(map(str, pictures)))
 
 
-Found = tuple[str, Callable[[], list[Path]]]  # the table, and what draws the pictures
+Found = tuple[str, Callable[[], list[Path]]]  # the table, and a function that draws the pictures
 
 
 def _ranks(options: argparse.Namespace) -> Found:

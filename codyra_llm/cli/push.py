@@ -12,7 +12,7 @@ from codyra_llm.command import Parser
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="folder of a saved model")
     parser.add_argument("repository", metavar="USER/NAME", help="where it goes; made where it is not there")
@@ -22,8 +22,8 @@ def make_parser() -> Parser:
 
 
 def command() -> None:
-    """Reads the command line and publishes."""
+    """Reads the command line, publishes the model and prints the URL of the commit."""
     options = make_parser().parse_args(sys.argv[1:])
-    from codyra_llm.models.hub import push  # after the command line, so that mistakes answer at once
+    from codyra_llm.models.hub import push  # after the command line, so that mistakes are reported at once
 
     print(push(options.model, options.repository, options.private, options.revision))

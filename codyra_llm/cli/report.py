@@ -17,7 +17,7 @@ from codyra_llm.errors import UserError
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of a comparison")
     parser.add_argument("--watch", action="store_true", help="make the page again when results.json changes")
@@ -29,7 +29,7 @@ def command() -> None:
     """Reads the command line and writes the page.
 
     Raises:
-        UserError: options do not go together, or a folder holds neither a run nor a comparison.
+        UserError: options are incompatible, or a folder contains neither a run nor a comparison.
     """
     options = make_parser().parse_args(sys.argv[1:])
     several = len(options.folders) > 1
@@ -37,7 +37,7 @@ def command() -> None:
         raise UserError("command line: --watch takes one run; give its folder alone")
     if options.output and not several:
         raise UserError("command line: --output is for several runs; the page of one goes into its folder")
-    from codyra_llm.files import expand  # after the command line, so that mistakes answer at once
+    from codyra_llm.files import expand  # after the command line, so that mistakes are reported at once
     from codyra_llm.workflows.report import make_report, watch
 
     folders = [expand(folder) for folder in options.folders]

@@ -16,7 +16,7 @@ from codyra_llm.errors import UserError
 
 
 def roll_call() -> None:
-    """Returns once every node of the step has come; at once where there is only one."""
+    """Returns once every node of the step has arrived; at once outside of a multi-node step."""
     node = this_process()
     if node is None:
         return

@@ -30,7 +30,7 @@ ROW_KEYS = ("prompt", "prediction", "reference")
 
 
 def make_parser() -> Parser:
-    """The command line; either a matrix, or a task and a file."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.jsonl", help="predictions to score")
     parser.add_argument("--task", help="the task they belong to; it decides the scorer")
@@ -46,10 +46,10 @@ def make_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The options, which go together.
+    """Returns the options.
 
     Raises:
-        UserError: they do not.
+        UserError: options are missing or incompatible.
     """
     options = make_parser().parse_args(arguments)
     if options.matrix and (options.task or options.file):
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def scorer_of(task: str, task_file: Path) -> str:
-    """The name of a task's first scorer."""
+    """Returns the name of a task's first scorer."""
     specs, _, _ = read_task_file(task_file)
     if task not in specs:
         raise UserError(f"unknown task {task!r}; {task_file} has {', '.join(specs)}")
@@ -70,7 +70,7 @@ def scorer_of(task: str, task_file: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a JSONL file; blank lines are skipped."""
+    """Reads the rows of a JSONL file; blank lines are skipped."""
     rows = []
     for number, row in read_jsonl(path, "the predictions cannot be read"):
         for key in ROW_KEYS:
@@ -83,7 +83,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def command() -> None:
-    """Read the command line and print the result."""
+    """Reads the command line and prints the result."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="warning: %(message)s")
     options = parse_arguments(sys.argv[1:])
     result: dict[str, Any]

@@ -20,7 +20,7 @@ from codyra_llm.files import expand
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__)
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", action="store_true", help="on the GPU (default: where there is one)")
@@ -33,13 +33,13 @@ def make_parser() -> Parser:
 
 
 def command() -> int:
-    """Reads the command line and runs."""
+    """Reads the command line and runs the self-check; returns the exit status."""
     options = make_parser().parse_args(sys.argv[1:])
     if not 0 < options.minutes <= 24 * 60:
         raise UserError(f"--minutes is {options.minutes:g}; it must be above 0 and at most a day")
     folder = expand(options.output_dir)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what it needs comes with the project
-    from codyra_llm.selfcheck import report, run  # after the command line, so that mistakes answer at once
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models and data of the self-check are part of the project
+    from codyra_llm.selfcheck import report, run  # after the command line, so that mistakes are reported at once
 
     if options.into:
         report.put_into(expand(options.into), folder)

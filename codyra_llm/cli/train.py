@@ -18,7 +18,7 @@ from codyra_llm.config import SettingsParser, config_of
 
 
 def make_parser() -> Parser:
-    """What the command line may be."""
+    """Returns the parser of the command line."""
     parser = SettingsParser(__doc__)
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be done and a row of each task, and end"
@@ -27,11 +27,11 @@ def make_parser() -> Parser:
 
 
 def command() -> None:
-    """Reads the command line and runs."""
+    """Reads the command line and starts the run."""
     options = vars(make_parser().parse_args(sys.argv[1:]))
     is_dry = options.pop("dry_run")
     config = config_of(options)
-    # after the command line, so that --help and mistakes answer at once
+    # after the command line, so that --help and mistakes do not wait for imports
     if is_dry:
         from codyra_llm.workflows.dry_run import dry_run
 

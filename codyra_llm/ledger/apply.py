@@ -96,8 +96,8 @@ def weights_to_save(
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Iterator[tuple[str, torch.Tensor]]]:
     """Returns (a model with the configuration and names, layout, weights) to save.
 
-    The weights are those that were evaluated or, for a quantized base unless merge.save_quantized is set, the merged
-    weights in model.dtype.
+    The weights are those of the evaluated model or, for a quantized base with exact merging and without
+    merge.save_quantized, the merged weights in model.dtype.
 
     Args:
         config: the configuration of the run.

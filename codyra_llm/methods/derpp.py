@@ -1,4 +1,4 @@
-"""DER++: replays kept rows and distils the logits that they had (arXiv 2004.07211)."""
+"""DER++: replays kept rows and distills the logits that they had (arXiv 2004.07211)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

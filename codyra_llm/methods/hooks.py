@@ -128,7 +128,10 @@ class RowPasses(Protocol):
         """Returns the numbers of a step's rows over all ranks; replayed rows are numbered after the task's own."""
 
     def own_texts(self, count: int, length: int) -> "list[Example]":
-        """Returns texts that the model generates before a task, of at most `length` tokens; all but the first count."""
+        """Returns texts that the model generates before a task, of at most `length` tokens.
+
+        The first token of a text is the row's prompt, all others are its answer.
+        """
 
     def output_magnitudes(self, rows: "Sequence[Example]") -> dict[str, torch.Tensor]:
         """Returns the mean over all tokens of |y| [out_features], fp32, of the output y of each projection."""

@@ -1,4 +1,4 @@
-"""LwF: distils the predictions of the model before the task, on the task's own rows (arXiv 1606.09282)."""
+"""LwF: distills the predictions of the model before the task, on the task's own rows (arXiv 1606.09282)."""
 
 from dataclasses import dataclass
 

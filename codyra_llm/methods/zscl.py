@@ -1,4 +1,4 @@
-"""ZSCL: distils the picture-text similarities of the model before the task (arXiv 2303.06628)."""
+"""ZSCL: distills the picture-text similarities of the model before the task (arXiv 2303.06628)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

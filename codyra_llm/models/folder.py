@@ -104,7 +104,7 @@ def weight_files(source: str, one: str = SAFE_WEIGHTS_NAME, index: str = SAFE_WE
 
 
 def copy_companions(source: str, target: Path) -> None:
-    """Copies companion files (licence, tokenizer model, and so on) of a model that `target` does not have yet.
+    """Copies companion files (license, tokenizer model, and so on) of a model that `target` does not have yet.
 
     A link is followed within the folder, and within a hub's cache, whose snapshots consist of links.
 

@@ -15,7 +15,7 @@ PASSED_ON = ("license", "license_name", "license_link", "language")  # keys that
 
 
 def stated_card(source: Source) -> dict[str, Any]:
-    """Returns what a base model's card states that a model made from it repeats: hub id, licence, languages.
+    """Returns what a base model's card states that a model made from it repeats: hub id, license, languages.
 
     Returns:
         {key of huggingface_hub's ModelCardData: value}, without keys that are not stated.

@@ -40,7 +40,7 @@ def save_model(
         tokenizer: of the model.
         folder: the folder to write.
         card: text of the model card.
-        base: the folder or hub id of the base model; its companion files (licence, tokenizer.model) are copied.
+        base: the folder or hub id of the base model; its companion files (license, tokenizer.model) are copied.
 
     Raises:
         UserError: the folder cannot be written, or the written weights do not match the configuration.

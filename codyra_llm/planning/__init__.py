@@ -1,1 +1,1 @@
-"""What is known of a run before any weight is loaded: its plan, memory, traffic and steps."""
+"""Planning of a run before any weight is loaded: tasks, memory, traffic, steps and time."""

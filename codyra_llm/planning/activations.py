@@ -1,7 +1,7 @@
-"""The memory of one forward and backward pass, by running it on the meta device: real operations, no data.
+"""The memory of one forward and backward pass, measured by running it on the meta device: real operations, no data.
 
-Every operation's result is counted from its birth until nothing holds it any more, autograd's saved tensors included,
-so what is kept, what is recomputed and what lives for a moment is what the model's own code does.
+The result of each operation is counted from its creation until nothing references it, including autograd's saved
+tensors. So the model's own code determines which tensors are kept, recomputed or temporary.
 """
 
 import weakref
@@ -20,14 +20,17 @@ from codyra_llm.engine.loss import summed_loss
 
 ATEN = torch.ops.aten
 PRODUCTS = {ATEN.mm, ATEN.addmm, ATEN.addmm_, ATEN.bmm, ATEN.baddbmm}
-# these are no views to torch, and move nothing; of an embedding, few rows are read
+# torch does not count these as views, but they move no data; an embedding reads only few rows
 UNMOVING = {ATEN.empty, ATEN.empty_like, ATEN.new_empty, ATEN._unsafe_view, ATEN.embedding}
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within, counts the bytes of the storages that operations make: `live` now, `peak` at most.
+    """A context that counts the bytes of the storages that operations allocate.
 
-    `touched` is what all operations but matrix products and views read and write.
+    Attributes:
+        live: bytes that are in use.
+        peak: largest value of `live`.
+        touched: bytes that all operations except matrix products and views read and write.
     """
 
     def __init__(self) -> None:
@@ -36,12 +39,14 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def hold(self, tensor: torch.Tensor) -> None:
-        """Leaves a tensor that was there before out of the count, also where an operation returns it."""
+        """Excludes a tensor that already existed from the count, also if an operation returns it."""
         self._known.add(tensor.untyped_storage()._cdata)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operation is torch.ops.aten._local_scalar_dense.default:
-            return True  # transformers asks whether positions are consecutive; meta tensors cannot say, and they are
+            return (
+                True  # transformers checks whether positions are consecutive: they are, but meta tensors have no data
+            )
         result = operation(*args, **(kwargs or {}))
         moves = not operation.is_view and operation.overloadpacket not in PRODUCTS | UNMOVING
         for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
@@ -69,9 +74,9 @@ class LiveBytes(TorchDispatchMode):
 def activation_bytes(
     model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
 ) -> int:
-    """Peak bytes of a micro batch's forward and backward pass, weights and their gradients left out.
+    """Returns the peak bytes of a micro batch's forward and backward pass, without weights and their gradients.
 
-    Args: those of `pass_bytes`.
+    The arguments are those of `pass_bytes`.
     """
     return pass_bytes(model, rows, length, answer_tokens, checkpointing, partitioned)[0]
 
@@ -79,23 +84,24 @@ def activation_bytes(
 def pass_bytes(
     model: PreTrainedModel, rows: int, length: int, answer_tokens: int, checkpointing: bool, partitioned: bool = False
 ) -> tuple[int, int, int]:
-    """(`activation_bytes`, bytes that all operations but products read and write, of them in the forward pass).
+    """Returns (`activation_bytes`, bytes read and written by all operations except products, those of the forward).
 
     Attention counts as fused wherever the model uses torch's scaled_dot_product_attention.
 
     Args:
         model: with gated branches, on the meta device.
-        rows, length: of the micro batch, in tokens, padding included.
+        rows: number of rows of the micro batch.
+        length: tokens of a row, including padding.
         answer_tokens: positions of the whole micro batch at which the head runs.
         checkpointing: whether each layer is recomputed in the backward pass.
-        partitioned: under ZeRO-3, whose linear layers save their input even where the weight is frozen.
+        partitioned: whether ZeRO-3 is used, whose linear layers save their input even if the weight is frozen.
     """
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_disable()
-        model.disable_input_require_grads()  # which enabling it has turned on
+        model.disable_input_require_grads()  # enabling checkpointing turns them on
     input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     targets = torch.zeros(answer_tokens, dtype=torch.long, device="meta")
     count = LiveBytes()
@@ -109,7 +115,7 @@ def pass_bytes(
 
 
 def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """AnswerLoss without its boolean mask, which has no size on the meta device."""
+    """Computes AnswerLoss without its boolean mask, whose number of selected entries is unknown on the meta device."""
     hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
     chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])[torch.zeros_like(targets)]
     return summed_loss(model, chosen, targets)
@@ -117,7 +123,7 @@ def _loss(model: PreTrainedModel, input_ids: torch.Tensor, targets: torch.Tensor
 
 @contextmanager
 def _gradients_dropped(model: nn.Module) -> Iterator[None]:
-    """Within, a parameter's gradient goes as soon as it is there: how long it stays is the ZeRO stage's matter."""
+    """A context in which each parameter's gradient is freed at once: how long it exists depends on the ZeRO stage."""
 
     def drop(parameter: torch.Tensor) -> None:
         parameter.grad = None
@@ -132,9 +138,10 @@ def _gradients_dropped(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _functions(partitioned: bool) -> Iterator[None]:
-    """Within, attention is a fused kernel's, which torch does not choose by itself on the meta device.
+    """A context in which attention uses a fused kernel, which torch does not choose on the meta device.
 
-    And the linear function is ZeRO-3's, or torch's own where DeepSpeed has replaced it in this process.
+    The linear function is that of ZeRO-3 if `partitioned`, else torch's own, which DeepSpeed may have replaced in this
+    process.
     """
     names: dict[str, Callable[..., Any]] = {
         "scaled_dot_product_attention": _fused_attention,
@@ -160,7 +167,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Saves query, key, value, output and one sum per query, as every fused kernel; a mask becomes additive."""
+    """Runs a fused kernel, which saves query, key, value, output and one sum per query; a mask becomes additive."""
     if attn_mask is not None:
         attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -1,7 +1,7 @@
-"""What a machine can do, as far as the time of a run depends on it: stated for known GPUs, or by the self-check.
+"""The ceilings (rates and latencies) of a machine that the time of a run depends on: stated, or from the self-check.
 
-Stated figures are those of the makers' data sheets times a share that programs reach (`REACHED`): an assumption.
-Latencies of collectives are those by which NCCL itself chooses its algorithms (src/graph/tuning.cc, ring).
+Stated numbers are those of the vendors' data sheets times a share that programs reach (`REACHED`), which is an
+assumption. Latencies of collectives are those that NCCL uses to choose its algorithms (src/graph/tuning.cc, ring).
 """
 
 import dataclasses
@@ -17,38 +17,38 @@ from codyra_llm.text import shown
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of sending: seconds of a step within a node and between nodes, and its share of the bandwidth."""
+    """A protocol of collectives: latency in seconds of a step within a node and between nodes, share of bandwidth."""
 
     link: float
     network: float
     share: float = 1.0
 
 
-# LL, LL128, Simple: the more latency, the more of the bandwidth
+# LL, LL128, Simple: increasing latency, increasing share of the bandwidth
 NCCL = (Protocol(0.6e-6, 2.7e-6, 0.25), Protocol(1.9e-6, 4.0e-6, 120 / 128), Protocol(3.4e-6, 14e-6))
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates in operations or bytes a second, times in seconds.
+    """The ceilings of a machine: rates in operations or bytes per second, times in seconds.
 
     Attributes:
         name: of the machine.
-        flops: matrix products of one device, in the base's dtype.
-        memory: read and written by one device.
-        link: received by a device from others of its node.
-        network: received by a whole node from others, through all its adapters.
-        host: copied to a device from its host.
-        devices: of a node.
-        call: until a collective operation has started.
-        layer: that the host takes to start the operations of one decoder layer in one pass.
-        disk: written or read by one process in the run folder, and read of the model by one node.
-        hashing: SHA-256 of one process.
-        fetch: that DeepSpeed's host code takes, at ZeRO stage 3, to fetch and release one weight in one pass, beside
-            the collective.
+        flops: rate of matrix products of one device, in the base's dtype.
+        memory: rate of reading and writing memory of one device.
+        link: rate at which a device receives from others of its node.
+        network: rate at which a whole node receives from others, through all its network adapters.
+        host: rate of copies to a device from its host.
+        devices: number of devices of a node.
+        call: time until a collective operation has started.
+        layer: time that the host takes to launch the operations of one decoder layer in one pass.
+        disk: rate at which one process reads or writes files of the run folder, and one node reads the model.
+        hashing: rate of SHA-256 in one process.
+        fetch: time that DeepSpeed's host code takes, at ZeRO stage 3, to fetch and release one weight in one pass,
+            in addition to the collective.
         protocols: of collectives.
-        ahead: the host starts operations while the device computes others.
-        source: where this is from.
+        ahead: whether the host launches operations while the device computes others.
+        source: description of where the numbers are from.
     """
 
     name: str
@@ -83,10 +83,10 @@ SHEETS: dict[str, dict[str, Any]] = {
         "source": "NVIDIA H200 SXM data sheet; eight to a node with 400 Gb/s of InfiniBand each (DGX H200)",
     },
 }  # fmt: skip
-# assumptions: of kernels' and collectives' start under PyTorch, and of a shared file system
+# assumptions about the launch of kernels and collectives under PyTorch, and about a shared file system
 ASSUMED: dict[str, Any] = {"devices": 8, "call": 20e-6, "layer": 4e-4, "fetch": 5e-4, "disk": 2e9, "hashing": 1.5e9}
-MEASURED = ("flops", "memory", "layer", "disk", "hashing")  # by the self-check, of one device
-# far beyond any machine: a number outside was meant in another unit, as 989 for teraflops
+MEASURED = ("flops", "memory", "layer", "disk", "hashing")  # by the self-check, on one device
+# bounds far beyond any machine: a number outside is in another unit, such as 989 for teraflops
 RATES = (1e6, 1e20, "in operations or bytes a second")
 SECONDS = (1e-9, 10.0, "in seconds")
 WITHIN = {"call": SECONDS, "layer": SECONDS, "fetch": SECONDS, "devices": (1, 10_000, "whole")}
@@ -94,7 +94,7 @@ NUMBERS = [field.name for field in dataclasses.fields(Ceilings) if field.type in
 
 
 def known(name: str) -> Ceilings:
-    """The stated ceilings of a known GPU (a100, h100, h200)."""
+    """Returns the stated ceilings of a known GPU (a100, h100, h200)."""
     sheet = SHEETS[name]
     rates = {what: sheet[what] * share for what, share in REACHED.items()}
     reached = ", ".join(f"{what} {share:g}" for what, share in REACHED.items())
@@ -103,12 +103,13 @@ def known(name: str) -> Ceilings:
 
 
 def find_ceilings(name_or_file: str) -> Ceilings:
-    """Those of a known GPU; of the self-check's selfcheck.json; or of a JSON file like {"like": "h100", "disk": 5e9}.
+    """Returns ceilings of a known GPU, of a selfcheck.json, or of a JSON file like {"like": "h100", "disk": 5e9}.
 
-    What the file does not say is as stated for the GPU that it is like, which for the self-check is its own.
+    Ceilings that the file does not contain are those stated for the GPU in "like"; for a selfcheck.json this is the GPU
+    that it was measured on.
 
     Raises:
-        UserError: neither, or the file says something else.
+        UserError: the argument is neither a known GPU nor such a file, or the file's content is invalid.
     """
     if name_or_file in SHEETS:
         return known(name_or_file)
@@ -132,7 +133,7 @@ def find_ceilings(name_or_file: str) -> Ceilings:
 
 
 def _of_selfcheck(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the self-check's part on ceilings has found, and the known GPU that its device is."""
+    """Returns the ceilings that the self-check measured, and "like": the known GPU that its device is."""
     try:
         rows = {part["part"]: {row.get("what"): row.get("found") for row in part["rows"]} for part in content["parts"]}
     except (KeyError, TypeError, AttributeError):

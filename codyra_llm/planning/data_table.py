@@ -1,4 +1,4 @@
-"""What a run will do, as it is said before it begins: data by task, batches, evaluation."""
+"""The description of a run that is shown before it starts: data by task, batches, evaluation."""
 
 import statistics
 
@@ -26,12 +26,12 @@ HEADS = (
 
 
 def describe_plan(plan: RunPlan, config: RunConfig, ranks: int) -> str:
-    """The table of the tasks, and the line about batches and evaluation."""
+    """Returns the table of the tasks, and the line on batches and evaluation; `ranks`: number of ranks."""
     return f"{data_table(plan, config)}\n\n{batch_line(config, ranks)}"
 
 
 def data_table(plan: RunPlan, config: RunConfig) -> str:
-    """The tasks in order; of each the rows, the tokens of a training row, and how it is learned and scored."""
+    """Returns the tasks in order, with their rows, tokens of a training row, and how they are learned and scored."""
     own = plan.domain.table(config, plan.stream, plan.batches)
     if own is not None:
         return align(own)
@@ -60,7 +60,7 @@ def data_table(plan: RunPlan, config: RunConfig) -> str:
 
 
 def batch_line(config: RunConfig, ranks: int) -> str:
-    """The batch of an optimizer step and how it comes about, the method, when what is evaluated."""
+    """Returns a line on the method, the batch of an optimizer step and its partition, and what is evaluated when."""
     train, evaluate = config.train, config.evaluate
     micro, accumulation = divide_batch(train.global_batch_size, train.per_device_train_batch_size, ranks)
     rows = rows_and_places(train.global_batch_size, micro * accumulation * ranks)

@@ -1,4 +1,4 @@
-"""The plan of a run: every way of running it on so many GPUs, what each needs, and the first that fits."""
+"""The plan of a run: each way of running it on a number of GPUs, with its needs, and the first way that fits."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ from codyra_llm.planning.run_plan import RunPlan, check_adapter, length_of, plan
 from codyra_llm.planning.run_time import Files, RunTime, StepModel, holds_whole, run_time
 from codyra_llm.planning.time_model import Questions, Shape, StepTime
 
-# (way, recompute), what moves and recomputes least first
+# (way, recompute), those with the least traffic and recomputation first
 ORDER = (
     *[(way, recompute) for recompute in (False, True) for way in ("zero0", "zero1", "zero2")],
     *[(way, recompute) for way in ("zero3", "zero2-offload", "zero3-offload") for recompute in (False, True)],
@@ -46,10 +46,15 @@ UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TI
 
 @dataclass(frozen=True)
 class Workload:
-    """The longest micro batch, and the optimizer steps of each task (None where the rows are not known).
+    """The workload of a run.
 
-    `length` and `answer_length` are tokens of the longest row, `mean` of a row; `questions` are the test rows of each
-    task (None where they are not known); `source` says where all this is from.
+    Attributes:
+        length: tokens of the longest row.
+        answer_length: answer tokens of the longest answer.
+        steps: optimizer steps of each task; None if its rows are not known.
+        source: description of where the numbers are from.
+        mean: mean tokens of a row.
+        questions: test rows of each task; None if they are not known.
     """
 
     length: int
@@ -62,9 +67,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running: a DeepSpeed file (none: stage 0), with or without gradient checkpointing.
+    """A way of running: a DeepSpeed JSON (None: stage 0), with or without gradient checkpointing.
 
-    `touched` is as of `Shape`.
+    `touched` is as in `Shape`.
     """
 
     name: str
@@ -79,10 +84,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Footprint:
-    """All that is planned. `checkpoint` and `ledger` are bytes, the ledger's of one task at full rank.
+    """The complete plan.
 
-    `relative_cost` is what an optimizer step costs, in FLOPs of fixed-rank LoRA's: what the method and retention add.
-    `time` is that of the first way that fits, where ceilings are given.
+    `checkpoint` and `ledger` are bytes, the ledger's for one task at full rank. `relative_cost` is the FLOPs of an
+    optimizer step, including what method and retention add, relative to fixed-rank LoRA. `time` is that of the first
+    way that fits, if ceilings are given.
     """
 
     model: str
@@ -106,11 +112,11 @@ class Footprint:
 
     @property
     def recommended(self) -> Way | None:
-        """The first way that fits."""
+        """The first way that fits; None if none does."""
         return next((way for way in self.ways if way.fits), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it, sums included."""
+        """Returns the plan as a dictionary for JSON, including sums."""
         result = dataclasses.asdict(self)
         for way, entry in zip(self.ways, result["ways"], strict=True):
             entry["memory"] |= {"peak": way.memory.peak, "host_peak": way.memory.host_peak, "needs": needed(way.memory)}
@@ -130,16 +136,17 @@ def plan_footprint(
     test_rows: int | None = None,
     ceilings: Ceilings | None = None,
 ) -> Footprint:
-    """Plans a run on `gpus` devices of `gpu_memory` bytes each; nothing is asked of a network.
+    """Plans a run on `gpus` devices of `gpu_memory` bytes each, without network access.
 
     Args:
         config: of the run.
-        gpus, gpu_memory: number of devices, bytes of each.
-        rows, test_rows: of every task, for where the data is not at hand.
-        ceilings: of the machine, for times.
+        gpus: number of devices.
+        gpu_memory: bytes of each device.
+        rows, test_rows: training and test rows of every task, used if the data is not available.
+        ceilings: of the machine; None: times are not computed.
 
     Raises:
-        UserError: the model is unknown, or the configuration cannot run on so many devices.
+        UserError: the model is unknown, or the configuration cannot run on this number of devices.
     """
     for option, value in (("--gpus", gpus), ("--rows", rows), ("--test-rows", test_rows)):
         if value is not None and value < 1:
@@ -175,7 +182,7 @@ def plan_footprint(
         accumulation=accumulation,
         workload=workload,
         checkpoint=(3 * sizes.trainable + sizes.gates) * FP32,  # values, two moments, the gates' importance
-        ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded in
+        ledger=(sizes.trainable - sizes.gates) * FP32,  # gates are folded into B
         relative_cost=relative_cost,
         ways=ways,
     )
@@ -183,13 +190,13 @@ def plan_footprint(
 
 
 def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, list[str]]:
-    """The model with its branches as a run's first task has it, without memory; and the wrapped projections.
+    """Builds the model of a run's first task, with branches, on the meta device; also returns the wrapped projections.
 
     Raises:
-        UserError: the model is unknown, or the adapter does not fit it.
+        UserError: the model is unknown, or the adapter is incompatible with it.
     """
     attention = config.model.attn_implementation
-    # flash_attention_2 keeps what fused attention keeps, and cannot be chosen without a GPU
+    # flash_attention_2 saves the same tensors as fused attention, and is not available without a GPU
     options = {} if attention is None else {"attn_implementation": attention.replace("flash_attention_2", "sdpa")}
     model = meta_model(source.config, dtype=getattr(torch, config.model.dtype), **options)
     method = METHODS[config.method](config)
@@ -203,15 +210,15 @@ def model_on_meta(config: RunConfig, source: Source) -> tuple[PreTrainedModel, l
 
 
 def needed(memory: RankMemory) -> int:
-    """Bytes that a GPU should have for a way of running: its peak, the margin, and what is not the program's."""
+    """Returns the bytes that a GPU should have for a way of running: its peak with a margin, and `RESERVED`."""
     return int(memory.peak * MARGIN + RESERVED)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "80GB" (10^9 each) or "80GiB" (2^30 each).
+    """Returns the bytes of a size such as "80GB" (10^9 each) or "80GiB" (2^30 each).
 
     Raises:
-        UserError: it is no such size.
+        UserError: the text is no such size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     if not match or match[2].upper() not in UNITS or not 0 < float(match[1]) < 1e9:
@@ -220,7 +227,7 @@ def parse_size(text: str) -> int:
 
 
 def _with_time(planned: Footprint, config: RunConfig, of_steps: StepModel) -> Footprint:
-    """A plan with the time of its first way that fits, if one does."""
+    """Returns the plan with the time of its first way that fits, if there is one."""
     best = planned.recommended
     if not best or not best.time:
         return planned
@@ -268,19 +275,19 @@ def _ways(
 
 
 def zero_of(deepspeed: str | None) -> DeepSpeedZeroConfig:
-    """DeepSpeed's section of a file; without one, stage 0."""
+    """Returns the section "zero_optimization" of a DeepSpeed JSON; for None, that of stage 0."""
     return DeepSpeedZeroConfig(**read_deepspeed_json(deepspeed).get("zero_optimization", {}))
 
 
 def _cost_of_retention(config: RunConfig, workload: Workload) -> float:
-    """FLOPs that retention adds to a step of rows of the planned length, whose texts are as long as they may be."""
+    """Returns the relative FLOPs that retention adds to a step with rows of planned length and texts of full length."""
     texts = config.retention.texts_per_step * config.retention.text_length if config.retention.own_text else 0
     rows = config.train.global_batch_size * workload.length
     return cost_of(config.retention, texts / rows)
 
 
 def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None, test_rows: int | None) -> Workload:
-    """From the tokenized data where data and tokenizer are here, else from the configuration's limits."""
+    """Returns the workload from tokenized data if data and tokenizer are available, else from configured limits."""
     data = config.data
     specs, orders, _ = read_task_file(resolve_path(config.task_file))
     names = resolve_order(config.order, orders, specs, config.task_file)
@@ -314,7 +321,7 @@ def _workload(config: RunConfig, source: Source, gpus: int, rows: int | None, te
 
 
 def _of_tokens(config: RunConfig, planned: RunPlan, folder: Path) -> Workload:
-    """The rows of a planned run."""
+    """Returns the workload of a planned run, from its tokenized rows."""
     lengths = [(len(row), row.learned) for batches in planned.batches for row in batches.examples]
     steps: dict[str, int | None] = {batches.task: batches.total_steps for batches in planned.batches}
     longest, longest_answer = map(max, zip(*lengths, strict=True))

@@ -1,8 +1,8 @@
-"""The bytes that one rank holds and moves, for each way of running: what DeepSpeed 0.19 allocates around fp32 adapters.
+"""The bytes that one rank stores and moves in each way of running: allocations of DeepSpeed 0.19 with fp32 adapters.
 
 DeepSpeed's configuration enables neither bf16 nor fp16 (the adapters are fp32 whatever the base is), so gradients,
-master copies, moments and what is communicated of them are fp32. `codyra_llm/engine/ds_config.py` says what a JSON
-file may change; its bucket and prefetch sizes are read here.
+master copies, moments and their communication are fp32. `codyra_llm/engine/ds_config.py` specifies what a JSON file may
+change; its bucket and prefetch sizes are used here.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What of a model the memory depends on.
+    """The sizes of a model that memory depends on.
 
-    `gates` is the number of trained gate values, `adam_bits` what a moment of A or B takes. `head` and `embedding` are
-    values of the output and the input embedding, the latter 0 where the two are one; `last` those of the
-    last projection of each layer.
+    Attributes:
+        parameters: all parameters.
+        gates: number of trained gate values.
+        adam_bits: bits of a value of Adam's moments of A and B.
+        head: values of the output embedding.
+        embedding: values of the input embedding; 0 if it is tied to the output embedding.
+        last: values of the last projection of each layer.
     """
 
     parameters: Sequence[Parameter]
@@ -49,7 +53,7 @@ class ModelSizes:
 
     @classmethod
     def of(cls, model: PreTrainedModel, adam_bits: int = 32) -> "ModelSizes":
-        """The sizes of a model with gated branches, on any device."""
+        """Returns the sizes of a model with gated branches, on any device."""
         gates = sum(layer.rank for _, layer in gated_layers(model) if layer.gate.requires_grad)
         parameters = [
             Parameter(p.numel(), getattr(p, "stored_bytes", p.nbytes), p.requires_grad) for p in model.parameters()
@@ -80,15 +84,15 @@ class ModelSizes:
 
     @property
     def importance_bytes(self) -> int:
-        """The gates' moving averages."""
+        """Bytes of the gates' moving averages of importance, fp32."""
         return self.gates * FP32
 
     def persistent(self, zero: DeepSpeedZeroConfig) -> list[Parameter]:
-        """The parameters so small that ZeRO-3 keeps them whole."""
+        """Returns the parameters that ZeRO-3 does not partition because they are small."""
         return [p for p in self.parameters if p.values <= zero.param_persistence_threshold]
 
     def bytes_of(self, trains: bool, largest: int | None = None) -> int:
-        """Bytes of the parameters that train, or do not; `largest` leaves out those of more values."""
+        """Returns the bytes of the parameters that train (or do not), with at most `largest` values (None: all)."""
         chosen = (p for p in self.parameters if p.trains == trains and (largest is None or p.values <= largest))
         return sum(p.bytes for p in chosen)
 
@@ -97,8 +101,8 @@ class ModelSizes:
 class RankMemory:
     """Bytes on one rank's device and host.
 
-    The first group is held together at the height of a backward pass. `step` is what the optimizer step holds in
-    place of gradients, gathered weights, buckets and activations.
+    `weights` to `activations` exist at the same time at the peak of a backward pass. `step` is what the optimizer step
+    allocates instead of gradients, gathered weights, buckets and activations.
     """
 
     weights: int
@@ -114,41 +118,41 @@ class RankMemory:
 
     @property
     def held(self) -> int:
-        """Bytes on the device all the time."""
+        """Bytes that are always on the device."""
         return self.weights + self.adapters + self.optimizer
 
     @property
     def passing(self) -> int:
-        """Bytes that the height of a backward pass adds."""
+        """Bytes that the peak of a backward pass adds."""
         return self.gradients + self.gathered + self.buckets + self.activations
 
     @property
     def peak(self) -> int:
-        """Most bytes on the device at one time."""
+        """Peak bytes on the device."""
         return self.held + max(self.passing, self.step)
 
     @property
     def host_peak(self) -> int:
-        """Most bytes on the host at one time, for this rank."""
+        """Peak bytes on the host, for this rank."""
         return self.host + self.host_step
 
     @property
     def shared_peak(self) -> int:
-        """Most bytes at one time where device and host are one memory, as on a CPU."""
+        """Peak bytes if device and host have the same memory, as on a CPU."""
         return self.held + self.host + max(self.passing, self.step + self.host_step)
 
 
 def rank_memory(
     sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, activations: int
 ) -> RankMemory:
-    """What one rank holds while it trains.
+    """Returns the memory of one rank in training.
 
     Args:
         sizes: of the model with branches.
         zero: DeepSpeed's section "zero_optimization".
-        ranks: over which ZeRO divides.
+        ranks: number of ranks that ZeRO partitions over.
         accumulation: micro batches of one optimizer step on one rank.
-        activations: peak bytes of a micro batch, as `activation_bytes` gives them.
+        activations: peak bytes of a micro batch, as returned by `activation_bytes`.
     """
     stage = int(zero.stage)
     if stage == 3:
@@ -161,20 +165,20 @@ def rank_memory(
     states = own + ceil(_moments(sizes) / ranks)  # ZeRO steps an fp32 copy of its part
     bucket = zero.reduce_bucket_size * FP32
     buckets = bucket * (2 if zero.overlap_comm else 1)
-    flat = min(n, bucket)  # a reduction flattens what the bucket holds
-    scratch = 4 * own  # averaged gradients, the flat copy that Adam is given, and two of Adam's own
+    flat = min(n, bucket)  # a reduction flattens the content of the bucket
+    scratch = 4 * own  # averaged gradients, the flat copy that Adam gets, and two temporaries of Adam
     if stage == 1:
         step = max(n + buckets + own + flat, scratch)
         return RankMemory(weights, n, states, n, buckets=buckets, activations=activations, step=step)
     waiting = own if accumulation > 1 else 0
-    # a bucket that all gradients fit into is reduced when the activations are gone, a smaller one before
+    # a bucket that fits all gradients is reduced after the activations are freed, a smaller one before
     early = n > bucket
     if zero.offload_optimizer is None:
         step = max(waiting + own + buckets + flat, scratch)
         gradients = waiting + (own if early else 0)
         return RankMemory(weights, n, states, gradients, 0, buckets + (flat if early else 0), activations, step)
-    largest = FP32 * max(p.values for p in sizes.parameters if p.trains)  # a gradient on its way, on either side
-    host = states + 2 * own + waiting + largest  # and the gradients, and the stepped values on their way back
+    largest = FP32 * max(p.values for p in sizes.parameters if p.trains)  # a gradient in transfer, on either side
+    host = states + 2 * own + waiting + largest  # plus the gradients, and the updated values in transfer
     step, buckets = buckets + flat + largest, buckets + largest + (flat if early else 0)
     return RankMemory(weights, n, 0, 0, 0, buckets, activations, step, host, host_step=2 * own)
 
@@ -185,19 +189,20 @@ def _stage_3(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, activatio
     states = own + ceil(_moments(sizes) / ranks)
     small = zero.param_persistence_threshold
     offloaded = zero.offload_param is not None
-    whole = ranks > 1 or offloaded  # one rank without offloading computes with its part itself
+    whole = ranks > 1 or offloaded  # a single rank without offloading computes with its partition directly
     persistent = [sizes.bytes_of(trains, small) if whole else 0 for trains in (False, True)]
     gathered = _gathered(sizes, zero) if whole else 0
     bucket = zero.reduce_bucket_size * FP32
     flat = min(n, bucket)
-    buckets = bucket + (flat if n > bucket else 0)  # one, kept all the time; and what an early reduction takes out
+    buckets = bucket + (flat if n > bucket else 0)  # one permanent bucket, and the copy for an early reduction
     weights, adapters = persistent[0] + (0 if offloaded else base), persistent[1] + (0 if offloaded else own)
     kept = base + own if offloaded else 0
     if zero.offload_optimizer is None:
-        # own gradients stay between steps; a step adds a flat copy and two of Adam's, a last reduction two copies
+        # own gradients stay between steps; a step adds a flat copy and two temporaries of Adam, a last reduction two
+        # copies
         step = bucket + own + max(3 * own, 2 * flat)
         return RankMemory(weights, adapters, states, own, gathered, buckets, activations, step, host=kept)
-    host = kept + states + 2 * own  # accumulated gradients, and those that Adam is given
+    host = kept + states + 2 * own  # accumulated gradients, and those that Adam gets
     step = bucket + 2 * flat
     return RankMemory(weights, adapters, 0, 0, gathered, buckets, activations, step, host, host_step=2 * own)
 
@@ -210,17 +215,17 @@ def _moments(sizes: ModelSizes) -> int:
 
 
 def _gathered(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> int:
-    """Bytes of the weights that are whole on a rank at the height of activations."""
+    """Returns the bytes of the weights that are gathered on a rank at the peak of activations."""
     values, total = partitioned(sizes, zero)
     live = min(values, zero.max_live_parameters)
-    # what was fetched together exists twice, in the flat buffer it arrived in and in tensors of its own, until the last
-    # of it is used
+    # weights fetched together exist twice, in the flat buffer that they arrived in and in separate tensors, until the
+    # last of them is used
     arriving = min(values, zero.prefetch_bucket_size)
     return (live + arriving) * total // max(values, 1)
 
 
 def partitioned(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> tuple[int, int]:
-    """(values, bytes) of the parameters that ZeRO-3 gathers for use and lets go again."""
+    """Returns (values, bytes) of the parameters that ZeRO-3 gathers for use and then releases."""
     chosen = [p for p in sizes.parameters if p.values > zero.param_persistence_threshold]
     return sum(p.values for p in chosen), sum(p.bytes for p in chosen)
 
@@ -229,9 +234,9 @@ def partitioned(sizes: ModelSizes, zero: DeepSpeedZeroConfig) -> tuple[int, int]
 class Traffic:
     """Bytes that one rank receives in one optimizer step (it sends as many): over the network, and from its host.
 
-    The `..._calls` are the collective operations that move them, at most: ZeRO-3 gathers small weights together where
-    it prefetches them, and on one rank fetches them without a collective. `agreements` are all-reduces of a few
-    numbers: norms, the sums of losses, the gates' importance.
+    The `..._calls` are the largest numbers of collective operations that move them: ZeRO-3 may gather small weights
+    together when it prefetches them, and on one rank fetches weights without a collective. `agreements` are all-reduces
+    of a few numbers: norms, sums of losses, the gates' importance.
     """
 
     gradients: int
@@ -245,17 +250,17 @@ class Traffic:
 
     @property
     def network(self) -> int:
-        """All but what comes from the host."""
+        """Bytes received over the network: all except those from the host."""
         return self.gradients + self.weights + self.optimizer
 
 
 def step_traffic(
     sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, recompute: bool
 ) -> Traffic:
-    """What an optimizer step moves, with ring collectives: (ranks - 1) / ranks of what is gathered or scattered.
+    """Returns the traffic of an optimizer step with ring collectives: (ranks - 1) / ranks of all gathered bytes.
 
-    `gradients` are reduced (stages 0 and 1: once a step; 2 and 3: for each micro batch), `weights` gathered by
-    ZeRO-3 for each pass over a layer, `optimizer` is the gathering of what the step has changed.
+    `gradients` are reduced (stages 0 and 1: once per step; 2 and 3: for each micro batch), `weights` are gathered by
+    ZeRO-3 for each pass over a layer, and `optimizer` is the gathering of the updated values.
     """
     stage, n = int(zero.stage), sizes.adapter_bytes
     if ranks == 1:
@@ -281,29 +286,30 @@ def step_traffic(
 
 
 def _gathers(sizes: ModelSizes, zero: DeepSpeedZeroConfig, recompute: bool) -> tuple[int, int]:
-    """(bytes, number) of the weights that ZeRO-3 gathers for one micro batch.
+    """Returns (bytes, number) of the weights that ZeRO-3 gathers for one micro batch.
 
-    Each weight once for the forward pass; for the backward pass those that are no longer there (an input embedding has
-    none, unless its output is a checkpoint's input); and with recomputation each layer's once more, but for its last
-    projection, which the backward pass begins with. What stays from the forward pass on is the head and, as far as
-    `stage3_max_reuse_distance` reaches over it, the last layers.
+    Each weight is gathered once for the forward pass. For the backward pass those are gathered that have been released
+    (not the input embedding, which has no backward pass unless its output is the input of an activation checkpoint).
+    With recomputation each layer's weights are gathered once more, except its last projection, with which the backward
+    pass begins. After the forward pass the head stays gathered and, as far as `stage3_max_reuse_distance` reaches
+    beyond it, the last layers.
     """
     values, total = partitioned(sizes, zero)
     of_layers, ends = values - sizes.head - sizes.embedding, 1 + (sizes.embedding > 0)
     number = len(sizes.parameters) - len(sizes.persistent(zero)) - ends
     reach = max(0, int(zero.max_reuse_distance) - 2 * sizes.head) // (3 if recompute else 2)
-    stays = min(1.0, reach / max(1, of_layers))  # share of the layers
+    stays = min(1.0, reach / max(1, of_layers))  # share of the layers that stay gathered
     passes = 2 - stays + recompute
     moved, calls = passes * of_layers - recompute * sum(sizes.last), passes * number - recompute * len(sizes.last)
     of_head = 1 if zero.max_reuse_distance else 2
-    # where all layers stay, the input embedding does as well
+    # if all layers stay gathered, so does the input embedding
     of_embedding = 2 if recompute and stays < 1 else 1
     moved += of_head * sizes.head + of_embedding * sizes.embedding
     return int(moved * total / max(values, 1)), round(calls) + of_head + of_embedding * (sizes.embedding > 0)
 
 
 def _from_host(sizes: ModelSizes, zero: DeepSpeedZeroConfig, ranks: int, accumulation: int, recompute: bool) -> int:
-    """Bytes that offloading brings to the device of one rank in an optimizer step."""
+    """Returns the bytes that offloading copies to the device of one rank in an optimizer step."""
     if int(zero.stage) == 2:
         return sizes.adapter_bytes // ranks if zero.offload_optimizer else 0
     if not zero.offload_param:

@@ -1,6 +1,7 @@
-"""Stand-ins for quantized layers where there is no data: they compute and keep what bitsandbytes' layers do.
+"""Stand-ins for quantized layers on the meta device, with the operations and saved tensors of bitsandbytes' layers.
 
-A product unpacks the weight into the dtype it computes in and lets it go; nothing of that stays for the backward pass.
+A product dequantizes the weight into the compute dtype and then frees it; the dequantized weight is not saved for the
+backward pass.
 """
 
 from math import ceil
@@ -15,7 +16,7 @@ from codyra_llm.models.quantize import quantized_names
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer on the meta device, whose weight has its plain shape but is counted as quantized."""
+    """A linear layer on the meta device; its weight has the unquantized shape but is counted as quantized."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -35,7 +36,7 @@ class _Unpacked(torch.autograd.Function):
 
 
 def stand_in(model: PreTrainedModel, quantization: str) -> None:
-    """Puts stand-ins in the place of a model's projections; `stored_bytes` of a weight is what it will take."""
+    """Replaces a model's projections by stand-ins; `stored_bytes` of a weight is its size after quantization."""
     for name in quantized_names(model):
         plain: Any = model.get_submodule(name)
         layer = QuantizedLinear(plain.in_features, plain.out_features, plain.bias is not None, "meta")
@@ -45,9 +46,10 @@ def stand_in(model: PreTrainedModel, quantization: str) -> None:
 
 
 def _stored_bytes(quantization: str, out_features: int, in_features: int) -> int:
-    """Of a weight and its scales: rows of bytes with an fp32 scale, or 4-bit blocks of 64 with an 8-bit scale.
+    """Returns the bytes of a quantized weight with its scales.
 
-    Of the 8-bit scales, every 256 share one in fp32.
+    int8: rows of bytes with an fp32 scale each. nf4: 4-bit blocks of 64 with an 8-bit scale each, and an fp32 scale for
+    every 256 of these.
     """
     values = out_features * in_features
     if quantization == "int8":

@@ -1,4 +1,4 @@
-"""A footprint as text."""
+"""A plan (`Footprint`) as text."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,17 +13,18 @@ GB = 1e9
 
 
 def report(plan: Footprint, arguments: Sequence[str]) -> str:
-    """Everything that was planned, and the command line of the first way that fits.
+    """Returns the complete plan as text, with the command line of the first way that fits.
 
     Args:
-        arguments: the run's own, --config and overrides, as they were given; those that fit come after and win.
+        plan: the plan.
+        arguments: the run's command-line arguments (--config and overrides), which are followed by those of the way.
     """
     parts = [_head(plan), _memory(plan), _moved(plan), _steps(plan)]
     return "\n\n".join([*parts, *time_tables(plan), _verdict(plan, arguments)])
 
 
 def table(plans: Sequence[Footprint]) -> str:
-    """The first way that fits on each number of GPUs, a line each."""
+    """Returns a table with the first way that fits on each number of GPUs."""
     rows = [["GPUs", "micro batch", "accumulation", "first that fits", "recompute", "needs GB per GPU", "host GB"]]
     for plan in plans:
         batch = [str(plan.gpus), str(plan.micro_batch), str(plan.accumulation)]
@@ -98,7 +99,7 @@ def _steps(plan: Footprint) -> str:
 
 
 def time_tables(plan: Footprint) -> list[str]:
-    """The time of a step in each way of running, and of each task in the first that fits; none without ceilings."""
+    """Returns tables of the time of a step in each way, and of tasks in the first that fits; empty without times."""
     timed = [way for way in plan.ways if way.time]
     if not timed:
         return []
@@ -131,7 +132,7 @@ def _tasks(time: RunTime) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time as one reads it: 0.012 s, 3.4 s, 12 min, 5.1 h."""
+    """Returns a time in a readable unit: 0.012 s, 3.4 s, 12 min, 5.1 h."""
     for unit, size, least in (("h", 3600, 2 * 3600), ("min", 60, 120)):
         if value >= least:
             return f"{value / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""A run as far as it can be known without the weights: checked in full, data made examples of, steps counted."""
+"""The plan of a run without the model's weights: checked configuration, tokenized data, number of steps."""
 
 import dataclasses
 import hashlib
@@ -38,12 +38,20 @@ from codyra_llm.text import shown
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """The tasks of a run in order, for each the batches to train on and the encoded test rows; general ability.
+    """The plan of a run.
 
     Attributes:
-        validation: rows of each task to validate on, none of most runs.
-        templates: the chat template of each task. general_template: that of general ability.
-        notes: what whoever runs it should know, a line each.
+        source: the model.
+        domain: text or images.
+        stream: the tasks, in order.
+        deepspeed_json: the DeepSpeed configuration.
+        batches: the training batches of each task; empty if the model is only scored.
+        test_examples: the encoded test rows of each task.
+        validation: the validation rows of each task; empty in most runs.
+        suites: of general ability.
+        templates: the chat template of each task.
+        general_template: the chat template of general ability.
+        notes: messages for the user, a line each.
     """
 
     source: Source
@@ -60,11 +68,11 @@ class RunPlan:
 
     @property
     def stages(self) -> list[Stage]:
-        """The points of the run at which the model is measured."""
+        """The stages of the run at which the model is evaluated."""
         return stages_of(self.stream.names)
 
     def data(self, config: RunConfig) -> Data:
-        """What the results say of the data."""
+        """Returns the description of the data for the results."""
         tasks = [
             TaskData(
                 task.name,
@@ -81,7 +89,7 @@ class RunPlan:
         ]
         for facts, task, batches in zip(
             tasks, self.stream, self.batches, strict=False
-        ):  # none where nothing is learned
+        ):  # there are no batches if the model is only scored
             facts.train_rows = len(task.train) if task.spec.is_text else len(batches.own)
             facts.dropped_train_rows = len(task.train) - facts.train_rows
             facts.steps, facts.replayed_rows = batches.total_steps, len(batches.examples) - len(batches.own)
@@ -89,7 +97,7 @@ class RunPlan:
         return Data(self.stream.name, version, tasks, self.domain.facts.name)
 
     def measures_general(self, stage: Stage, config: RunConfig) -> bool:
-        """Whether general ability is measured at a stage."""
+        """True if general ability is measured at a stage."""
         return bool(self.suites) and config.general.is_due(self.stream.names, stage.number)
 
     @property
@@ -99,14 +107,14 @@ class RunPlan:
 
     @cached_property
     def tokens(self) -> list[float]:
-        """Tokens, or images, that are trained on in each task, from the mean length of its rows."""
+        """Training tokens (or images) of each task, computed from the mean length of its rows."""
         return [
             batches.total_steps * batches.global_batch_size * sum(map(len, batches.examples)) / len(batches.examples)
             for batches in self.batches
         ]
 
     def name(self, config: RunConfig) -> str:
-        """Names the run by what its results depend on: settings, tasks' own settings, all tokens, suites' texts."""
+        """Returns a hash of all that results depend on: settings, task settings, tokens of all rows, suites."""
         settings = [decisive(config), [task.spec.content for task in self.stream]]
         digest = hashlib.sha256(json.dumps(settings).encode())
         learned = [batches.examples for batches in self.batches] or [()] * len(self.test_examples)
@@ -130,15 +138,17 @@ def plan_run(
     to_train: bool = True,
     source: Source | None = None,
 ) -> RunPlan:
-    """Checks everything that can be checked without the weights, and makes examples of the data.
+    """Checks everything that can be checked without the weights, and encodes the data.
 
     Args:
-        stream: the tasks; by default those that the configuration names.
-        to_train: false where the model is to be scored only.
-        source: the model, where it is open already.
+        config: of the run.
+        ranks: all ranks.
+        stream: the tasks; None: those that the configuration names.
+        to_train: False if the model is only scored.
+        source: the model, if it has already been opened.
 
     Raises:
-        UserError: the configuration, data or model is unfit.
+        UserError: the configuration, data or model is invalid.
     """
     domain = find_domain(config, stream)
     config = domain.settled(config)
@@ -155,7 +165,7 @@ def plan_run(
         method.check_run(zero_stage(deepspeed_json))
         check_adapter(structure, method.adapter)
         domain.check_method(config, source, method)
-    rows = domain.rows(config, source, stream)  # first, since a fault is then one of a task
+    rows = domain.rows(config, source, stream)  # first, so that errors in data name their task
     general_template = find_chat_template(tokenizer, config.data.chat_template)
     batches: list[GlobalBatches] = []
     for task, examples in zip(stream, rows.train if to_train else (), strict=to_train):
@@ -177,7 +187,7 @@ def _batches(
     ranks: Ranks,
     pad_token_id: int,
 ) -> GlobalBatches:
-    """The steps of a task, checked by the method."""
+    """Returns the batches of a task, checked by the method."""
     epochs, steps = length_of(config.train, task.spec)
     batches = GlobalBatches(
         examples,
@@ -203,15 +213,15 @@ def _batches(
 
 
 def length_of(train: TrainConfig, spec: TaskSpec) -> tuple[float, int | None]:
-    """(passes over a task's rows, optimizer steps in their place or None): the run's settings before the task's own."""
+    """Returns (epochs, optimizer steps to use instead or None) of a task; the run's settings override the task's."""
     steps = train.steps or (None if train.num_train_epochs else spec.steps)
     return train.num_train_epochs or spec.epochs, steps
 
 
 def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: RunPlan | None = None) -> None:
-    """Raises UserError, on every rank, where settings, data or the model's weights are not the same on all ranks.
+    """Raises UserError, on every rank, if settings, data or the model's weights are not the same on all ranks.
 
-    Weights are hashed once on each host, and the hash is kept in its cache folder.
+    Weights are hashed once on each host, which caches the hash.
     """
     if ranks.size == 1:
         return
@@ -223,7 +233,7 @@ def check_ranks_agree(config: RunConfig, ranks: Ranks, source: Source, plan: Run
 
 
 def check_adapter(model: PreTrainedModel, adapter: CoDyRAConfig) -> None:
-    """Raises UserError where a model has no projection for a target, or one too small for the rank."""
+    """Raises UserError if a model has no projection for a target, or one that is too small for the rank."""
     try:
         check_rank(model, find_targets(model, adapter), adapter.rank)
     except ValueError as error:
@@ -245,14 +255,14 @@ def _check_quantization(
 
 
 def _check_after(config: RunConfig, stream: TaskStream) -> None:
-    """Raises UserError where general ability is to be measured after a task that the run does not have."""
+    """Raises UserError if general ability is to be measured after a task that the run does not have."""
     unknown = set(config.general.after) - {*stream.names, "last"}
     if unknown:
         raise UserError(f"general.after: {', '.join(sorted(unknown))}: not a task of this run; it has {stream.names}")
 
 
 def _check_file_names(stream: TaskStream, suites: Sequence[Suite]) -> None:
-    """Raises UserError where two files of the run folder have one name, or one that file systems do not take."""
+    """Raises UserError if two files of the run folder would have the same name, or one too long for file systems."""
     of_suites = [f"general.{suite.label}" for suite in suites]
     if taken := set(stream.names) & set(of_suites):
         raise UserError(f"task {min(taken)}: the answers of a suite are in files of that name; rename the task")

@@ -1,4 +1,4 @@
-"""The time of a run, phase by phase: each task's steps, checkpoints, ledger and merge, and what is scored after it."""
+"""The time of a run by phase: each task's steps, checkpoints, ledger and merge, and the evaluation after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from codyra_llm.planning.time_model import (
 )
 
 # rows, prompt, answer and new tokens of TRACE's six suites (docs/general.md): rows as published, limits of
-# tasks/general, prompts by their usual length with the worked examples; the choices of one item share a row
+# tasks/general, typical prompt lengths including few-shot examples; the choices of one item share a row
 SUITES = {
     "mmlu": Questions(14042, 700, 4),
     "gsm8k": Questions(1319, 1200, 0, 256),
@@ -36,7 +36,7 @@ SUITES = {
 
 @dataclass(frozen=True)
 class Files:
-    """Bytes of a checkpoint in the midst of a task and of a ledger's entry, and the projections that it touches."""
+    """Bytes of a checkpoint within a task and of a ledger entry, and the number of projections that this changes."""
 
     checkpoint: int
     entry: int
@@ -45,7 +45,7 @@ class Files:
 
 @dataclass(frozen=True)
 class StepModel:
-    """What the time of a step depends on beside the way of running: model, machine, and the method's relative cost."""
+    """The model of a step's time, for any way of running: model shape, ceilings, and relative cost of the method."""
 
     shape: Shape
     ceilings: Ceilings
@@ -61,11 +61,16 @@ class StepModel:
         ranks: int,
         recompute: bool,
     ) -> StepTime:
-        """Of an optimizer step.
+        """Returns the time of an optimizer step.
 
         Args:
-            rows: of a micro batch, the tokens of the longest, the mean, and the answer tokens of one.
-            touched: as of `micro_batch_seconds`, of rows that are all as long as the longest.
+            rows: (rows of a micro batch, tokens of the longest row, mean tokens of a row, answer tokens of a row).
+            accumulation: micro batches of a step on one rank.
+            touched: as for `micro_batch_seconds`, for rows that are all as long as the longest.
+            traffic: of the step.
+            zero: DeepSpeed's section "zero_optimization".
+            ranks: number of ranks.
+            recompute: whether gradient checkpointing is used.
         """
         micro, longest, mean, answers = rows
         share = mean / longest
@@ -79,7 +84,7 @@ class StepModel:
 
 @dataclass(frozen=True)
 class TaskTime:
-    """Seconds of a task by phase; None where it is not known how much there is to do. Task "" is the base model."""
+    """Seconds of a task by phase; None if the amount of work is not known. Task "" is the base model."""
 
     task: str
     steps: int | None
@@ -91,13 +96,16 @@ class TaskTime:
 
     @property
     def total(self) -> float:
-        """Of all that is known."""
+        """Seconds of all known phases."""
         return sum(part or 0 for part in (self.training, self.checkpoints, self.merge, self.evaluation, self.general))
 
 
 @dataclass(frozen=True)
 class RunTime:
-    """Seconds of a run. `start` loads and hashes the model, `save` writes it."""
+    """Seconds of a run: `start` for loading and hashing the model, `save` for writing it.
+
+    `whole`: whether each rank has all weights in an evaluation.
+    """
 
     ceilings: Ceilings
     step: StepTime
@@ -108,12 +116,18 @@ class RunTime:
 
     @property
     def total(self) -> float:
-        """Of all that is known."""
+        """Seconds of all known phases."""
         return self.start + self.save + sum(task.total for task in self.tasks)
 
 
 def holds_whole(gather: str, weights: int, free: int) -> bool:
-    """Whether an evaluation at stage 3 holds all weights on each rank, by `evaluate.gather`."""
+    """True if an evaluation at stage 3 gathers all weights on each rank (`evaluate.gather`).
+
+    Args:
+        gather: the setting.
+        weights: bytes of all weights.
+        free: bytes available on a device.
+    """
     return gather == "always" or (gather == "auto" and weights * EVALUATION_MARGIN <= free)
 
 
@@ -128,12 +142,18 @@ def run_time(
     stage: int,
     whole: bool,
 ) -> RunTime:
-    """The time of each task, one after another, and of the base model's row.
+    """Returns the time of a run: of each task, and of evaluating the base model.
 
     Args:
-        step: an optimizer step of this way of running.
-        steps, questions: of each task; None where it is not known.
-        whole: in an evaluation, each rank holds all weights.
+        config: of the run.
+        of_steps: model shape and ceilings.
+        step: time of an optimizer step in this way of running.
+        steps: optimizer steps of each task; None if not known.
+        questions: test rows of each task; None if not known.
+        files: sizes of checkpoints and ledger entries.
+        ranks: number of ranks.
+        stage: ZeRO stage.
+        whole: whether each rank has all weights in an evaluation.
     """
     shape, ceilings = of_steps.shape, of_steps.ceilings
     gather = 0.0
@@ -145,7 +165,7 @@ def run_time(
     names = list(steps)
 
     def scored(number: int) -> float | None:
-        """Of scoring the tasks after so many were learned."""
+        """Returns the seconds of scoring tasks after `number` tasks were learned; None if not known."""
         asked = [questions[name] for name in asked_after(config.evaluate, names, number)]
         known = [each for each in asked if each]
         return asking_seconds(shape, ceilings, known, *how) if len(known) == len(asked) else None
@@ -174,14 +194,14 @@ def run_time(
 
 
 def asked_after(evaluate: EvaluateConfig, names: list[str], number: int) -> list[str]:
-    """The tasks that are scored after so many were learned, by `evaluate.tasks`; after 0: on the base model."""
+    """Returns the tasks that are scored after `number` tasks were learned (`evaluate.tasks`); 0: on the base model."""
     if evaluate.tasks == "last":
         return names if number == len(names) else []
     return names[:number] if evaluate.tasks == "seen" else names
 
 
 def _suites(config: RunConfig) -> list[Questions | None]:
-    """The items of the suites of a run; None for one whose items are not known without its data."""
+    """Returns the items of each suite of a run; None for a suite whose items are not known without its data."""
     names = [each for name in config.general.suites for each in (SUITES if name == "general" else [name])]
     found: list[Questions | None] = []
     for name in names:

@@ -1,19 +1,19 @@
-"""How long a run takes, by formula: what it computes, moves and writes, over what the machine can do.
+"""A model of a run's time: operations and bytes, divided by the ceilings of the machine.
 
-Of a rank, with N values in the projections, n in the branches, h in the head, T tokens and A answer tokens of a micro
-batch of rows of L tokens, and attention of w values a token over all layers (causal: half of L is seen on average):
+For one rank, with N values in the projections, n in the branches, h in the head, T tokens and A answer tokens in a
+micro batch of rows of L tokens, and w attention values per token over all layers (causal: L / 2 on average):
 
     forward          2 (N + n) T + 2 w L T + 2 h A
     training         4 N T + 6 n T + 7 w L T + 4 h A          the base is frozen: no gradients of its weights
     recomputation    + 2 (N + n) T + 2 w L T
-    computing        operations / flops + bytes of all that is no matrix product / memory, and no less than starting it;
-                     of branches no less than reading their inputs and writing their outputs, and at stage 3 no less
-                     than what the host does to fetch each weight
-    a collective     started + steps of latency + bytes received / bandwidth, by the protocol that takes least
-    a pass of generation    reading weights and keys and values, or computing, or starting each layer: what takes most
+    computing        operations / flops + bytes of all other operations / memory, and at least the launch time; of the
+                     branches at least their inputs and outputs / memory; at stage 3 at least what the host takes to
+                     fetch each weight
+    a collective     call + latency of its steps + bytes received / bandwidth, with the fastest protocol
+    a pass of generation    the maximum of reading weights and KV cache, computing, and launching each layer
 
 A ring of p ranks on k nodes gathers in p - 1 steps, of which k - 1 are between nodes, and all-reduces in twice as many.
-A ring enters a node once, through all its network adapters together. All functions are pure; times are seconds.
+A ring enters a node once, through all its network adapters together. All functions are pure; times are in seconds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,23 +27,25 @@ from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.planning.ceilings import Ceilings
 from codyra_llm.planning.memory import ModelSizes, Traffic
 
-BACKWARD_OF_ATTENTION = 2.5  # times the forward pass: four products for two, and one computed anew
+BACKWARD_OF_ATTENTION = 2.5  # times the forward pass: four products instead of two, and one recomputed
 FP32 = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its time depends on.
+    """The sizes of a model that time depends on.
 
     Attributes:
-        layers: decoder layers.
-        projections, branches, head: values of the base's projections, of all branches, of the output embedding.
-        attention: values of the queries of a token, over all layers.
+        layers: number of decoder layers.
+        projections: values of the base's projections.
+        branches: values of all branches.
+        head: values of the output embedding.
+        attention: query values of a token, over all layers.
         cached: bytes of the keys and values of a token, over all layers.
         weights: bytes of the base.
-        width: bytes of a value of the activations.
-        touched: bytes of a token that a forward pass reads and writes in all operations but matrix products.
-        spanned: values of a token that the branches read and write in a forward pass: their inputs and outputs.
+        width: bytes of an activation value.
+        touched: bytes per token that a forward pass reads and writes in all operations except matrix products.
+        spanned: values per token that the branches read and write in a forward pass: their inputs and outputs.
     """
 
     layers: int
@@ -59,7 +61,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: PreTrainedModel, sizes: ModelSizes) -> "Shape":
-        """Of a model with branches, on any device."""
+        """Returns the shape of a model with branches, on any device."""
         text = model.config.get_text_config()
         heads, kept = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         of_head = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -80,13 +82,13 @@ class Shape:
 
 
 def forward_flops(shape: Shape, tokens: int, length: float, answers: int = 0) -> float:
-    """Operations of a forward pass over `tokens` in rows of `length`, with the head at `answers` positions."""
+    """Returns the FLOPs of a forward pass over `tokens` in rows of `length`, with the head at `answers` positions."""
     of_token = 2 * (shape.projections + shape.branches) + 2 * shape.attention * length
     return tokens * of_token + 2 * shape.head * answers
 
 
 def training_flops(shape: Shape, tokens: int, length: float, answers: int, recompute: bool) -> float:
-    """Operations of a forward and a backward pass; the backward pass computes gradients of inputs and of branches."""
+    """Returns the FLOPs of a forward and a backward pass, which computes gradients of inputs and of branches."""
     attention = 2 * shape.attention * length
     backward = tokens * (2 * shape.projections + 4 * shape.branches + BACKWARD_OF_ATTENTION * attention)
     again = forward_flops(shape, tokens, length) if recompute else 0
@@ -96,10 +98,16 @@ def training_flops(shape: Shape, tokens: int, length: float, answers: int, recom
 def micro_batch_seconds(
     shape: Shape, ceilings: Ceilings, tokens: int, length: float, answers: int, recompute: bool, touched: float = 0
 ) -> float:
-    """Of the passes of a micro batch on one device.
+    """Returns the time of the passes of a micro batch on one device.
 
     Args:
-        touched: bytes read and written by all operations but matrix products (`activations.pass_bytes`).
+        shape: of the model.
+        ceilings: of the machine.
+        tokens: number of tokens.
+        length: tokens of a row.
+        answers: number of answer tokens.
+        recompute: whether gradient checkpointing is used.
+        touched: bytes read and written by all operations except matrix products (`activations.pass_bytes`).
     """
     passes = 3 if recompute else 2
     of_branches = tokens * shape.branches * (6 + 2 * recompute)
@@ -112,14 +120,18 @@ def micro_batch_seconds(
 
 
 def with_host(seconds: float, host: float, ceilings: Ceilings) -> float:
-    """Seconds of the device and of its host's code: at the same time on a GPU, one after the other on a CPU."""
+    """Returns the time of the device and of its host's code, which overlap only on a GPU."""
     return max(seconds, host) if ceilings.ahead else seconds + host
 
 
 def collective_seconds(received: float, calls: int, ranks: int, ceilings: Ceilings, rounds: int = 1) -> float:
-    """Of `calls` ring collectives, one after another, in which a rank receives so many bytes in all.
+    """Returns the time of consecutive ring collectives.
 
     Args:
+        received: bytes that a rank receives in total.
+        calls: number of collectives.
+        ranks: number of ranks.
+        ceilings: of the machine.
         rounds: 1 for all-gathers and reduce-scatters, 2 for all-reduces.
     """
     if ranks == 1 or not calls:
@@ -135,7 +147,7 @@ def collective_seconds(received: float, calls: int, ranks: int, ceilings: Ceilin
 
 
 def agreement_seconds(ranks: int, ceilings: Ceilings) -> float:
-    """Of an all-reduce of a few numbers: along the devices of a node, and up and down a tree of nodes."""
+    """Returns the time of an all-reduce of a few numbers: a chain within each node, a tree over nodes, in both ways."""
     if ranks == 1:
         return 0.0
     nodes = ceil(ranks / ceilings.devices)
@@ -146,7 +158,7 @@ def agreement_seconds(ranks: int, ceilings: Ceilings) -> float:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step. `overlaps`: gathering and reducing go on while the device computes."""
+    """Seconds of one optimizer step. `overlaps`: whether gathering and reducing run while the device computes."""
 
     compute: float
     weights: float
@@ -158,12 +170,12 @@ class StepTime:
 
     @property
     def network(self) -> float:
-        """All that is spent on collectives, hidden behind computing or not."""
+        """Seconds of all collectives, whether they overlap with computing or not."""
         return self.weights + self.gradients + self.optimizer + self.agreements
 
     @property
     def total(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         beside = self.weights + self.gradients + self.host
         passes = max(self.compute, beside) if self.overlaps else self.compute + beside
         return passes + self.optimizer + self.agreements
@@ -172,9 +184,9 @@ class StepTime:
 def step_time(
     compute: float, traffic: Traffic, stage: int, ranks: int, ceilings: Ceilings, overlaps: bool, trainable: int = 0
 ) -> StepTime:
-    """Of an optimizer step: its micro batches' `compute`, and what it moves.
+    """Returns the time of an optimizer step, from the `compute` seconds of its micro batches and its traffic.
 
-    The step of the optimizer itself reads and writes values, gradients and moments of a rank's part: 28 bytes a value.
+    The optimizer reads and writes values, gradients and moments of a rank's partition: 28 bytes per value.
     """
     part = trainable / (ranks if stage else 1)
     compute = with_host(compute, traffic.weight_calls * ceilings.fetch, ceilings)
@@ -183,7 +195,7 @@ def step_time(
         collective_seconds(traffic.weights, traffic.weight_calls, ranks, ceilings),
         collective_seconds(traffic.gradients, traffic.gradient_calls, ranks, ceilings, 1 if stage == 3 else 2),
         collective_seconds(traffic.optimizer, traffic.optimizer_calls, ranks, ceilings),
-        (traffic.agreements + 1) * agreement_seconds(ranks, ceilings),  # and whether to stop
+        (traffic.agreements + 1) * agreement_seconds(ranks, ceilings),  # one more: whether to stop
         traffic.host / ceilings.host,
         overlaps and stage >= 2,
     )
@@ -191,7 +203,7 @@ def step_time(
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows to answer: how many, the tokens of a prompt and of a true answer, the tokens that are generated for it."""
+    """Rows to answer: their number, and the tokens of a prompt, of its reference answer and of the generated answer."""
 
     rows: int
     prompt: float
@@ -202,11 +214,15 @@ class Questions:
 def batch_seconds(
     shape: Shape, ceilings: Ceilings, asked: Questions, batch: int, gather: float = 0, speedup: float = 1
 ) -> float:
-    """Of a batch of questions on one rank: prompts, true answers, then the model's own, a token of all rows a pass.
+    """Returns the time of a batch of questions on one rank: prompts, reference answers, then generation.
 
     Args:
-        gather: seconds in which a pass gathers the weights, where they are not whole (`evaluate.gather` never).
-        speedup: tokens that a pass gives, by guessing.
+        shape: of the model.
+        ceilings: of the machine.
+        asked: the kind of questions.
+        batch: number of rows.
+        gather: seconds in which a pass gathers the weights, if they are partitioned (`evaluate.gather` never).
+        speedup: tokens of a row per pass of generation, with guesses.
     """
 
     def a_pass(operations: float, read: float, tokens: float) -> float:
@@ -230,8 +246,11 @@ def batch_seconds(
 
 
 def answering_seconds(batches: Iterable[tuple[int, float]], ranks: int) -> float:
-    """Of all batches, given as (how many, seconds of each): ranks take them in turn, the longest first, and wait."""
-    left, seconds = 0, 0.0  # places left in the round that has begun
+    """Returns the time of batches, given as (number, seconds of each); in each round every rank answers one.
+
+    The longest batches are first, and a round takes as long as its longest batch.
+    """
+    left, seconds = 0, 0.0  # ranks that are free in the current round
     for number, each in sorted(batches, key=lambda pair: -pair[1]):
         beyond = max(0, number - left)
         rounds = ceil(beyond / ranks)
@@ -243,7 +262,7 @@ def answering_seconds(batches: Iterable[tuple[int, float]], ranks: int) -> float
 def asking_seconds(
     shape: Shape, ceilings: Ceilings, asked: Sequence[Questions], batch: int, ranks: int, gather: float = 0
 ) -> float:
-    """Of answering questions of several kinds, batches of each."""
+    """Returns the time of answering several kinds of questions, each in separate batches."""
     batches = [
         (ceil(each.rows / batch), batch_seconds(shape, ceilings, each, min(batch, each.rows), gather))
         for each in asked
@@ -253,26 +272,32 @@ def asking_seconds(
 
 
 def writing_seconds(size: float, ceilings: Ceilings) -> float:
-    """Of a file that rank 0 writes and hashes while the others wait."""
+    """Returns the time of a file that rank 0 writes and hashes while the other ranks wait."""
     return size / ceilings.disk + size / ceilings.hashing
 
 
 def merge_seconds(
     shape: Shape, ceilings: Ceilings, entry: float, tasks: int, projections: int, ranks: int, partitioned: bool
 ) -> float:
-    """Of merging after the last of so many tasks: weight = round(original + all updates).
+    """Returns the time of merging after the last of `tasks` tasks: weight = round(original + all updates).
 
-    Rank 0 reads all entries and sends each projection's factors; each node reads the original projections, or where
-    weights are partitioned its ranks' slices; the sum is computed in fp32.
+    Rank 0 reads all entries and broadcasts each projection's factors; each node reads the original projections or, if
+    weights are partitioned, the slices of its ranks; the sum is computed in fp32.
 
     Args:
+        shape: of the model.
+        ceilings: of the machine.
         entry: bytes of one task's update.
+        tasks: number of entries.
+        projections: number of changed projections.
+        ranks: number of ranks.
+        partitioned: whether weights are partitioned (ZeRO-3).
     """
     nodes, base = ceil(ranks / ceilings.devices), shape.projections * shape.width
     sent = tasks * entry
     original = base / (nodes if partitioned else 1) / ceilings.disk
     own = shape.projections / (ranks if partitioned else 1)
     summed = own * (3 * FP32 + 2 * shape.width) / ceilings.memory
-    # an object is sent as its length and its bytes, and so is what went wrong
+    # an object is broadcast as its length and its bytes, and so is a possible error
     sending = collective_seconds(sent, 4 * projections, ranks, ceilings)
     return sent / ceilings.disk + sending + original + summed

@@ -1,1 +1,1 @@
-"""results.json as types, and where its figures come from."""
+"""The types of results.json, and the computation of its numbers."""

@@ -1,4 +1,4 @@
-"""What a comparison shows: means over runs, paired differences with intervals, and forgetting at equal learning."""
+"""Statistics of a comparison: means over runs, paired differences with intervals, and forgetting at equal learning."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from codyra_llm.results.measures import RowLosses
 
 DRAWS, CONFIDENCE = 2000, 0.95
 RunKey = tuple[str, int]  # order and seed
-Losses = Mapping[RunKey, Sequence[RowLosses]]  # of one contestant: run -> task -> its rows
+Losses = Mapping[RunKey, Sequence[RowLosses]]  # of one contestant: run -> losses of each task's rows
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and the interval that bootstrap over runs and rows gives it with 95 % confidence."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -25,19 +25,25 @@ class Estimate:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """True if the interval does not contain zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One line of the table.
+    """A contestant of a comparison: one row of the table.
 
     Attributes:
-        runs: how many have finished. failed: what the others ended with.
-        mean, deviation: measure -> over runs; the deviation of one run is None.
-        difference: measure -> this contestant minus the one that all are compared with, by the runs that both have.
-        excess: forgetting above the line at the same learning; None where the line does not reach it.
+        name: of the contestant.
+        variant: name of its variant.
+        strength: of the variant; None if it has none.
+        settings: that it differs in.
+        runs: number of finished runs.
+        mean: measure -> mean over runs; None if no run has it.
+        deviation: measure -> sample standard deviation over runs; None for fewer than two runs.
+        difference: measure -> this contestant minus the reference contestant, over the runs that both have.
+        excess: forgetting above the line at the same learning; None if the line does not reach it.
+        failed: errors of the runs that failed.
     """
 
     name: str
@@ -53,17 +59,17 @@ class Contestant:
 
 
 def learned(losses: Sequence[RowLosses]) -> float:
-    """Mean over tasks of the rows' NLL right after each was learned."""
+    """Returns the mean over tasks of the rows' NLL right after the task was learned."""
     return float(np.mean([task.learned.mean() for task in losses]))
 
 
 def forgotten(losses: Sequence[RowLosses]) -> float:
-    """Mean over all tasks but the last of the rise of the rows' NLL until the end; 0 where there is one task."""
+    """Returns the mean over all tasks but the last of the rise of the rows' NLL until the end; 0 for a single task."""
     return float(np.mean([(task.last - task.learned).mean() for task in losses[:-1]])) if len(losses) > 1 else 0.0
 
 
 def last(losses: Sequence[RowLosses]) -> float:
-    """Mean over tasks of the rows' NLL at the end."""
+    """Returns the mean over tasks of the rows' NLL at the end."""
     return float(np.mean([task.last.mean() for task in losses]))
 
 
@@ -75,10 +81,12 @@ OF_ROWS: dict[str, Callable[[Sequence[RowLosses]], float]] = {
 
 
 class Resampling:
-    """The same draws of runs and rows for every contestant: draw d takes runs[d] and, of each task, rows[task][d].
+    """Bootstrap draws, the same for every contestant: draw d consists of runs[d] and, for each task, rows[task][d].
 
     Args:
-        runs: how many. rows: of each task. seed: of the draws.
+        runs: number of runs.
+        rows: number of rows of each task.
+        seed: of the draws.
     """
 
     def __init__(self, runs: int, rows: Sequence[int], seed: int = 0) -> None:
@@ -87,10 +95,10 @@ class Resampling:
         self.rows = [random.integers(count, size=(DRAWS, count)) for count in rows]
 
     def means(self, losses: Sequence[Sequence[RowLosses]]) -> tuple[Array, Array]:
-        """(learned, last) of each task, run and draw: [draws, tasks], averaged over the runs and rows of the draw.
+        """Returns (learned, last), [draws, tasks] each: means over the runs and rows of each draw.
 
         Args:
-            losses: of each run, in the order that all contestants have.
+            losses: of each run, in an order that is the same for all contestants.
         """
         tasks = range(len(self.rows))
         by_kind = []
@@ -105,7 +113,7 @@ class Resampling:
 
 
 def _of_draws(resampling: Resampling, losses: Sequence[Sequence[RowLosses]]) -> dict[str, Array]:
-    """The values of `OF_ROWS` in each draw: [draws]."""
+    """Returns the values of `OF_ROWS` in each draw: [draws]."""
     own, end = resampling.means(losses)
     return {
         "nll_learned": own.mean(axis=1),
@@ -115,7 +123,7 @@ def _of_draws(resampling: Resampling, losses: Sequence[Sequence[RowLosses]]) -> 
 
 
 def interval(value: float, draws: Array) -> Estimate | None:
-    """A value with the interval of its bootstrap draws [draws]; None where one is not finite."""
+    """Returns a value with the 95 % interval of its bootstrap draws [draws]; None if one of them is not finite."""
     if not np.isfinite(value) or not np.isfinite(draws).all():
         return None
     outside = (1 - CONFIDENCE) / 2
@@ -124,12 +132,12 @@ def interval(value: float, draws: Array) -> Estimate | None:
 
 
 def _common(*contestants: Losses) -> list[RunKey]:
-    """The runs that all have."""
+    """Returns the runs that all contestants have."""
     return [run for run in contestants[0] if all(run in other for other in contestants)]
 
 
 def difference(ours: Losses, theirs: Losses) -> dict[str, Estimate]:
-    """The values of `OF_ROWS` of one contestant minus those of another, paired by run and by row."""
+    """Returns the values of `OF_ROWS` of one contestant minus those of another, paired by run and by row."""
     runs = _common(ours, theirs)
     if not runs:
         return {}
@@ -144,17 +152,19 @@ def difference(ours: Losses, theirs: Losses) -> dict[str, Estimate]:
 
 
 def excess(ours: Losses, line: Sequence[Losses]) -> Estimate | None:
-    """Forgetting above a line at the same learning: below zero, less is forgotten than by a method of that line.
+    """Returns the forgetting above a line at the same learning; below zero, less is forgotten than on the line.
 
-    The line joins its points, in the order of their learning; forgetting is interpolated between the two whose NLL when
-    learned encloses ours. The same draws of runs and rows move all points.
+    The line connects its points in the order of their learning; forgetting is interpolated between the two points whose
+    NLL right after learning encloses that of `ours`. The bootstrap uses the same draws of runs and rows for all points.
 
     Args:
-        line: the points of a method at several strengths. That of strength zero, which learns and forgets nothing, may
-            be among them.
+        ours: the losses of a contestant.
+        line: the losses of a method at several strengths; strength zero, which learns and forgets nothing, may be
+            included.
 
     Returns:
-        None where ours learns more, or less, than any point of the line, or has no run in common with them.
+        The estimate; None if `ours` learns more or less than all points of the line, has no run in common with them, or
+        a value is not finite.
     """
     runs = _common(ours, *line) if line else []
     if not runs:
@@ -177,7 +187,7 @@ def excess(ours: Losses, line: Sequence[Losses]) -> Estimate | None:
 
 
 def _interpolated(learning: float, line: Sequence[tuple[float, float]], beyond: bool = False) -> float | None:
-    """The forgetting of a line at a learning; outside of it its end's (`beyond`), or None."""
+    """Returns the forgetting of a line at a given learning; outside of the line, that of its end (`beyond`) or None."""
     xs, ys = zip(*sorted(line), strict=True)
     if not beyond and not xs[0] <= learning <= xs[-1]:
         return None
@@ -193,7 +203,7 @@ def _mean(of: Callable[[Sequence[RowLosses]], float], losses: Sequence[Sequence[
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Over the runs that have a value; the deviation is that of a sample, None of fewer than two."""
+    """Returns mean and sample standard deviation over the runs with a value; None without enough of these."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not len(known):
         return None, None

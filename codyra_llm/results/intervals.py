@@ -1,7 +1,7 @@
-"""95 % intervals of scores over test rows, and of changes paired by row, that stay wide where rows are few.
+"""95 % intervals of scores over test rows, and of changes paired by row, which stay wide if there are few rows.
 
-Five rows that all score 0 say little, but their sample deviation is 0. So a mean is taken with two rows of 0 and two of
-100 beside its own (Agresti and Coull, 1998), and a paired change with a row of +100 and one of -100 (Bonett and Price,
+Five rows that all score 0 are little evidence, but their sample deviation is 0. Therefore two rows of 0 and two of 100
+are added for a mean (Agresti and Coull, 1998), and a row of +100 and one of -100 for a paired change (Bonett and Price,
 2012). With many rows both become the normal interval.
 """
 
@@ -15,27 +15,27 @@ from codyra_llm.results.comparison import Estimate
 
 Array = NDArray[np.float64]
 QUANTILE = 1.959964  # of the normal distribution, for 95 %
-TOP = 100.0  # of a score
+TOP = 100.0  # highest score
 
 
 def of_mean(scores: Array) -> Estimate:
-    """The mean of scores [rows], 0 to 100; NaN counts 0, as a row without a score does."""
+    """Returns the mean of scores [rows], 0 to 100; NaN, for a row without a score, counts as 0."""
     return _adjusted(scores, np.array([0.0, 0.0, TOP, TOP]), 0.0)
 
 
 def of_change(before: Array, after: Array) -> Estimate:
-    """The mean change of the same rows from `before` to `after`: [rows] each."""
+    """Returns the mean change of the same rows from `before` to `after`: [rows] each."""
     return _adjusted(after - before, np.array([-TOP, TOP]), -TOP)
 
 
 def of_counts(percent: float, rows: int) -> Estimate:
-    """As `of_mean` where nothing is known but the mean of so many rows: each is taken for right or wrong."""
+    """Returns what `of_mean` does, from the mean and the number of rows alone; each row is assumed to be 0 or 100."""
     right = round(percent / TOP * rows)
     return moved(of_mean(np.repeat([TOP, 0.0], [right, rows - right])), percent)
 
 
 def of_difference(before: Estimate, after: Estimate) -> Estimate:
-    """The difference of two values that are measured independently."""
+    """Returns the difference of two independently measured values."""
     return Estimate(
         after.value - before.value,
         after.value - before.value - math.hypot(after.value - after.low, before.high - before.value),
@@ -44,7 +44,7 @@ def of_difference(before: Estimate, after: Estimate) -> Estimate:
 
 
 def of_mean_over(estimates: Sequence[Estimate]) -> Estimate | None:
-    """The mean of values that are measured independently; None of none."""
+    """Returns the mean of independently measured values; None if there are none."""
     if not estimates:
         return None
     value = sum(each.value for each in estimates) / len(estimates)
@@ -54,19 +54,19 @@ def of_mean_over(estimates: Sequence[Estimate]) -> Estimate | None:
 
 
 def of_error(value: float, standard_error: float | None) -> Estimate | None:
-    """A value with a standard error; None without one."""
+    """Returns a value with the interval of its standard error; None without one."""
     if standard_error is None:
         return None
     return Estimate(value, value - QUANTILE * standard_error, value + QUANTILE * standard_error)
 
 
 def negative(found: Estimate | None) -> Estimate | None:
-    """The same with the other sign: what was lost, of a change; None of None."""
+    """Returns an estimate with the opposite sign (a loss, from a change); None for None."""
     return Estimate(-found.value, -found.high, -found.low) if found else None
 
 
 def moved(found: Estimate, value: float) -> Estimate:
-    """An interval around another value, which rounding of rows has kept it from."""
+    """Returns an estimate with another value, its interval extended to include it, to undo the rounding of rows."""
     return Estimate(value, min(found.low, value), max(found.high, value))
 
 

@@ -1,4 +1,4 @@
-"""What a comparison reads from a finished run: numbers, and the loss of each test row when learned and at the end."""
+"""The measures of a finished run for a comparison, and the losses of each test row when learned and at the end."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ class RowLosses:
     """The mean NLL of the answer tokens of each test row of a task, in nats: [rows].
 
     Attributes:
-        learned: right after the task was learned. last: after the last task.
+        learned: right after the task was learned.
+        last: after the last task.
     """
 
     learned: NDArray[np.float64]
@@ -58,10 +59,10 @@ class RowLosses:
 
 
 def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
-    """The numbers of `MEASURES`; None where a run has not measured one, or its domain's benchmarks do not report it.
+    """Returns the values of `MEASURES`; None for those that were not measured or that the domain does not report.
 
-    Training FLOPs are those of the passes: 2 per weight and token forward, 2 backward (the input's gradient alone,
-    since weights are frozen), times what the method's own passes add.
+    Training FLOPs are 2 per weight and token in the forward pass and 2 in the backward pass (only the gradient of
+    inputs, as weights are frozen), times the method's relative cost.
     """
     variant = results.config["evaluate"]["scorer_variant"]
     of_matrix, facts = results.metrics[variant], results.data.facts
@@ -97,10 +98,10 @@ def measures(results: RunResults, folder: Path) -> dict[str, float | None]:
 
 
 def row_losses(results: RunResults, folder: Path) -> list[RowLosses]:
-    """The losses of the test rows of each task, from the predictions that a run keeps.
+    """Reads the losses of the test rows of each task from the predictions of a run.
 
     Raises:
-        UserError: a file of them is missing or damaged.
+        UserError: a file of predictions is missing or damaged.
     """
     stages = results.stages
     found = []
@@ -110,7 +111,7 @@ def row_losses(results: RunResults, folder: Path) -> list[RowLosses]:
 
 
 def base_losses(results: RunResults, folder: Path) -> list[RowLosses]:
-    """The losses of the untouched model: a method of strength zero, which learns nothing and forgets nothing."""
+    """Reads the losses of the base model, as those of a method of strength zero: nothing learned, nothing forgotten."""
     found = (_losses(folder, results.stages[0].name, task) for task in results.tasks)
     return [RowLosses(losses, losses) for losses in found]
 
@@ -124,7 +125,7 @@ def _losses(folder: Path, stage: str, task: str) -> NDArray[np.float64]:
 
 
 def _text_bits(results: RunResults) -> float | None:
-    """By how much the suites in bits per byte have risen, on the mean."""
+    """Returns the mean increase of the suites that are measured in bits per byte."""
     first, last = (results.general.scores.get(results.stages[at].name, {}) for at in (0, -1))
     changes = [
         last[name].score - score.score  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What predicts forgetting: the rank correlation of a run's measures with what it forgot, over all runs of a grid."""
+"""Predictors of forgetting: the rank correlation of a run's measures with its forgetting, over all runs of a grid."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from codyra_llm.results.comparison import DRAWS, Estimate, interval
 
 PREDICTORS = ("update_norm", "drift", "rank", "bound", "kl_own", "kl_earlier", "kl_text")
-FEWEST = 4  # runs, below which a rank correlation says nothing
+FEWEST = 4  # runs; a rank correlation of fewer is not meaningful
 
 
 def predictors(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate]:
-    """Spearman's rank correlation of each of `PREDICTORS` with `nll_forgotten`; 1: what is larger forgets more.
+    """Returns Spearman's rank correlation of each of `PREDICTORS` with `nll_forgotten`; 1: larger values forget more.
 
     Args:
-        runs: the measures of each run, of all contestants. Those that lack one are left out of its correlation, and a
-            measure that does not differ between runs has none.
+        runs: the measures of each run, of all contestants.
 
     Returns:
-        Intervals are those of a bootstrap over runs.
+        {measure: correlation, with the interval of a bootstrap over runs}. Runs without a measure are left out of its
+        correlation; measures with fewer than `FEWEST` runs, or with equal values in all runs, are left out.
     """
     found = {}
     for name in PREDICTORS:
@@ -36,7 +36,7 @@ def predictors(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate
 
 
 def _correlation(pairs: NDArray[np.float64]) -> float:
-    """Of [runs, 2]; not a number where one side is constant."""
+    """Returns the rank correlation of pairs [runs, 2]; NaN if one column is constant."""
     ranks = np.stack([_ranks(column) for column in pairs.T])
     ranks -= ranks.mean(axis=1, keepdims=True)
     product = float(np.sqrt((ranks**2).sum(axis=1).prod()))
@@ -44,7 +44,7 @@ def _correlation(pairs: NDArray[np.float64]) -> float:
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From 1 on; those of equal values are their mean."""
+    """Returns the ranks of values, from 1 on; equal values get the mean of their ranks."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     means: NDArray[np.float64] = last - (counts - 1) / 2

@@ -1,4 +1,4 @@
-"""What results say of how they came about."""
+"""The provenance of results: command, versions, configuration and model."""
 
 import dataclasses
 import importlib.metadata
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def provenance(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Module, world_size: int) -> dict[str, Any]:
-    """The fields of `ModelProvenance`, for the types that add to them."""
+    """Returns the fields of `ModelProvenance`, for the constructors of its subclasses."""
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command(),
@@ -44,18 +44,18 @@ def provenance(config: RunConfig, deepspeed_json: dict[str, Any], model: nn.Modu
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON gives it back."""
+    """Returns a configuration as plain JSON types."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return content
 
 
 def command() -> list[str]:
-    """The command line, without what only its author should read."""
+    """Returns the command line, without secrets (`scrub`)."""
     return [scrub(argument) for argument in sys.argv]
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
-    """Of Python, of every package that results depend on, and of `others`."""
+    """Returns the versions of Python, of every package that results depend on, and of `others`."""
     found = {"python": platform.python_version()}
     for package in (*PACKAGES, *others):
         try:

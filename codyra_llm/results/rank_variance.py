@@ -1,4 +1,4 @@
-"""Is the rank learned? Which part of the variance of kept ranks tasks and projections explain, against noise."""
+"""The share of the variance of kept ranks that tasks and projections explain, compared with noise between seeds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KeptRanks:
-    """The ranks that runs of one method, which differ in their seeds, kept: [runs, tasks, projections]."""
+    """The kept ranks [runs, tasks, projections] of runs of one method that differ only in their seeds."""
 
     tasks: list[str]
     projections: list[str]
@@ -28,11 +28,13 @@ class KeptRanks:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the variance of kept rank; they sum to one, where there is any.
+    """Shares of the variance of kept ranks; they sum to one, or are all zero if there is no variance.
 
     Attributes:
-        task: of the means of tasks. projection: of the means of projections. both: of what a projection keeps in a task
-            beside these. noise: between runs that differ in nothing but the seed.
+        task: share of the task means.
+        projection: share of the projection means.
+        both: share of the interaction of task and projection.
+        noise: share of the variance between runs that differ only in the seed.
     """
 
     task: float
@@ -42,15 +44,15 @@ class Shares:
 
     @property
     def explained(self) -> float:
-        """All but noise."""
+        """The sum of all shares except noise."""
         return self.task + self.projection + self.both
 
 
 def read_ranks(runs: Sequence[Path]) -> KeptRanks:
-    """The kept ranks of finished runs of one configuration with several seeds.
+    """Reads the kept ranks of finished runs of one configuration with several seeds.
 
     Raises:
-        UserError: there are fewer than two, or they differ in more than their seed, or not even in that.
+        UserError: there are fewer than two runs, they differ in more than the seed, or two have the same seed.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run: what a seed changes is seen in two at least; give their folders")
@@ -61,7 +63,7 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
     first: RunConfig | None = None
     of_seeds: dict[int, Path] = {}
     for run in runs:
-        read_results(run)  # which says what is wrong with a folder that is no run's
+        read_results(run)  # raises a clear error if the folder contains no run
         of_run = read_kept_ranks(run)
         saved = load_config(run / "config.yaml")
         config = dataclasses.replace(saved, seed=0)
@@ -86,10 +88,10 @@ def read_ranks(runs: Sequence[Path]) -> KeptRanks:
 
 
 def variance_shares(ranks: Array) -> Shares:
-    """Variance components of [runs, tasks, projections], of a two-way analysis with random effects.
+    """Returns the variance components of [runs, tasks, projections] in a two-way analysis with random effects.
 
-    Each is estimated from mean squares, so that what few runs leave of noise in a cell's mean does not count as
-    explained; an estimate below zero is zero.
+    Each component is estimated from mean squares, so that the noise that remains in the mean of few runs does not count
+    as explained; estimates below zero are set to zero.
     """
     runs, tasks, projections = ranks.shape
     cells = ranks.mean(axis=0)

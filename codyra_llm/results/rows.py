@@ -1,4 +1,4 @@
-"""The test rows that a run has kept, by stage and task: answers for readers, scores for intervals."""
+"""The test rows that a run has stored, by stage and task: answers for readers, scores for intervals."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,14 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Row:
-    """A test row as a model answered it.
+    """A test row with a model's answer.
 
     Attributes:
-        nll: nats per token of the true answer; None: not finite.
-        scores: by variant; none where nothing was generated, as for raw text.
+        prompt: the prompt.
+        prediction: the model's answer.
+        reference: the reference answer.
+        nll: of the reference answer, in nats per token; None: not finite.
+        scores: by variant; empty if no answer was generated, as for raw text.
     """
 
     prompt: str = ""
@@ -36,10 +39,10 @@ ROW = pydantic.TypeAdapter(Row)
 
 
 def read_rows(folder: Path, stage: Stage, task: str) -> list[Row] | None:
-    """The rows of a task at a stage; None where a run has kept none.
+    """Reads the rows of a task at a stage; None if the run has stored none.
 
     Raises:
-        UserError: the file is damaged, or the task's name would lead out of the folder.
+        UserError: the file is damaged, or the task's name is not a plain file name.
     """
     name = plain_name(f"{stage.name}.{task}.jsonl", f"{folder}/results.json: the task")
     path = folder / "predictions" / name
@@ -57,7 +60,7 @@ def read_rows(folder: Path, stage: Stage, task: str) -> list[Row] | None:
 
 
 class RowScores:
-    """The scores of each row of a run, read as they are asked for.
+    """The scores of each row of a run, read from files on demand.
 
     Args:
         folder: of the run.
@@ -68,10 +71,10 @@ class RowScores:
         self._known: dict[tuple[str, str], dict[str, Array] | None] = {}
 
     def scores(self, stage: Stage, task: str, variant: str, total: float) -> Array | None:
-        """Scores [rows] whose mean is `total`; None where rows are missing, or make another mean.
+        """Returns scores [rows] whose mean is `total`; None if rows are missing or have a different mean.
 
-        Where rows have a likelihood alone, the total is a function of their mean, and a row's score is its first-order
-        share of that: the mean is the same, and so is the standard error, by the delta method.
+        If rows have only an NLL, the total is a function of their mean NLL, and a row's score is its first-order share
+        of the total: the scores have the same mean and, by the delta method, the same standard error.
         """
         found = self._read(stage, task)
         if found is None:
@@ -81,7 +84,7 @@ class RowScores:
         return rows if agrees else None
 
     def losses(self, stage: Stage, task: str) -> Array | None:
-        """The NLL of the true answer of each row: [rows]; None where rows are missing, or one is not finite."""
+        """Returns the NLL of each row's reference answer: [rows]; None if rows are missing or one is not finite."""
         found = self._read(stage, task)
         return found["nll"] if found and np.isfinite(found["nll"]).all() and len(found["nll"]) else None
 
@@ -101,7 +104,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Array]:
 
 
 def _shares(nll: Array, total: float) -> Array | None:
-    """total x (1 - k (nll - mean)), the score being exp(-k mean) in percent."""
+    """Returns total x (1 - k (nll - mean)) for each row, where the total score in percent is 100 exp(-k mean)."""
     if not np.isfinite(nll).all() or not len(nll) or not 0 < total < 100 or nll.mean() <= 0:
         return None
     mean = float(nll.mean())

@@ -1,6 +1,7 @@
-"""What stands in results.json: a version, and a type for everything that is read from it.
+"""The types of results.json, and its version.
 
-`results.schema.json`, beside this file, describes the JSON of `RunResults` for readers in other languages.
+`results.schema.json`, in the same folder, is the JSON schema of `RunResults` for readers in other languages; its
+descriptions are the docstrings of the classes below.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ Scores = list[list[float | None]]  # [tasks + 1][tasks]: a row for each stage; N
 
 @dataclass
 class ModelFacts:
-    """The model: its name as it was given, its class, its size."""
+    """The model: its name as given by the user, its class, its number of parameters."""
 
     name: str
     architecture: str
@@ -42,11 +43,11 @@ class TaskData:
     """The data of one task.
 
     Attributes:
-        train_rows: its own rows that are trained on. dropped_train_rows: those whose answer is too long.
-        replayed_rows: rows of earlier tasks among those that are trained on.
-        validation_rows: rows to validate on. test_rows: rows that are scored.
-        steps: optimizer steps. sha256: of its files, or of images of its splits and classes, by name.
-        scorer: by name; bits_per_byte of raw text. chat_template: that of its prompts; None: they are used as they are.
+        train_rows: number of its own training rows. dropped_train_rows: number of rows with too long answers.
+        replayed_rows: number of training rows from earlier tasks.
+        validation_rows, test_rows: number of rows for validation and for scoring.
+        steps: optimizer steps. sha256: of its files (for images, of its splits and classes), by name.
+        scorer: its name; bits_per_byte for raw text. chat_template: of its prompts; None: prompts are used unchanged.
     """
 
     task: str
@@ -63,7 +64,7 @@ class TaskData:
 
 @dataclass
 class Data:
-    """The stream of tasks, the version of its data, and what they are of: "text" or "images"."""
+    """The stream of tasks, the version of its data, its tasks, and its domain: "text" or "images"."""
 
     stream: str
     version: str
@@ -72,18 +73,18 @@ class Data:
 
     @property
     def facts(self) -> Facts:
-        """What is to be said of the domain."""
+        """The facts about the domain."""
         return FACTS.get(self.domain, FACTS["text"])
 
 
 @dataclass
 class General:
-    """General ability.
+    """The scores on suites of general ability.
 
     Attributes:
-        items: suite -> task of the harness -> numbers of the items that are asked.
-        scores: name of the stage ("model" where nothing was trained) -> suite -> its score.
-        delta: name of the stage -> mean change of the suites in percent against the base model, where that is known.
+        items: suite -> task of the harness -> numbers of the asked items.
+        scores: name of the stage ("model" if nothing was trained) -> suite -> its score.
+        delta: name of the stage -> mean change from the base model, in points, of suites in percent; None if not known.
     """
 
     items: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class General:
     delta: dict[str, float | None] = field(default_factory=dict)
 
     def add(self, stages: Sequence[Stage], stage: Stage, scores: dict[str, SuiteScore | SuiteFailure]) -> float | None:
-        """Enters what was measured at one of the stages, beside what is known of it; returns the stage's delta."""
+        """Adds the scores of a stage to those that it already has; returns the stage's delta."""
         self.scores[stage.name] = self.scores.get(stage.name, {}) | scores
         self.scores = {each.name: self.scores[each.name] for each in stages if each.name in self.scores}
         base = self.scores.get(stages[0].name, {})
@@ -101,7 +102,7 @@ class General:
 
 @dataclass
 class Resumption:
-    """A time that the run was resumed: where (number of the task, phase, optimizer step in it), and by what."""
+    """A resumption of the run: the place (number of the task, phase, optimizer step in it), command and ranks."""
 
     task: int
     phase: str
@@ -113,7 +114,7 @@ class Resumption:
 
 @dataclass
 class ValidationLoss:
-    """The mean loss per answer token of the validation rows, in nats, after so many steps of a task."""
+    """The mean loss per answer token of the validation rows, in nats, after `step` steps of a task."""
 
     step: int
     loss: float
@@ -124,9 +125,9 @@ class TaskLosses:
     """The loss of each optimizer step of a task: mean over its answer tokens, in nats.
 
     Attributes:
-        validation: on rows that are not trained on, where there are any.
-        kept_step: of those with validation, the steps done of what was merged; None: all.
-        learning_rate, threshold, live_rank: at each step; empty in files from before they were kept.
+        validation: losses of validation rows, if there are any.
+        kept_step: with validation, the number of steps after which the merged branches were taken; None: all steps.
+        learning_rate, threshold, live_rank: at each step; empty in files of earlier versions.
     """
 
     task: str
@@ -140,12 +141,12 @@ class TaskLosses:
 
 @dataclass
 class TaskRanks:
-    """What a task kept.
+    """The ranks that a task kept, and the norms of its update.
 
     Attributes:
-        mean: surviving rank, mean over projections. initial: largest rank before pruning.
-        by_projection: the mean over the projections of a kind (q_proj, up_proj, ...).
-        update_norm: Frobenius norm of the task's update. cumulative_norm: of the sum of all updates so far.
+        mean: mean surviving rank over projections. initial: largest rank before pruning.
+        by_projection: mean surviving rank over the projections of a kind (q_proj, up_proj, ...).
+        update_norm: Frobenius norm of the task's update. cumulative_norm: that of the sum of all updates so far.
         bound: sum over projections of sqrt(rank) |B diag(gate)|_2 |A|_2, the paper's bound on the update's norm.
     """
 
@@ -160,11 +161,11 @@ class TaskRanks:
 
 @dataclass
 class TaskDivergence:
-    """How far a task has moved the model's outputs: KL(before the task || after), nats per token of the true answers.
+    """The change of the model's outputs by a task: KL(before || after), nats per token of the reference answers.
 
     Attributes:
-        own: on the task's test rows. earlier: on those of the tasks before, the mean over tasks. text: on general text.
-            None: there are none.
+        own: on the task's test rows. earlier: on those of earlier tasks, mean over tasks. text: on general text. None:
+            there are none.
     """
 
     task: str
@@ -175,11 +176,11 @@ class TaskDivergence:
 
 @dataclass
 class Phase:
-    """What a part of the run took.
+    """The cost of a phase of the run.
 
     Attributes:
         task: its name; "base" for the base model. phase: evaluate, train, prune and merge, or save.
-        seconds: in all sessions. tokens: trained on or generated, padding left out.
+        seconds: in all sessions. tokens: trained on or generated, without padding.
         resident_bytes: memory of rank 0 at the end of the phase.
     """
 
@@ -192,7 +193,7 @@ class Phase:
 
 @dataclass(kw_only=True)
 class Provenance:
-    """How results came about: command, versions, configuration, number of ranks."""
+    """The provenance of results: command, versions, configuration, number of ranks."""
 
     schema_version: int
     command: list[str]
@@ -203,7 +204,7 @@ class Provenance:
 
 @dataclass(kw_only=True)
 class ModelProvenance(Provenance):
-    """Of results about one model: seed, ZeRO stage, model."""
+    """The provenance of results of one model: also seed, ZeRO stage and model."""
 
     seed: int
     zero_stage: int
@@ -222,9 +223,12 @@ class ModelScores(GeneralScores):
     """The scores of a model that was not trained.
 
     Attributes:
-        scores: scoring variant -> task -> 0 to 100. mean: variant -> mean over tasks.
-        answer_nll: task -> nats per token of the true answers; None where they are not finite.
-        further: task -> scorer -> scoring variant -> score, of the task's scorers but the first.
+        data: the data of the tasks.
+        tasks: their names, in order.
+        scores: scoring variant -> task -> score, 0 to 100.
+        mean: scoring variant -> mean over tasks.
+        answer_nll: task -> NLL of the reference answers, nats per token; None if it is not finite.
+        further: task -> scorer -> scoring variant -> score, for the task's scorers other than the first.
     """
 
     data: Data
@@ -237,18 +241,18 @@ class ModelScores(GeneralScores):
 
 @dataclass(kw_only=True)
 class RunResults(ModelProvenance):
-    """What a run knows of itself.
+    """The results of a run.
 
     Attributes:
         tasks: their names, in order.
         matrix: scores of `evaluate.scorer_variant`, 0 to 100: a row for each stage, a column for each task.
         matrices: the same in every scoring variant. further: task -> scorer -> its score at each stage, in the variant
-            of the matrix, of the task's scorers but the first. metrics: variant -> what `matrix_metrics` gives.
-        answer_nll: nats per token of the true answers, as `matrix`; None where not measured, or not finite.
-        seconds: of all sessions. checkpoint_seconds: those of them that went into checkpoints.
+            of the matrix, for scorers other than the task's first. metrics: variant -> result of `matrix_metrics`.
+        answer_nll: NLL of reference answers, nats per token, as `matrix`; None if not measured or not finite.
+        seconds: of all sessions. checkpoint_seconds: those spent on checkpoints.
         peak_memory_bytes: of rank 0's resident memory.
         routing: task -> percent of its test rows that a router sent to its own adapter, at each stage.
-        trainable_parameters: of the branches that the last task began with. relative_cost: FLOPs of a step, in those of
+        trainable_parameters: of the branches at the start of the last task. relative_cost: FLOPs of a step, relative to
             fixed-rank LoRA.
     """
 
@@ -279,16 +283,16 @@ class RunResults(ModelProvenance):
 
     @property
     def mean_rank(self) -> float | None:
-        """The rank that a projection has kept of a task, on the mean; None before any task is finished."""
+        """Mean over tasks of the mean kept rank of a projection; None before the first task is finished."""
         return sum(each.mean for each in self.ranks) / len(self.ranks) if self.ranks else None
 
     @property
     def finished(self) -> bool:
-        """Whether the run has done its last phase."""
+        """True if the run has completed its last phase, saving the model."""
         return bool(self.phases) and self.phases[-1].phase == "save"
 
     def resumed(self, session: ModelProvenance, task: int, phase: str, step: int) -> "RunResults":
-        """The results of the same run in another session, which may run on other hardware."""
+        """Returns the results for a session that resumes the run, possibly on other hardware."""
         own = {name: getattr(session, name) for name in ("command", "versions", "config", "world_size", "zero_stage")}
         resumption = Resumption(task, phase, step, session.command, session.world_size, session.zero_stage)
         return dataclasses.replace(self, **own, sessions=[*self.sessions, resumption])
@@ -299,9 +303,11 @@ class PromptFileResults:
     """A comparison of two models on one file of prompts.
 
     Attributes:
-        prompts: how many. criterion: that was judged.
-        judged: None without a judge.
-        proxies: of each side.
+        sha256: of the file.
+        prompts: number of prompts.
+        criterion: that answers were judged by.
+        judged: the judge's verdicts; None without a judge.
+        proxies: side ("model", "against") -> its proxies.
     """
 
     sha256: str
@@ -313,10 +319,12 @@ class PromptFileResults:
 
 @dataclass(kw_only=True)
 class JudgeResults(Provenance):
-    """A comparison of two models.
+    """The results of a comparison of two models.
 
     Attributes:
-        config_sha256: of settings and prompts. models: side ("model", "against") -> name. files: by name.
+        config_sha256: hash of settings and prompts.
+        models: side ("model", "against") -> name.
+        files: results by name of the prompt file.
     """
 
     config_sha256: str
@@ -325,14 +333,14 @@ class JudgeResults(Provenance):
 
 
 def empty_scores(tasks: Sequence[str]) -> Scores:
-    """A matrix in which nothing was measured."""
+    """Returns a matrix in which nothing was measured."""
     return [[None] * len(tasks) for _ in stages_of(tasks)]
 
 
 def new_results(
     provenance: dict[str, Any], data: Data, general: General, variants: Sequence[str] = VARIANTS
 ) -> RunResults:
-    """The results of a run that has done nothing yet; `variants` are those of its scores."""
+    """Returns the results of a run that has not started; `variants`: its scoring variants."""
     tasks = [task.task for task in data.tasks]
     return RunResults(
         **provenance,
@@ -346,12 +354,12 @@ def new_results(
 
 
 def to_text(results: Provenance) -> str:
-    """The text of results.json."""
+    """Returns results as the text of results.json."""
     return json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_version(content: Any, where: str) -> None:
-    """Raises UserError where what JSON holds has no version of ours, or a later one; `where` names it."""
+    """Raises UserError if JSON content has no schema version, or a later one; `where` names it in the error."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
@@ -360,10 +368,10 @@ def check_version(content: Any, where: str) -> None:
 
 
 def parse_results(content: Any, where: str) -> RunResults:
-    """A run's results from what JSON holds of them, of this version or an earlier one.
+    """Returns a run's results from their JSON content, of this version or an earlier one.
 
     Raises:
-        UserError: something is missing or of the wrong kind, or a later version wrote it.
+        UserError: something is missing or has the wrong type, or a later version wrote it.
     """
     check_version(content, where)
     results = validated(RunResults, content, where, "they are not the results of a run")
@@ -374,15 +382,15 @@ def parse_results(content: Any, where: str) -> RunResults:
 
 
 def read_results(folder: Path) -> RunResults:
-    """The results of the run in a folder.
+    """Reads the results of the run in a folder.
 
     Raises:
-        UserError: it holds none, or they are damaged.
+        UserError: there are none, or they are damaged.
     """
     path = folder / "results.json"
     return parse_results(read_json(path, "name the folder of a run"), str(path))
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a run's results."""
+    """Returns the JSON schema of a run's results."""
     return pydantic.TypeAdapter(RunResults).json_schema()

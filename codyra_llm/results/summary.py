@@ -1,4 +1,4 @@
-"""What a run did to each task, in a few numbers with intervals: before learning, just learned, at the end."""
+"""Summary of a run: the scores of each task before learning, just learned and at the end, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,17 @@ from codyra_llm.results.schema import General, RunResults
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """One task, in scores from 0 to 100; None: not measured, or not learned yet.
+    """The scores of one task, 0 to 100; None: not measured, or not learned yet.
 
     Attributes:
-        rows: test rows. is_learned: by the last stage measured. base: of the untouched model. learned: right after the
-            task. now: at the last stage measured.
-        gained: learned minus base. lost: learned minus now, for a task that others followed; both paired by row.
+        task: its name.
+        rows: number of test rows.
+        is_learned: whether it was learned by the last measured stage.
+        base: score of the base model.
+        learned: score right after the task.
+        now: score at the last measured stage.
+        gained: learned minus base, paired by row.
+        lost: learned minus now, paired by row, for a task that was followed by others.
     """
 
     task: str
@@ -33,7 +38,7 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All tasks. The means are over tasks that are learned; `lost` leaves out the one that was learned last."""
+    """The summary of all tasks. Means are over learned tasks; `lost` does not include the last one of them."""
 
     tasks: list[TaskSummary]
     now: Stage
@@ -46,7 +51,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class SuiteSummary:
-    """General ability on one suite; intervals from standard errors, None where there are none."""
+    """The scores on one suite of general ability; intervals are from standard errors, None without these."""
 
     suite: str
     unit: str
@@ -58,13 +63,13 @@ class SuiteSummary:
 
 
 class Scores:
-    """Cells of the matrix with their intervals: from rows where these are kept, else from their number alone."""
+    """Cells of the matrix with intervals: from stored rows if available, otherwise from the number of rows alone."""
 
     def __init__(self, results: RunResults, rows: RowScores) -> None:
         self.results, self.rows = results, rows
 
     def at(self, stage: Stage, task: int, variant: str | None = None) -> Estimate | None:
-        """A cell; `variant` None is the one that the run was scored in."""
+        """Returns a cell; `variant` None: the run's scoring variant."""
         total = self._total(stage, task, variant)
         if total is None:
             return None
@@ -74,7 +79,7 @@ class Scores:
         return intervals.moved(intervals.of_mean(rows), total)
 
     def change(self, before: Stage, after: Stage, task: int, variant: str | None = None) -> Estimate | None:
-        """From one stage to another, paired by row where rows are kept."""
+        """Returns the change of a cell from one stage to another, paired by row if rows are stored."""
         totals = [self._total(stage, task, variant) for stage in (before, after)]
         if totals[0] is None or totals[1] is None:
             return None
@@ -88,7 +93,7 @@ class Scores:
         return intervals.of_difference(cells[0], cells[1]) if cells[0] and cells[1] else None
 
     def nll_change(self, before: Stage, after: Stage, task: int) -> Estimate | None:
-        """The change of the NLL of the true answers, with the interval of its mean over rows; None without rows."""
+        """Returns the change of the reference answers' NLL, with its interval over rows; None without rows."""
         name = self.results.tasks[task]
         totals = [self.results.answer_nll[stage.number][task] for stage in (before, after)]
         first, last = (self.rows.losses(stage, name) for stage in (before, after))
@@ -107,13 +112,13 @@ class Scores:
 
 
 def last_measured(results: RunResults) -> Stage:
-    """The last stage at which any task was scored; the base model where none was."""
+    """Returns the last stage at which any task was scored; the base model if none was."""
     measured = [stage for stage in results.stages if any(s is not None for s in results.matrix[stage.number])]
     return measured[-1] if measured else results.stages[0]
 
 
 def summarize(scores: Scores) -> Summary:
-    """Every task of a run, finished or not."""
+    """Returns the summary of a run, finished or not."""
     results = scores.results
     base, now = results.stages[0], last_measured(results)
     tasks = []
@@ -146,15 +151,15 @@ def summarize(scores: Scores) -> Summary:
 
 
 def _mean(found: Sequence[Estimate | None]) -> Estimate | None:
-    """None where one is missing: a mean over the others would be that of other tasks."""
+    """Returns the mean; None if a task is missing, as the mean would then be over other tasks."""
     known = [each for each in found if each]
     return intervals.of_mean_over(known) if len(known) == len(found) else None
 
 
 def general_change(general: General) -> tuple[list[SuiteSummary], Estimate | None]:
-    """Each suite on the base model and where it was measured last, and the mean change of those in percent.
+    """Returns each suite's scores of the base model and of the last measurement, and the mean change in percent.
 
-    Standard errors are added as those of independent samples, which is more than the same items need.
+    Standard errors are combined as for independent samples, which overestimates the error, as the items are the same.
     """
     *_, (name, latest) = general.scores.items() or [("", {})]
     base = stages_of(())[0].name

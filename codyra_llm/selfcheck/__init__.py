@@ -1,1 +1,1 @@
-"""What can be proved and timed on the machine at hand: `codyra selfcheck`. parts.py lists it."""
+"""Checks and measurements on the current machine, for `codyra selfcheck`; parts.py lists them."""

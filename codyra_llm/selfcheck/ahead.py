@@ -1,6 +1,6 @@
-"""The Triton kernel compiled for a GPU that need not be there: shared memory, registers and spills of each variant.
+"""Compiles the Triton kernel without a GPU: shared memory, registers and spills of each variant.
 
-ptxas comes with triton; where there is none, registers and spills stay unknown.
+ptxas is part of triton; without it, registers and spills are unknown.
 """
 
 import re
@@ -13,9 +13,9 @@ from typing import Any
 
 from codyra_llm.selfcheck.outcome import Row, Setting
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that a block may use, by compute capability
-SPILLED_BYTES = 96  # that a thread of a variant may move out of its registers
-# of each product: left, right, output (input: the activations' dtype), whether it adds, and which strides are one
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # largest shared memory of a block, by compute capability
+SPILLED_BYTES = 96  # largest allowed register spill of a thread
+# product -> dtypes of left, right and output (input: that of the activations), whether it adds, strides that are one
 PRODUCTS = {
     "down": ("input", "fp32", "fp32", False, ("left_k", "right_k", "output_n")),
     "add_product": ("fp32", "fp32", "input", True, ("left_k", "right_k", "output_n")),
@@ -27,13 +27,15 @@ PRODUCTS = {
 def compile_all(
     capability: int, dtypes: Sequence[str] = ("bf16", "fp16", "fp32"), products: Sequence[str] = tuple(PRODUCTS)
 ) -> Iterator[Row]:
-    """A row for each product, dtype of activations and configuration of the autotuner.
+    """Compiles each product, dtype of activations and configuration of the autotuner; yields a row for each.
 
-    Sizes and strides are taken to be multiples of 16, as those of a model are, which gives the widest loads and with
-    them the most shared memory.
+    Sizes and strides are assumed to be multiples of 16, as in a model; this gives the widest loads and therefore the
+    most shared memory.
 
     Args:
-        capability: 80 or 90.
+        capability: compute capability, 80 or 90.
+        dtypes: of the activations.
+        products: names in `PRODUCTS`.
     """
     from codyra_llm.adapter import triton_product
 
@@ -47,7 +49,7 @@ def compile_all(
 
 
 def ahead(setting: Setting) -> Iterator[Row]:
-    """The variants of bf16 activations, for both capabilities."""
+    """Compiles the variants of bf16 activations for both capabilities, and checks shared memory and spills."""
     for capability, allowed in SHARED_BYTES.items():
         for row in compile_all(capability, ("bf16",)):
             fits = row["shared bytes"] <= allowed
@@ -83,7 +85,7 @@ def _compile(capability: int, product: str, dtype: str, config: Any) -> Row:
 
 
 def _resources(ptx: str) -> tuple[int | None, int | None]:
-    """(registers of a thread, bytes that it spills) by ptxas, for the target that the PTX names."""
+    """Returns (registers of a thread, bytes that it spills) by ptxas, for the target of the PTX; None if unknown."""
     triton = find_spec("triton")
     assert triton and triton.origin
     ptxas = Path(triton.origin).parent / "backends/nvidia/bin/ptxas"

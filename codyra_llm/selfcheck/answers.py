@@ -1,4 +1,4 @@
-"""Our batched generation beside transformers' generate: the same tokens, and in which time."""
+"""Compares this project's batched generation with transformers' generate: answers and time."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROWS, LIMIT, ROUNDS = 16, 64, 5
 OF_EACH_TASK = 3
-LOSS_ALLOWED = 1e-3  # nats of an answer
+LOSS_ALLOWED = 1e-3  # nats per answer
 
 
 def plain(
@@ -26,7 +26,7 @@ def plain(
     limit: int,
     stop: Sequence[str] = (),
 ) -> "list[list[int]]":
-    """Greedy answers by transformers' generate, ids with what pads them, in batches padded on the left."""
+    """Returns greedy answers by transformers' generate, as ids including padding, from left-padded batches."""
     import torch
 
     from codyra_llm.data.encode import padding_id
@@ -47,7 +47,7 @@ def plain(
 
 
 def like_generate(setting: Setting) -> "Iterator[Row]":
-    """The nano model's answers to rows of its tasks, row by row by generate, and together by ours, in fp32."""
+    """Compares answers of the nano model in fp32: batched by this project with row by row by generate; and losses."""
     import torch
 
     from codyra_llm.engine.loss import AnswerLoss
@@ -71,7 +71,7 @@ def like_generate(setting: Setting) -> "Iterator[Row]":
 
 
 def speed(setting: Setting) -> "Iterator[Row]":
-    """Answers of the shape of Llama-3.2-1B with random weights; on a CPU, of the nano model."""
+    """Times answers of a model of the shape of Llama-3.2-1B with random weights; on a CPU, of the nano model."""
     import torch
 
     from codyra_llm.example import Example
@@ -87,7 +87,7 @@ def speed(setting: Setting) -> "Iterator[Row]":
     else:
         model, length, limit, rounds = _one_billion(setting.device), 512, LIMIT, ROUNDS
     torch.manual_seed(0)
-    shared = torch.randint(5, 1000, (length // 2,)).tolist()  # what prompts of a task have in common
+    shared = torch.randint(5, 1000, (length // 2,)).tolist()  # a common prefix, as prompts of a task have
     rows = [Example(shared + torch.randint(5, 1000, (length // 2,)).tolist(), [7]) for _ in range(ROWS)]
 
     def ours() -> None:

@@ -1,4 +1,4 @@
-"""How fast memory is copied here, and what of that our kernels and a merge achieve."""
+"""The bandwidth of memory copies, and the shares of it that the kernels and a merge reach."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ ROUNDS = 10
 
 
 def bandwidth(setting: Setting) -> Iterator[Row]:
-    """A copy, then each product of a branch: GB read and written in a second, and the share of the copy's."""
+    """Times a copy and each product of a branch: GB per second read and written, and its ratio to that of the copy."""
     import statistics
 
     import torch
@@ -35,7 +35,7 @@ def bandwidth(setting: Setting) -> Iterator[Row]:
 
 
 def merge(setting: Setting) -> Iterator[Row]:
-    """Adding one branch of rank 16 to a weight, beside reading and writing that weight once."""
+    """Times adding a branch of rank 16 to a weight, compared with reading and writing this weight once."""
     from codyra_llm.selfcheck.timing import compared, interleave
 
     rows, columns = (512, 1376) if setting.small else (4096, 11008)
@@ -45,7 +45,7 @@ def merge(setting: Setting) -> Iterator[Row]:
 
 
 def merges(rows: int, columns: int, device: str = "cpu") -> dict[str, Callable[[], object]]:
-    """Contestants: one branch of rank 16 into a [rows, columns] weight. `PEFT` is the sum that its merge computes."""
+    """Returns contestants: merges of a rank-16 branch into a [rows, columns] weight; `PEFT`: the sum in its merge."""
     import torch
     from torch import nn
 
@@ -64,7 +64,7 @@ def merges(rows: int, columns: int, device: str = "cpu") -> dict[str, Callable[[
 
 
 def _copy_speed(size: int, device: str) -> float:
-    """GB read and written in a second, in copying so many values of bf16."""
+    """Returns GB per second read and written in copying `size` values of bf16."""
     import statistics
 
     import torch
@@ -81,7 +81,7 @@ def _copy_speed(size: int, device: str) -> float:
 def _products(
     by: Any, tokens: int, features: int, rank: int, device: str
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """Each product of a branch over bf16 activations, and the bytes that it must read and write."""
+    """Returns each product of a branch over bf16 activations, and the bytes that it must read and write."""
     import torch
 
     x = torch.randn(tokens, features).to(device, torch.bfloat16)

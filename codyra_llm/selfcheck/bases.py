@@ -1,4 +1,4 @@
-"""Bases in 4 and 8 bits: bitsandbytes' products against the weights that they stand for, and branches on them."""
+"""Checks bases in 4 and 8 bits: bitsandbytes' products against dequantized weights, and branches on such bases."""
 
 from collections.abc import Iterator
 from itertools import product as combinations
@@ -6,14 +6,14 @@ from typing import Any
 
 from codyra_llm.selfcheck.outcome import Row, Setting, bounded
 
-# largest error of a projection's output, of the largest value. int8 rounds the inputs to 8 bits as well
+# largest error of a projection's output, relative to the largest value; int8 rounds the inputs to 8 bits as well
 ALLOWED = {("nf4", "float32"): 1e-4, ("nf4", "bfloat16"): 2e-2, ("int8", "float32"): 3e-2, ("int8", "bfloat16"): 4e-2}
-GRADIENTS_ALLOWED = {"float32": 1e-3, "bfloat16": 5e-2}  # of the norm
+GRADIENTS_ALLOWED = {"float32": 1e-3, "bfloat16": 5e-2}  # relative to the norm
 
 
 def bases(setting: Setting) -> Iterator[Row]:
-    """Of the nano model: each projection's output, and gradients of branches by our fused form and by the plain one."""
-    import bitsandbytes  # noqa: F401  # named where it is missing
+    """Checks the quantized nano model: outputs of projections, and gradients of branches in fused and plain form."""
+    import bitsandbytes  # noqa: F401  # the error names it if it is missing
     import torch
 
     from codyra_llm.models.load import load_model
@@ -35,7 +35,7 @@ def bases(setting: Setting) -> Iterator[Row]:
 
 
 def _gradient(model: Any, impl: str) -> Any:
-    """The gradients of all branches, flat; the model is left without them."""
+    """Returns the gradients of all branches, flattened; the branches are removed from the model afterwards."""
     import torch
 
     from codyra_llm.adapter import CoDyRAConfig, inject

@@ -1,4 +1,4 @@
-"""What one device can do at most, as `codyra plan --ceilings selfcheck.json` reckons with it."""
+"""Measures the ceilings of one device, for `codyra plan --ceilings selfcheck.json`."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ LAYERS = 8
 
 
 def ceilings(setting: Setting) -> Iterator[Row]:
-    """Operations and bytes a second, and the seconds in which the host starts one decoder layer's operations."""
+    """Measures operations and bytes per second, and the seconds that the host takes to launch one decoder layer."""
     import torch
 
     from codyra_llm.selfcheck.timing import interleave
@@ -47,7 +47,7 @@ def _row(what: str, found: float) -> Row:
 
 
 def narrow_model(device: str) -> Any:
-    """A decoder whose layers take no time but that of starting their operations."""
+    """Returns a decoder so small that its layers take only the time of launching their operations."""
     import torch
     from transformers import AutoModel, LlamaConfig
 

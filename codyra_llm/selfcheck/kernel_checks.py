@@ -1,7 +1,7 @@
-"""The Triton kernels, and gated layers that are made of them, against float64.
+"""Checks the Triton kernels, and gated layers that use them, against float64.
 
-On a CPU they run in Triton's interpreter. Nothing is tuned here: which configuration runs is said, so that all of them
-are looked at, and none is tried in vain.
+On a CPU they run in Triton's interpreter. The autotuner is not used: each case specifies its configuration, so that all
+configurations are checked.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from codyra_llm.selfcheck.outcome import Row, Setting, bounded
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ODD, EVEN = (33, 65, 39), (64, 128, 96)  # tokens, inputs, outputs
-# largest error, of the largest sum of magnitudes that was added up: fp32's, of three tf32 products
+# largest error relative to the largest sum of magnitudes: that of fp32 from three tf32 products
 ALLOWED = 2e-6
-LAYER_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # of the largest value
-RANKS = (1, 7, 16, 33, 64)  # of the layers, and in the interpreter of the products too
+LAYER_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # relative to the largest value
+RANKS = (1, 7, 16, 33, 64)  # for layers, and for products in the interpreter
 
 
 def products(setting: Setting) -> Iterator[Row]:
-    """A row for each product and dtype, over ranks 1 to 64, odd sizes and whole ones."""
+    """Yields a row for each product and dtype: the largest error over ranks 1 to 64 (on a CPU `RANKS`) and sizes."""
     from codyra_llm.adapter import triton_product
 
     worst: dict[tuple[str, torch.dtype], tuple[float, str]] = {}
@@ -37,13 +37,13 @@ def products(setting: Setting) -> Iterator[Row]:
                     where = f"rank {rank}, {config.kwargs}"
                     worst[name, dtype] = max(worst.get((name, dtype), (0.0, where)), (error, where))
     for (name, dtype), (error, where) in worst.items():
-        # of the result in its dtype: to the nearest, but the interpreter cuts off
+        # rounding of the result to its dtype: to the nearest value, but the interpreter truncates
         rounding = torch.finfo(dtype).eps / (1 if setting.small else 2) if name == "add_product" else 0.0
         yield bounded(name, error, ALLOWED + rounding, dtype=_name(dtype), ranks=len(ranks), worst=where)
 
 
 def layers(setting: Setting) -> Iterator[Row]:
-    """Output and gradients of a q/k/v group with branches of our kernels, against the plain form in float64."""
+    """Checks output and gradients of a q/k/v group whose branches use the kernels against the plain form in float64."""
     from codyra_llm.adapter import kernels, triton_product
 
     for dtype, rank in combinations(DTYPES, RANKS):
@@ -76,7 +76,7 @@ GROUP = ("q_proj", "k_proj", "v_proj")
 
 
 class Group(nn.Module):
-    """Three projections of one input."""
+    """Three projections of the same input."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class Group(nn.Module):
             self.add_module(name, nn.Linear(width, width, bias=False, dtype=dtype))
 
     def forward(self, input: torch.Tensor) -> list[torch.Tensor]:
-        """[tokens, width] -> three of the same."""
+        """Computes the three outputs: [..., width] -> three times [..., width]."""
         return [self.get_submodule(name)(input) for name in GROUP]
 
 
 def _gradients(group: Group, input: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The sum of the three outputs, and the gradients of its squares."""
+    """Returns the sum of the three outputs, and the gradients of its mean square."""
     input = input.clone().requires_grad_()
     output = sum(each.to(torch.float64) for each in group(input))
     assert isinstance(output, torch.Tensor)
@@ -99,7 +99,7 @@ def _gradients(group: Group, input: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _errors(rank: int, dtype: torch.dtype, device: str) -> Iterator[tuple[str, float]]:
-    """(product, its largest error over the largest sum of magnitudes)."""
+    """Yields (product, its largest error relative to the largest sum of magnitudes)."""
     from codyra_llm.adapter import kernels
 
     tokens, inputs, outputs = EVEN if rank % 16 == 0 else ODD

@@ -1,4 +1,4 @@
-"""Which machine and which versions all other figures come from."""
+"""The machine and the package versions of all other results."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from codyra_llm.selfcheck.outcome import Row, Setting
 
 
 def machine(setting: Setting) -> Iterator[Row]:
-    """The device, its memory in GB and driver, the processor, and the versions of what was used."""
+    """Yields the device with its memory in GB and driver, the number of cores, the system, and package versions."""
     from codyra_llm.results.provenance import versions
 
     found: dict[str, object] = {"device": "CPU", "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}

@@ -1,6 +1,6 @@
-"""The peak of memory of a short training run, beside what is planned for it.
+"""Compares the peak memory of a short training run with the planned one.
 
-On a GPU, what torch has allocated; on a CPU, the growth of the resident memory, as the kernel keeps it.
+On a GPU it is the memory allocated by torch; on a CPU, the growth of resident memory, as reported by the kernel.
 """
 
 import gc
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from codyra_llm.engine.train import OnStep
 
 ANSWER = 32
-ALLOWED = 0.1  # that the plan may be off by
+ALLOWED = 0.1  # largest relative error of the plan
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """Some layers of Llama-3.2-1B's shape at ZeRO stage 0, with and without recomputation; on a CPU a smaller model."""
+    """Checks layers of Llama-3.2-1B's shape at ZeRO stage 0, with and without recomputation; on a CPU, smaller ones."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -48,7 +48,7 @@ def memory(setting: Setting) -> Iterator[Row]:
             "train.global_batch_size": 2 * rows,
         }
         config = load_config(None, settings)
-        # what libraries load and allocate at first use is no part of a plan
+        # allocations of libraries at their first use are not part of a plan
         train(AutoModelForCausalLM.from_config(tiny).to(ranks.device), config, "zero0", length, ranks)
         watch = Watch(setting.device)
         with torch.device(ranks.device):
@@ -68,7 +68,7 @@ def train(
     ranks: "Ranks",
     on_step: "OnStep" = lambda report, read: None,
 ) -> None:
-    """Three optimizer steps on rows of `length` tokens, as a run does them."""
+    """Runs three optimizer steps on rows of `length` tokens, as a run does."""
     from codyra_llm.data.batches import GlobalBatches
     from codyra_llm.engine.train import train_task
     from codyra_llm.example import Example
@@ -85,9 +85,11 @@ def train(
 
 
 class Watch:
-    """The height of memory in the third optimizer step, above where it stood when this was made.
+    """Measures the peak memory of the third optimizer step, relative to the memory when this object was created.
 
-    `between` is what is held after the second step.
+    Attributes:
+        peak: peak bytes of the third step.
+        between: bytes in use after the second step.
     """
 
     def __init__(self, device: str) -> None:
@@ -96,7 +98,7 @@ class Watch:
         self.before = self._now()
 
     def step(self, number: int) -> None:
-        """After an optimizer step, counted from 0."""
+        """Measures memory after optimizer step `number`, counted from 0."""
         if number == 1:
             self.between = self._now() - self.before
             self._begin_anew()
@@ -114,7 +116,7 @@ class Watch:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     def _most(self) -> int:
         import torch
@@ -123,7 +125,7 @@ class Watch:
 
 
 def resident(field: str) -> int:
-    """Bytes that /proc says of this process."""
+    """Returns the bytes of a field of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

@@ -1,25 +1,25 @@
-"""What a part of the self-check is given and what it gives: rows of figures, some of them with a bound."""
+"""Input and output of a part of the self-check: its setting, and rows of numbers, some of them with a bound."""
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]  # of a table; "passed" says whether what the row shows is as it should be
+Row = dict[str, Any]  # of a table; "passed": whether the row's check has passed
 
 
 class Skipped(Exception):
-    """A part cannot run here; the message says why."""
+    """Raised if a part cannot run; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large.
+    """The device, the temporary folder and the deadline of the parts.
 
     Attributes:
         device: cpu or cuda.
         scratch: a folder that all parts share and that is deleted afterwards.
-        ends: when all parts must be done, by `time.monotonic`.
+        ends: the deadline of all parts, by `time.monotonic`.
     """
 
     device: str
@@ -28,18 +28,18 @@ class Setting:
 
     @property
     def small(self) -> bool:
-        """Whether shapes are small: on a CPU, where only that all parts run is of interest."""
+        """True on a CPU, where shapes are small: only whether all parts run is checked."""
         return self.device == "cpu"
 
     @property
     def left(self) -> float:
-        """Seconds until all parts must be done."""
+        """Seconds until the deadline of all parts."""
         return self.ends - time.monotonic()
 
 
 @dataclass
 class Outcome:
-    """What became of a part. `status` is passed, failed or skipped; `kind` is correctness, speed or memory."""
+    """The outcome of a part. `status` is passed, failed or skipped; `kind` is correctness, speed or memory."""
 
     part: str
     kind: str
@@ -50,5 +50,5 @@ class Outcome:
 
 
 def bounded(what: str, found: float, allowed: float, **more: object) -> Row:
-    """A row that has passed where `found` is at most `allowed`; a value that is not finite has not."""
+    """Returns a row that has passed if `found` is at most `allowed`; NaN and infinity have not passed."""
     return {"what": what, "found": found, "allowed": allowed, **more, "passed": bool(found <= allowed)}

@@ -1,4 +1,4 @@
-"""The parts of the self-check, in their order, and how one is carried out in a process of its own."""
+"""The parts of the self-check, in their order, and their execution in separate processes."""
 
 import importlib
 import json
@@ -15,20 +15,23 @@ from codyra_llm.selfcheck.processes import resolve, run_apart
 from codyra_llm.text import one_line
 
 WAYS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
-# glibc would keep what is freed: with these, a tensor of 64 KiB or more is given back to the kernel when it goes
+# glibc keeps freed memory by default; with these, a tensor of 64 KiB or more is returned to the kernel when freed
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-TUNED_ONCE = {"TRITON_CACHE_AUTOTUNING": "1"}  # what one process has tuned, the others read from the disk
+TUNED_ONCE = {"TRITON_CACHE_AUTOTUNING": "1"}  # autotuning results of one process are reused by others from the disk
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is done.
+    """A part of the self-check.
 
     Attributes:
-        function: in a module of this folder, "module:function"; takes the setting and `arguments`, and gives rows.
-        least: seconds without which it is not begun on a GPU.
-        on_cpu, on_cuda: variables that are set for it.
+        name: of the part.
+        kind: correctness, speed or memory.
+        function: "module:function" in this folder; it takes the setting and `arguments`, and yields rows.
+        arguments: further arguments of the function.
+        least: seconds that must be left to start it.
+        on_cpu, on_cuda: environment variables for it on each device.
     """
 
     name: str
@@ -70,7 +73,7 @@ IMPORTED = ("codyra_llm.workflows.train", "peft", "bitsandbytes")  # before part
 
 
 def carry_out(part: Part, setting: Setting, logs: Path) -> Outcome:
-    """Runs a part within the time that is left, and reads what it gave."""
+    """Runs a part in a separate process within the remaining time, and reads its rows."""
     outcome, began = Outcome(part.name, part.kind), time.monotonic()
     if setting.left < part.least:
         outcome.status, outcome.reason = "skipped", f"{setting.left:.0f} s are left of the time for all parts"
@@ -89,7 +92,7 @@ def carry_out(part: Part, setting: Setting, logs: Path) -> Outcome:
 
 
 def work(part: Part, setting: Setting, output: Path) -> None:
-    """In a part's own process: writes its rows as they come, and last why it is done."""
+    """Runs a part in its process: writes each row as it is yielded, and at the end a line with its status."""
     try:
         for row in resolve(f"codyra_llm.selfcheck.{part.function}")(setting, *part.arguments):
             append_json_line(output, row)

@@ -1,6 +1,6 @@
-"""Work in a process of its own: what one part does to a device, a library or an allocator reaches no other.
+"""Runs functions in separate processes, so that a part's effect on device, libraries and allocator is isolated.
 
-Imports nothing heavy: a new process sets itself up before anything else is loaded.
+This module imports nothing heavy: a new process is set up before anything else is loaded.
 """
 
 import multiprocessing
@@ -21,17 +21,18 @@ def run_apart(
     environment: Mapping[str, str] | None = None,
     fork: bool = False,
 ) -> int | None:
-    """Calls a function in a new process, and ends it with all that it has started when its time is over.
+    """Calls a function in a new process, and kills it with all its child processes when its time is over.
 
     Args:
-        target: "module:function"; arguments must be such as can be pickled.
-        log: the file that its output is added to.
-        seconds: that it may take.
-        environment: variables that are set for it, from its first instruction on.
-        fork: as a fork of this process, which has no more to import; not where CUDA is used.
+        target: "module:function".
+        arguments: of the function; they must be picklable.
+        log: the file that its output is appended to.
+        seconds: time limit.
+        environment: environment variables that are set from the start of the process.
+        fork: whether to fork this process, which saves imports; not possible with CUDA.
 
     Returns:
-        Its exit status, below zero the signal that ended it; None: its time was over.
+        The exit status, negative for the signal that ended the process; None if its time was over.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
     process = context.Process(target=_work, args=(target, list(arguments), str(log)))
@@ -39,16 +40,16 @@ def run_apart(
         process.start()
     process.join(max(0.0, seconds))
     in_time = process.exitcode is not None
-    with suppress(ProcessLookupError):  # also what it has left behind
+    with suppress(ProcessLookupError):  # also kills processes that it has left running
         os.killpg(process.pid, signal.SIGKILL)
     if not in_time:
-        process.kill()  # where it was not yet the head of a group
+        process.kill()  # if it was not yet the leader of a process group
     process.join()
     return process.exitcode if in_time else None
 
 
 def resolve(target: str) -> Any:
-    """The function that "module:function" names."""
+    """Returns the function that "module:function" names."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 

@@ -1,4 +1,4 @@
-"""selfcheck.json and selfcheck.md, and the table of one in a page of the documentation."""
+"""Writes selfcheck.json and selfcheck.md, and inserts their tables into a page of the documentation."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 
 
 def write(folder: Path, device: str, seconds: float, command: list[str], outcomes: Iterable[Outcome]) -> None:
-    """Writes both files."""
+    """Writes selfcheck.json and selfcheck.md."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -27,7 +27,7 @@ def write(folder: Path, device: str, seconds: float, command: list[str], outcome
 
 
 def page(content: dict[str, Any]) -> str:
-    """What selfcheck.json holds, as Markdown: a line for each part, then the rows of each."""
+    """Returns the content of selfcheck.json as Markdown: a line for each part, then the rows of each."""
     parts = content["parts"]
     lines = [
         {
@@ -46,13 +46,13 @@ def page(content: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows that share their keys as a Markdown table."""
+    """Returns rows with the same keys as a Markdown table."""
     lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
     return "\n".join(lines + [f"| {' | '.join(map(_cell, row.values()))} |" for row in rows])
 
 
 def put_into(page_path: Path, folder: Path) -> None:
-    """Puts the tables of a folder's selfcheck.json between the marks of a page, in the place of what stands there.
+    """Replaces the text between the marks of a page by the tables of a folder's selfcheck.json.
 
     Raises:
         UserError: there is no such page or result, or the page has no marks.

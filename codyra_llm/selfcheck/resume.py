@@ -1,4 +1,4 @@
-"""A run of the nano model that is killed in the midst of a task, started again, and compared with one that was not."""
+"""Checks resuming: a run of the nano model that is killed within a task and resumed, against an uninterrupted run."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from codyra_llm.selfcheck.outcome import Row, Setting, bounded
 from codyra_llm.selfcheck.processes import run_apart
 
-ALLOWED = {"cpu": 0.0, "cuda": 1e-3}  # nats: sums on a GPU come in no fixed order
+ALLOWED = {"cpu": 0.0, "cuda": 1e-3}  # nats: the order of sums on a GPU is not fixed
 KILLED_BEFORE = 6  # the optimizer step, counted from 1
 
 
 def killed(setting: Setting) -> Iterator[Row]:
-    """The losses of both runs, and how the killed one ended."""
+    """Compares the losses of both runs, and checks the exit statuses."""
     whole, broken = setting.scratch / "whole", setting.scratch / "broken"
     statuses = [
         _run_apart(setting, folder, strikes) for folder, strikes in ((whole, False), (broken, True), (broken, False))
@@ -28,7 +28,7 @@ def killed(setting: Setting) -> Iterator[Row]:
 
 
 def run(folder: Path, strikes: bool) -> None:
-    """One run of a task; with `strikes` it kills itself."""
+    """Runs a task; with `strikes` the process kills itself before step `KILLED_BEFORE`."""
     from codyra_llm.config import load_config
     from codyra_llm.report.reporter import Reporter
     from codyra_llm.workflows import train
@@ -68,6 +68,6 @@ def _run_apart(setting: Setting, folder: Path, strikes: bool) -> int | None:
 
 
 def _losses(folder: Path) -> list[float]:
-    """Of each step, from results.json."""
+    """Returns the loss of each step, from results.json."""
     (task,) = json.loads((folder / "results.json").read_text())["losses"]
     return list(map(float, task["loss"]))

@@ -1,4 +1,4 @@
-"""All parts of the self-check, one after another within a time for all of them."""
+"""Runs the parts of the self-check one after another, within a total time."""
 
 import os
 import tempfile
@@ -13,12 +13,12 @@ from codyra_llm.selfcheck.report import write
 
 
 def device_of(gpu: bool, cpu: bool) -> str:
-    """cuda or cpu: what is asked for, else a GPU where there is one.
+    """Returns "cuda" or "cpu": the requested device, else a GPU if there is one.
 
     Raises:
-        UserError: a GPU is asked for, and torch sees none.
+        UserError: a GPU is requested, and torch finds none.
     """
-    if cpu:  # before anything has looked for a GPU
+    if cpu:  # must be set before any library looks for a GPU
         os.environ.update(WITHOUT_GPU)
         return "cpu"
     import torch
@@ -30,10 +30,10 @@ def device_of(gpu: bool, cpu: bool) -> str:
 
 
 def chosen_parts(names: Sequence[str]) -> list[str]:
-    """The parts that are meant: all, or those whose names begin with one of these.
+    """Returns the names of the selected parts: all, or those that begin with one of `names`.
 
     Raises:
-        UserError: one of them begins no part's name.
+        UserError: no part's name begins with one of them.
     """
     found = [part.name for part in PARTS if not names or part.name.startswith(tuple(names))]
     for name in names:
@@ -43,17 +43,17 @@ def chosen_parts(names: Sequence[str]) -> list[str]:
 
 
 def selfcheck(device: str, folder: Path, minutes: float, names: Sequence[str], command: list[str]) -> int:
-    """Carries out parts, prints a line for each, and writes selfcheck.json and selfcheck.md.
+    """Runs parts, prints a line for each, and writes selfcheck.json and selfcheck.md.
 
     Args:
         device: cpu or cuda.
         folder: for results and logs.
-        minutes: for all parts together.
-        names: of parts.
-        command: what was typed.
+        minutes: time limit for all parts together.
+        names: of the parts to run.
+        command: the command line.
 
     Returns:
-        The exit status: 1 where a part on correctness failed.
+        The exit status: 1 if a part on correctness failed, else 0.
     """
     began, logs = time.monotonic(), folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)

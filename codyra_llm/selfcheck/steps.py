@@ -1,8 +1,8 @@
-"""A forward and a backward of blocks with branches, beside the frozen blocks' own and PEFT's.
+"""Times a forward and a backward pass of decoder blocks with branches, against frozen blocks and PEFT's.
 
-`bound` is the frozen base in which only activations receive gradients; `reference`, `fused` and `triton` are ours;
-`PEFT` is its LoRA at the same rank and targets, where it is installed. Weights are random, and a random gradient
-stands for the loss.
+`bound` is the frozen base in which only activations receive gradients; `reference`, `fused` and `triton` are forms of
+this project; `PEFT` is its LoRA with the same rank and targets, if it is installed. Weights are random, and a random
+gradient replaces that of a loss.
 """
 
 import copy
@@ -45,12 +45,12 @@ SMALL = {
 }
 CASES = ((16, 2048, False), (8, 2048, False), (64, 2048, False), (16, 8192, True), (16, 16384, True))
 SMALL_CASES = ((8, 64, False), (16, 64, True))
-ROUNDS, LEAST = 10, 20  # seconds without which a case is not begun
+ROUNDS, LEAST = 10, 20  # LEAST: seconds that must be left to start a case
 Forward = Callable[[nn.Module], torch.Tensor]
 
 
 def step(setting: Setting, shape: str) -> Iterator[Row]:
-    """Each contestant's time over the bound's and over PEFT's, for (rank, tokens, whether layers are recomputed)."""
+    """Yields each contestant's time relative to the bound's and to PEFT's, for each (rank, tokens, recomputation)."""
     cases = SMALL_CASES if setting.small else CASES
     for rank, tokens, recompute in cases:
         if setting.left < LEAST:
@@ -65,7 +65,7 @@ def step(setting: Setting, shape: str) -> Iterator[Row]:
 
 
 def compiled(setting: Setting, shape: str) -> Iterator[Row]:
-    """The same with what torch.compile makes of PEFT and of ours, at rank 16; on a CPU nothing but its tracing."""
+    """Times PEFT's and this project's blocks at rank 16 with torch.compile as well; on a CPU, with tracing only."""
     if not find_spec("peft"):
         raise Skipped("peft is not installed")
     tokens = 64 if setting.small else 2048
@@ -83,7 +83,7 @@ def compiled(setting: Setting, shape: str) -> Iterator[Row]:
 
 
 def variants(model: nn.Module, rank: int, targets: tuple[str, ...] = DEFAULT_TARGETS) -> dict[str, nn.Module]:
-    """Copies of a model that share its weights: frozen, with our branches, with PEFT's; branches are not at zero."""
+    """Returns copies of a model that share its weights: frozen, with this project's non-zero branches, with PEFT's."""
     model.requires_grad_(False)
     weights = {id(p): p for p in model.parameters()}
     weight = next(model.parameters())
@@ -101,7 +101,7 @@ def variants(model: nn.Module, rank: int, targets: tuple[str, ...] = DEFAULT_TAR
 def blocks(
     config: Any, rank: int, tokens: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, nn.Module], Forward]:
-    """The blocks that a configuration describes, in each variant, and a forward that ends in a scalar."""
+    """Returns the blocks of a configuration in each variant, and a forward function that returns a scalar."""
     with torch.device(device):
         model = AutoModel.from_config(config, dtype=dtype).train()
         width = model.config.hidden_size
@@ -135,7 +135,7 @@ def _timed(made: dict[str, nn.Module], forward: Forward, setting: Setting, case:
 
 
 def _height(run: Callable[[], object]) -> int:
-    """How far CUDA's memory rises above where it stands while `run` runs."""
+    """Returns the increase of CUDA's allocated memory at its peak while `run` runs; 0 without CUDA."""
     if not torch.cuda.is_initialized():
         return 0
     torch.cuda.reset_peak_memory_stats()

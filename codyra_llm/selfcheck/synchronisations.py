@@ -1,7 +1,8 @@
-"""Where, in an optimizer step, the host asks for a value and so waits until the device has computed it.
+"""Finds the places in an optimizer step where the host reads a value and so waits until the device has computed it.
 
-On a GPU, what torch's own watch reports. On a CPU, the operations that would wait on a GPU: reading a value, and what
-has as many values as a mask has ones. There, a value that is on the CPU by design counts as well.
+On a GPU, these are the warnings of torch's sync debug mode. On a CPU, these are the operations that would wait on a
+GPU: reading a value, and results whose size depends on a mask. On a CPU, values that are on the CPU by design count as
+well.
 """
 
 import traceback
@@ -29,7 +30,7 @@ OWNERS = ("codyra_llm", "deepspeed", "transformers")
 
 
 def synchronisations(setting: Setting) -> Iterator[Row]:
-    """Of the nano model's last step in a short run, of two micro batches: how many, and where."""
+    """Counts, by place, the synchronizations in the last step (two micro batches) of a short run of the nano model."""
     found = count(lambda on_step: short_run("zero0", "float32", on_step), setting.device)
     yield {"where": "all of a step", "times": found.total()}
     for place, times in found.most_common():
@@ -37,7 +38,12 @@ def synchronisations(setting: Setting) -> Iterator[Row]:
 
 
 def count(train: Callable[[Callable[["StepReport", object], None]], object], device: str) -> Counter[str]:
-    """By place, of the last step of a run of `STEPS` steps that calls what it is given after each."""
+    """Counts synchronizations by place in the last step of a training run.
+
+    Args:
+        train: runs `STEPS` steps, and calls its argument after each.
+        device: cpu or cuda.
+    """
     now: Counter[str] = Counter()
     last: Counter[str] = Counter()
 
@@ -93,7 +99,7 @@ def _watched_gpu(found: Counter[str]) -> Iterator[None]:
 
 
 def _place() -> str:
-    """The innermost line that is not torch's own."""
+    """Returns the innermost line of the call stack that belongs to one of `OWNERS`."""
     for frame in reversed(traceback.extract_stack()):
         parts = Path(frame.filename).parts
         owner = next((name for name in OWNERS if name in parts), None)

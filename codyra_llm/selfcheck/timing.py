@@ -1,4 +1,4 @@
-"""Contestants in turn, and ratios within a round."""
+"""Timing of contestants in interleaved rounds, and their ratios within a round."""
 
 import statistics
 import sys
@@ -9,9 +9,9 @@ import torch
 
 
 def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; in a round all run in turn, so that what slows one slows all.
+    """Returns the seconds of each contestant in each round; all run in each round, so that a disturbance affects all.
 
-    A line on stderr says how far it is.
+    It prints a line to stderr after each round.
     """
     for _ in range(warmup):
         for run in contestants.values():
@@ -26,7 +26,7 @@ def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int, war
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Of one run, with all that it has given a GPU to do."""
+    """Returns the seconds of one run, including the work that it has queued on a GPU."""
     settle()
     began = time.perf_counter()
     run()
@@ -35,13 +35,13 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def settle() -> None:
-    """Waits for a GPU, where one is in use."""
+    """Waits for the GPU to finish, if one is in use."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def ratios(seconds: dict[str, list[float]], of: str) -> dict[str, dict[str, float]]:
-    """For each contestant the median, 10th and 90th percentile of its time over that of `of` in the same round."""
+    """Returns median, 10th and 90th percentile of each contestant's time relative to that of `of` in the same round."""
     found = {}
     for name, times in seconds.items():
         each = sorted(a / b for a, b in zip(times, seconds[of], strict=True))
@@ -51,7 +51,7 @@ def ratios(seconds: dict[str, list[float]], of: str) -> dict[str, dict[str, floa
 
 
 def compared(seconds: dict[str, list[float]], of: str) -> dict[str, dict[str, object]]:
-    """For each contestant the columns of a table that `ratios` gives."""
+    """Returns the table columns of each contestant, from `ratios`."""
     return {
         name: {
             f"time / {of}": each["median"],

@@ -1,4 +1,4 @@
-"""Short training runs of the nano model through DeepSpeed, held to the same run in fp32 on the CPU."""
+"""Short training runs of the nano model with DeepSpeed, compared with the same run in fp32 on the CPU."""
 
 import json
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import Any
 from codyra_llm.selfcheck.outcome import Row, Setting, Skipped, bounded
 
 STEPS, ROWS = 6, 8
-# largest difference of a step's loss, in nats, and of the norm of the whole update, as a share of it
+# largest difference of a step's loss, in nats, and largest relative difference of the norm of the whole update
 ALLOWED = {"float32": (1e-3, 1e-2), "bfloat16": (0.05, 0.2)}
 BUCKET = 2_000_000
 
 
 def zero_section(way: str) -> dict[str, Any]:
-    """The "zero_optimization" of a way of running: the shipped file's, with a small bucket."""
+    """Returns the section "zero_optimization" of a way of running: that of the shipped JSON, with a small bucket."""
     from codyra_llm.files import read_json, shipped
 
     if way == "zero0":
@@ -24,7 +24,7 @@ def zero_section(way: str) -> dict[str, Any]:
 
 
 def on_cpu(setting: Setting) -> Iterator[Row]:
-    """The run that others are held to."""
+    """Runs the reference of the other runs, and checks that its loss decreases."""
     losses, norm = short_run("zero0", "float32")
     _reference(setting).write_text(json.dumps([losses, norm]))
     yield {"what": "loss of the first step, nats", "found": losses[0]}
@@ -32,7 +32,7 @@ def on_cpu(setting: Setting) -> Iterator[Row]:
 
 
 def like_the_cpu(setting: Setting, way: str, dtype: str) -> Iterator[Row]:
-    """The same run on the device, in one of the ways."""
+    """Compares a run on the device, in one of the ways and dtypes, with the reference."""
     if not _reference(setting).exists():
         raise Skipped("the run on the CPU left nothing to compare with")
     losses, norm = short_run(way, dtype)
@@ -44,7 +44,7 @@ def like_the_cpu(setting: Setting, way: str, dtype: str) -> Iterator[Row]:
 
 
 def short_run(way: str, dtype: str, on_step: Any = lambda report, read: None) -> tuple[list[float], float]:
-    """(loss of each step, norm of the update) of a few steps of the default method on this process's device."""
+    """Returns (loss of each step, norm of the update) of a few steps of the default method on this process's device."""
     import torch
 
     from codyra_llm.adapter.merging import deltas, norm_of_product
@@ -69,7 +69,7 @@ def short_run(way: str, dtype: str, on_step: Any = lambda report, read: None) ->
     config, zero = load_config(None, settings), {"zero_optimization": zero_section(way)}
     model = load_base(open_source("nano"), config, zero, ranks, print)
     draw = torch.Generator().manual_seed(0)
-    # answers repeat the prompt, which can be learned
+    # answers repeat the prompt, so that they can be learned
     rows = [torch.randint(5, 1000, (20,), generator=draw).tolist() for _ in range(STEPS * ROWS)]
     batches = GlobalBatches([Example(row, row[:12]) for row in rows], ROWS, ROWS // 2, 1, 0, "check")
     prepared = METHODS[config.method](config).prepare(model, "check", batches.total_steps)

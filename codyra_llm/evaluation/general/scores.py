@@ -9,12 +9,12 @@ class SuiteScore:
     """A model's score on a suite.
 
     Attributes:
-        score: 0 to 100 where `unit` is "percent".
-        stderr: standard error of the sample; None where the metric has none.
-        unit: "percent", or the metric's name where lower is better.
-        higher_is_better: of the metric.
-        metric: the harness's name of it.
-        items: how many were asked.
+        score: 0 to 100 if `unit` is "percent".
+        stderr: standard error of the sample; None if the metric has none.
+        unit: "percent", or the metric's name if lower is better.
+        higher_is_better: whether a higher value of the metric is better.
+        metric: the harness's name of the metric.
+        items: number of items that were asked.
     """
 
     score: float
@@ -27,7 +27,7 @@ class SuiteScore:
 
 @dataclass(frozen=True)
 class SuiteFailure:
-    """A suite that could not be measured; `failed` says why."""
+    """A suite that could not be measured; `failed` is the reason."""
 
     failed: str
 

@@ -26,7 +26,7 @@ def is_refusal(answer: str, phrases: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class CheckCounts:
-    """The number of checks, the percent passed, and the percent of prompts that pass all theirs; None without any."""
+    """The number of checks, the percent passed, and the percent of prompts that pass all checks; None without any."""
 
     count: int
     passed: float | None

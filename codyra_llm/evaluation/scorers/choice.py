@@ -15,7 +15,7 @@ MORAM_LETTER = re.compile(rf"\b([{MORAM_LABELS}])\b", re.IGNORECASE)
 
 OPTION_IN_PROMPT = re.compile(r"(?<![A-Za-z])([A-Z])[.):：]")
 MARKED_ANSWER = re.compile(r"(?:answer|回答|答案)\s*(?:is|[:：])[\s*(\"']*([A-Za-z])(?![A-Za-z0-9])", re.IGNORECASE)
-# Chinese text has no spaces: only Latin letters and digits count as neighbours.
+# Chinese text has no spaces: only Latin letters and digits count as neighbors.
 LONE_CAPITAL = re.compile(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9])")
 ARTICLE = re.compile(r"[Aa] +[a-z]")
 
