@@ -174,7 +174,7 @@ def encode_rows(
             if drop_long_answers:
                 continue
             raise UserError(
-                f"{where} row {number}: the answer has {len(example.answer)} tokens with its end mark, "
+                f"{where} row {number}: the answer has {len(example.answer)} tokens with EOS, "
                 f"data.max_answer_length is {max_answer_length}; raise it, or set data.long_answers: drop"
             )
         kept += 1
@@ -201,9 +201,9 @@ def notes_on_tokens(
         return notes
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if begun := sum(example.prompt[:2] == [bos, bos] for example in train):
-        notes.append(f"task {task.name}: {begun} of {len(train)} prompts spell the begin mark, and have it twice")
+        notes.append(f"task {task.name}: {begun} of {len(train)} prompts spell the BOS token, so they have it twice")
     if ended := sum(example.answer[-2:] == [eos, eos] for example in train):
-        notes.append(f"task {task.name}: {ended} of {len(train)} answers spell the end mark, and have it twice")
+        notes.append(f"task {task.name}: {ended} of {len(train)} answers spell the EOS token, so they have it twice")
     answers = [row["answer"].strip() for row in task.test]
     given = [str(tokenizer.decode(each.answer[:-1], skip_special_tokens=True)).strip() for each in test]
     if lost := [pair for pair in zip(answers, given, strict=True) if pair[0] != pair[1]]:

@@ -29,7 +29,7 @@ def space_of(tasks: Sequence[ImageTask], source: Source) -> Space:
         marked = known and of_prompt.index(end) == len(of_prompt) - 1
         if not marked or max(of_prompt) >= text.vocab_size:
             raise UserError(
-                f"model.name_or_path {source.name}: its tokenizer gives the prompt {shown(prompt)} no end mark that "
+                f"model.name_or_path {source.name}: its tokenizer gives the prompt {shown(prompt)} no EOS token that "
                 "the model knows, or tokens that it does not know; give the tokenizer that belongs to it"
             )
     for task, start, stop in zip(tasks, first, first[1:], strict=False):

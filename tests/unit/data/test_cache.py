@@ -109,7 +109,7 @@ def _flipped(content: bytes, place: int) -> bytes:
 
 
 def test_errors_of_rows_are_those_of_the_encoding_and_leave_no_file(tokenizer: Any, folder: Path) -> None:
-    message = r"^FOMC/train.json row 7: the answer has \d+ tokens with its end mark, data.max_answer_length is 3"
+    message = r"^FOMC/train.json row 7: the answer has \d+ tokens with EOS, data.max_answer_length is 3"
     for _ in range(2):
         with pytest.raises(UserError, match=message):
             TokenCache(tokenizer).encode_rows(ROWS[:2], "FOMC/train.json", [7, 9], **LIMITS, max_answer_length=3)

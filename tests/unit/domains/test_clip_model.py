@@ -127,7 +127,7 @@ def test_a_tokenizer_of_another_model(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["vocab_size"] = 100
     (copy / "config.json").write_text(json.dumps(config))
-    assert "gives the prompt 'a red photo.' no end mark that the model knows, or tokens" in line_of(copy)
+    assert "gives the prompt 'a red photo.' no EOS token that the model knows, or tokens" in line_of(copy)
 
 
 def test_dropout_would_make_two_readings_differ(copy: Path) -> None:

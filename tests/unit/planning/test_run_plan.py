@@ -83,8 +83,8 @@ def test_answers_that_do_not_come_back_are_counted(
 def test_marks_that_a_text_spells_are_counted(tiny_folder: Path) -> None:
     rows = [{"prompt": f"<s>{row['prompt']}", "answer": f"{row['answer']}</s>"} for row in ROWS]
     notes = plan_of(tiny_folder, stream_of(train=rows)).notes
-    assert "task one: 16 of 16 prompts spell the begin mark, and have it twice" in notes
-    assert "task one: 16 of 16 answers spell the end mark, and have it twice" in notes
+    assert "task one: 16 of 16 prompts spell the BOS token, so they have it twice" in notes
+    assert "task one: 16 of 16 answers spell the EOS token, so they have it twice" in notes
 
 
 @pytest.mark.parametrize("scorer", [name for name in SCORERS if name not in ("choice", "choice_explained", "numeric")])
