@@ -98,7 +98,7 @@ def sentencepiece_model(sample_texts: list[str], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def tokenizers_by_family(sentencepiece_model: Path, sample_texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """SentencePiece as in Llama 2 and Gemma, with BOS token; byte-level BPE without (SmolLM2) and with one (Llama 3)."""
+    """SentencePiece as in Llama 2 and Gemma, with BOS token; byte-level BPE without (SmolLM2) and with it (Llama 3)."""
     folder = str(sentencepiece_model.parent)
     return {
         "llama-sentencepiece": _with_begin_mark(LlamaTokenizer.from_pretrained(folder)),
