@@ -129,7 +129,7 @@ def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zer
     if overrides(methods.METHODS[method], "serving"):  # scores are those of the live method
         losses = [[nll for nll, _ in of_way["scores"]] for of_way in (one, other)]
         assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    # Adam's first step moves a factor by the learning rate even for a gradient of rounding errors, but hardly the weight
+    # Adam's first step moves a factor by the learning rate even for a gradient of rounding error, the weight hardly
     tolerance = {"weights": max(5e-5, in_losses), "kept": 5e-5}
     for group in ("weights", "kept"):
         assert other[group].keys() == one[group].keys()
