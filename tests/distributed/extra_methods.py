@@ -70,7 +70,7 @@ class Blocked(Method):
     def before_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
         moments = passes.input_moments(rows[:7])
         self.directions = {name: torch.linalg.eigh(moment)[1][:, -3:] for name, moment in moments.items()}
-        assert len({moment.data_ptr() for moment in moments.values()}) < len(moments)  # q, k and v read the same
+        assert len({moment.data_ptr() for moment in moments.values()}) < len(moments)  # q, k and v share inputs
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         layer.blocked_inputs = self.directions[name]

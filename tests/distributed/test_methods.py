@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "distilled": {},
     "blocked": {},
 }
-OTHERS = [method for method in METHODS if method != "lora"]  # which tests/distributed/test_equality.py covers
+OTHERS = [method for method in METHODS if method != "lora"]  # lora is in test_equality.py
 NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("lora", {"replay.fraction": 0.0}),
     "ewc": ("seqlora", {"ewc.strength": 0.0}),

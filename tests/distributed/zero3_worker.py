@@ -273,7 +273,7 @@ def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict[
 def full_disk(folder: Path, world: Ranks) -> list[str]:
     """Returns the error of each rank when rank 0 cannot write the whole model."""
     if world.is_main:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit is then an OSError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing beyond the limit raises OSError
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     told = ""
     try:

@@ -57,7 +57,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, document: Any) -> Any:
-    """Draws a document with one to three changes: values are replaced, removed or copied (to a new key in a mapping)."""
+    """Draws a document with one to three of its values replaced, removed or copied (in a mapping, to a new key)."""
     content = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(content)))

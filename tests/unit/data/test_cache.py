@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that were tokenized."""
+    """List that records the texts that are tokenized."""
     texts: list[str] = []
     tokenize: Callable[..., Any] = PreTrainedTokenizerBase.__call__
 

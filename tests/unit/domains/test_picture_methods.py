@@ -37,7 +37,7 @@ class Engine:
 
 
 class Noted(Hooks):
-    """Adds a square of the logits, each by its row and label, and keeps what it was given."""
+    """Adds squared logits, weighted by row and label, to the loss, and records its arguments."""
 
     has_teacher = True
 

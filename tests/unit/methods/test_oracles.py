@@ -88,7 +88,7 @@ def test_ewc_rests_between_two_tasks_as_their_curvature_has_it() -> None:
 
 
 class OneRowAtATime:
-    """The empirical Fisher information of the golden classifier: mean over samples of the squared gradient."""
+    """Stand-in passes for the golden classifier: the mean over samples of a function of each sample's gradient."""
 
     def __init__(self, of_task: dict[str, Any]) -> None:
         self.of_task = of_task

@@ -24,7 +24,7 @@ from tests.models import tiny_model
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that may be changed."""
+    """Folder with a copy of the tiny model, which tests may change."""
     shutil.copytree(tiny_folder, tmp_path / "model")
     return tmp_path / "model"
 
