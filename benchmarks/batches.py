@@ -1,10 +1,11 @@
-"""What padding costs in each packing, and what logits cost: counted, not timed.
+"""Counts the padding of each packing mode and the memory of the logits; nothing is timed.
 
     python -m benchmarks.batches --data_dir LLM-CL-Benchmark_500
 
-Padding: the share of all tokens of an epoch of each task, contexts up to 512 tokens. Logits: the most bytes that are
-alive at once in the loss' forward and backward pass, from the decoder's output on, over micro batches of the whole
-mix: our loss at answer positions in chunks, beside the loss over the logits of all positions.
+Padding: the share of padding in all tokens of an epoch, for each task, with contexts of up to 512 tokens. Logits: peak
+bytes of the loss' forward and backward pass, starting from the decoder's output, over micro batches of the whole mix.
+Our loss, which computes logits at answer positions only and in chunks, is compared with the loss over the logits of all
+positions.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from codyra_llm.planning.activations import LiveBytes
 
 
 def most_alive(model: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> int:
-    """Peak bytes of a loss of hidden states and its backward pass, the model's weights left out."""
+    """Returns the peak bytes of a loss of hidden states and its backward pass, without the model's weights."""
     hidden = hidden.detach().requires_grad_()
     count = LiveBytes()
     for weight in model.parameters():

@@ -1,4 +1,4 @@
-"""What a computation costs beside time: operations, bytes that operators touch, bytes kept for the backward pass."""
+"""Costs of a computation other than time: operations, operator traffic, and bytes kept for the backward pass."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,14 +13,17 @@ from torch.utils._pytree import tree_leaves
 from codyra_llm.engine.malloc import return_freed_memory
 
 ATEN = torch.ops.aten
-# operand positions of (left, right) in the products; torch's own counter takes an in-place addmm_ for nothing
+# positions of the (left, right) operands; torch's own FLOP counter ignores the in-place addmm_
 PRODUCTS = {ATEN.mm: (0, 1), ATEN.addmm: (1, 2), ATEN.addmm_: (1, 2), ATEN.bmm: (0, 1), ATEN.baddbmm: (1, 2)}
 
 
 @dataclass
 class Cost:
-    """Multiply-adds count as two operations, of matrix products alone (what a fused attention computes is left out);
-    `traffic` is bytes read and written by operators that are not views.
+    """Counted costs of a computation.
+
+    Attributes:
+        flops: operations of matrix products only, a multiply-add counting as two; fused attention is not counted.
+        traffic: bytes read and written by operators that are not views.
     """
 
     flops: int = 0
@@ -33,7 +36,7 @@ class _Counter(TorchDispatchMode):
         self.cost = Cost()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if torch.is_inference_mode_enabled():  # which hands over operators whole that autograd would take apart
+        if torch.is_inference_mode_enabled():  # it does not decompose composite operators, as autograd does
             with self:
                 output = func.decompose(*args, **(kwargs or {}))
             if output is not NotImplemented:
@@ -51,10 +54,13 @@ class _Counter(TorchDispatchMode):
 
 
 def costs(run: Callable[[], object], parameters: Iterable[torch.Tensor] | None = None) -> dict[str, object]:
-    """Columns of a table, of three more runs: a counted one, one whose memory is watched, one for what autograd keeps.
+    """Returns columns of a table: operations, operator traffic, extra memory and, with parameters, kept activations.
+
+    Each of `cost`, `extra_bytes` and `saved_bytes` runs the computation once more.
 
     Args:
-        parameters: left out of what is kept; None: there is no backward pass.
+        run: the computation.
+        parameters: not counted as kept activations; None: there is no backward pass and no column for these.
     """
     counted = cost(run)
     columns: dict[str, object] = {
@@ -68,14 +74,14 @@ def costs(run: Callable[[], object], parameters: Iterable[torch.Tensor] | None =
 
 
 def cost(run: Callable[[], object]) -> Cost:
-    """Of all that `run` computes, backward passes on the CPU included."""
+    """Returns the cost of all that `run` computes, including backward passes on the CPU."""
     with _Counter() as counter:
         run()
     return counter.cost
 
 
 def extra_bytes(run: Callable[[], object]) -> int:
-    """How far memory rises above where it stands while `run` runs: CUDA's where there is one, else resident memory."""
+    """Returns how far memory grows at its peak during `run`: CUDA memory if available, else resident memory."""
     return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -89,13 +95,13 @@ def extra_bytes(run: Callable[[], object]) -> int:
 
 
 def saved_bytes(run: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
-    """Most bytes that autograd keeps at one time of what `run` computes, each storage once, parameters left out."""
+    """Returns the peak bytes that autograd keeps for `run`, each storage counted once, without the parameters."""
     left_out = {p.untyped_storage().data_ptr() for p in parameters}
     uses: Counter[int] = Counter()
     now = most = 0
 
     class Kept:
-        """A tensor that autograd keeps, until it lets go of this."""
+        """A tensor that autograd keeps; counted until autograd drops this object."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
             nonlocal now, most
@@ -112,7 +118,7 @@ def saved_bytes(run: Callable[[], object], parameters: Iterable[torch.Tensor]) -
             now -= 0 if uses[self.place] else self.size
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        held = run()  # a forward pass keeps what it does as long as its output is alive
+        held = run()  # a forward pass keeps its activations as long as its output is alive
     del held
     return most
 

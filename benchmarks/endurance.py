@@ -1,10 +1,10 @@
-"""Does the eighth task cost what the second one did, and what do checkpoints cost? One real run of eight equal tasks.
+"""Measures whether later tasks cost more than earlier ones, and what checkpoints cost, in one run of eight equal tasks.
 
     python benchmarks/endurance.py                                  # ZeRO 0, one process
     python benchmarks/endurance.py --deepspeed ds_configs/zero3.json
 
-Every task has the same rows under another name, so all that may grow is what the program keeps. Read from the run's
-own results.json: for each task the seconds of a training step, and the resident memory when it was scored.
+Every task has the same rows under another name, so only the state that the program keeps can grow. The figures come
+from the run's results.json: for each task the seconds of a training step, and the resident memory of its evaluation.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TASKS = 8
 
 
 def endurance() -> None:
-    """Runs, and prints a table."""
+    """Runs the eight tasks and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--deepspeed", default=None, help="DeepSpeed JSON; empty: ZeRO stage 0")

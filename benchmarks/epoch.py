@@ -1,12 +1,12 @@
-"""One epoch over a mix of the TRACE tasks: ours through DeepSpeed, beside PEFT's LoRA with transformers' Trainer.
+"""Compares one epoch over a mix of the TRACE tasks: ours with DeepSpeed, and PEFT's LoRA with transformers' Trainer.
 
     python -m benchmarks.epoch --data_dir LLM-CL-Benchmark_500
 
-The same rows (contexts up to 512 tokens), rank, targets, learning rate, micro batch and global batch, on the built-in
-135M model in fp32; each round trains fresh branches. The Trainer pads with DataCollatorForSeq2Seq (its default
-collator does not pad labels), shuffles, and computes the loss of transformers, logits at every position. Operations,
-operator traffic, extra memory (growth of the peak) and kept activations (the most at one time, weights of the model
-left out) are those of one more epoch each.
+Both train on the same rows (contexts of up to 512 tokens) with the same rank, target modules, learning rate, micro
+batch and global batch, on the built-in 135M model in fp32; each round trains new branches. The Trainer pads with
+DataCollatorForSeq2Seq (its default collator does not pad labels), shuffles, and computes the loss of transformers, with
+logits at every position. Operations, operator traffic, extra memory (growth of the peak) and kept activations (their
+peak, without the model's weights) come from one additional epoch each.
 """
 
 import argparse
@@ -38,7 +38,7 @@ RATE = 5e-4
 
 
 def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packing: str, ranks: Ranks) -> GlobalBatches:
-    """An epoch of ours; returns its batches."""
+    """Trains one epoch of CoDyRA with this package; returns its batches."""
     batches = GlobalBatches(
         rows, train.global_batch_size, train.per_device_train_batch_size, 1, 0, "mix", packing=packing
     )
@@ -50,7 +50,7 @@ def ours(model: PreTrainedModel, rows: list[Example], train: TrainConfig, packin
 
 
 def theirs(model: PreTrainedModel, rows: list[Example], train: TrainConfig, tokenizer: object, folder: str) -> None:
-    """An epoch of PEFT's LoRA under transformers' Trainer."""
+    """Trains one epoch of PEFT's LoRA with transformers' Trainer."""
     lora = peft.get_peft_model(
         copy.copy(model), peft.LoraConfig(r=16, lora_alpha=16, target_modules=list(DEFAULT_TARGETS), bias="none")
     )

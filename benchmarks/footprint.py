@@ -1,15 +1,15 @@
-"""How much memory training really takes, beside what scripts/plan.py says: the built-in model at every ZeRO stage.
+"""Compares the measured memory of training with that planned by scripts/plan.py: the built-in model, every ZeRO stage.
 
     python benchmarks/footprint.py [--ranks 1,2] [--ways zero0,zero3] [--recompute no] [--rows 1] [--length 128]
     python benchmarks/footprint.py --ranks 1 --ways zero0 --recompute no --dtype bfloat16 --quantization nf4
 
-Each way of running trains the built-in model for real, in processes of its own, on the CPU. What is measured is the
-growth of a rank's resident memory from before the model is loaded to the height of the third optimizer step, as the
-kernel keeps it (VmRSS; VmHWM, reset after the second step), of the rank where it is largest. A CPU's memory is device
-and host in one, so the plan's are added up. Reduce buckets are set to 2 million values: DeepSpeed's default of 500
-million would be most of what is planned, and is allocated but hardly touched, which on a CPU is not resident.
-Gloo, unlike NCCL, receives an all-gather in a buffer of its own and then copies it: where ZeRO-3 gathers over several
-ranks, one prefetch more is counted here than in the plan for GPUs.
+Each way of running trains the built-in model in its own processes, on the CPU. The measured value is the growth of a
+rank's resident memory from before the model is loaded to the peak of the third optimizer step, as reported by the
+kernel (VmRSS; VmHWM, reset after the second step), on the rank where it is largest. On a CPU, device and host memory
+are the same, so the plan's two figures are added. Reduce buckets are set to 2 million values: DeepSpeed's default of
+500 million would be most of the planned memory, but such a bucket is allocated and hardly touched, so on a CPU it is
+not resident. Gloo, unlike NCCL, receives an all-gather in its own buffer and then copies it: where ZeRO-3 gathers over
+several ranks, one more prefetch bucket is counted here than in the plan for GPUs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ ACCUMULATION = 2
 
 
 def run_config(rows: int, ranks: int, checkpointing: bool, held: dict[str, Any]) -> RunConfig:
-    """The configuration of a measured run; `held`: of the section `model`, how weights are held."""
+    """Returns the configuration of a measured run.
+
+    Args:
+        rows: rows of a micro batch.
+        ranks: number of ranks.
+        checkpointing: whether gradient checkpointing is on.
+        held: fields of the section `model` that specify how weights are stored (dtype, quantization).
+    """
     overrides = {
         **{f"model.{name}": value for name, value in held.items()},
         "train.per_device_train_batch_size": rows,
@@ -46,7 +53,7 @@ def run_config(rows: int, ranks: int, checkpointing: bool, held: dict[str, Any])
 
 
 def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[str, Any], output: Path) -> None:
-    """One rank of a measured run; the first writes the bytes."""
+    """Runs one rank of a measured run; the first rank writes (loaded, between steps, peak) bytes to `output`."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from codyra_llm.distributed.ranks import all_gather, start
@@ -56,7 +63,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
     ranks = start()
     config = run_config(rows, ranks.size, checkpointing, held)
     tiny = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
-    # what libraries load and allocate at first use is no part of a plan
+    # a first run on a tiny model: what libraries allocate at first use is not part of the plan
     train(AutoModelForCausalLM.from_config(tiny), config, way, length, ranks)
     watch = Watch("cpu")
     model = load_base(open_source(config.model.name_or_path), config, {"zero_optimization": {"stage": 0}}, ranks, print)
@@ -71,7 +78,7 @@ def measure(way: str, rows: int, length: int, checkpointing: bool, held: dict[st
 def run_measured(
     way: str, ranks: int, rows: int, length: int, checkpointing: bool, held: dict[str, Any]
 ) -> tuple[int, int, int]:
-    """(bytes of the loaded model, bytes between steps, bytes at the peak) of the largest rank."""
+    """Returns (bytes of the loaded model, bytes between steps, peak bytes), each the maximum over the ranks."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
@@ -89,7 +96,7 @@ def run_measured(
 def planned(
     ways: list[str], ranks: int, rows: int, length: int, checkpointing: bool, held: dict[str, Any]
 ) -> tuple[int, dict[str, int]]:
-    """(bytes of the base weights, {way: peak bytes on device and host together}) according to the plan."""
+    """Returns the plan's (bytes of the base weights, {way: peak bytes of device and host together})."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from codyra_llm.models.source import open_source
@@ -104,7 +111,7 @@ def planned(
     for way in ways:
         section = zero_section(way)
         if ranks == 1:
-            section.pop("offload_param", None)  # one rank on a CPU computes with offloaded weights where they are
+            section.pop("offload_param", None)  # a single rank on a CPU uses offloaded weights in place
         zero = DeepSpeedZeroConfig(**section)
         activations = activation_bytes(model, rows, length, rows * ANSWER, checkpointing, zero.stage == 3)
         memory = rank_memory(sizes, zero, ranks, ACCUMULATION, activations)

@@ -1,4 +1,4 @@
-"""Writes docs/gallery.md: what finished runs and comparisons did, in sentences and pictures.
+"""Writes docs/gallery.md: the results of finished runs and comparisons, in sentences and pictures.
 
 python -m benchmarks.gallery runs/quickstart runs/compare_nano
 """
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run_part(folder: Path) -> str:
-    """A run: its command, the sentences of its page, its pictures."""
+    """Returns the Markdown of a run: its command, the sentences of its page, and its pictures."""
     results = read_results(folder)
     run = Run(results, folder)
     write_pictures(run)
@@ -49,7 +49,7 @@ def run_part(folder: Path) -> str:
 
 
 def comparison_part(folder: Path) -> str:
-    """A comparison: its command, the sentences of its page, its pictures."""
+    """Returns the Markdown of a comparison: its command, the sentences of its page, and its pictures."""
     comparison.report_comparison(folder)
     found = read_comparison(folder)
     first = read_results(folder / next(grid_runs(found.grid)).folder)
@@ -60,12 +60,12 @@ def comparison_part(folder: Path) -> str:
 
 
 def listed(said: list[sentences.Sentence]) -> str:
-    """Sentences as a list of Markdown."""
+    """Returns sentences as a Markdown list."""
     return "\n".join(f"- **{each.about}**: {each.text}" for each in said)
 
 
 def shown(folder: Path, pictures: dict[str, str]) -> str:
-    """Pictures of a folder, copied beside the page, with what they show."""
+    """Copies pictures of a folder next to the page; returns their Markdown with captions."""
     (DOCS / "gallery").mkdir(exist_ok=True)
     lines = []
     for name, what in pictures.items():

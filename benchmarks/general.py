@@ -1,10 +1,10 @@
-"""Measuring general ability: ours, beside lm-evaluation-harness's own class for transformers.
+"""Compares the time of measuring general ability: ours, and lm-evaluation-harness's own class for transformers models.
 
     python -m benchmarks.general --data_dir general --items 8
 
-The built-in 135M model on the six suites of TRACE, the same items through the same harness, at equal batch size. Each
-row of the table is one suite, the last all of them: the time of ours over the harness's, in rounds that take turns.
-Of generated answers at most --max_new_tokens are asked, by both.
+Both score the built-in 135M model on the six suites of TRACE, with the same items, harness and batch size. Each row of
+the table is one suite, the last row all of them: the time of ours divided by that of the harness's class; both run in
+turn in every round. Both generate at most --max_new_tokens tokens for an answer.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from codyra_llm.selfcheck.timing import interleave, ratios
 
 
 def capped(suite: Suite, max_new_tokens: int) -> Suite:
-    """The suite, no answer of it longer than so many tokens."""
+    """Limits the generated answers of a suite to `max_new_tokens` tokens, in place; returns the suite."""
     for task in suite.tasks.values():
         limits = task.config.generation_kwargs or {}
         if "max_gen_toks" in limits:

@@ -1,21 +1,21 @@
-"""Answering the test rows of all TRACE tasks: ours, beside transformers' generate over padded batches of the same size.
+"""Compares answering the test rows of all TRACE tasks: ours, and transformers' generate with the same batch size.
 
     python -m benchmarks.generate --data_dir LLM-CL-Benchmark_500 --rows 16
     python -m benchmarks.generate --data_dir LLM-CL-Benchmark_500 --rows 16 --model runs/x/model    # it knows the tasks
 
-Greedy, batches padded on the left, a batch of generate goes on until its last row has ended:
+Decoding is greedy with left padding. A batch of generate runs until its last row has ended. The contestants:
 
-- generate: the mix as it comes, rows of all tasks in a fixed random order; one limit of new tokens for all, and a row
-  ends at the end-of-sequence token alone, as in TRACE's own evaluation (whose limit is 512).
-- generate, by task: a batch is of one task, in the file's order.
-- generate, limits: it has that task's limit as well, where it is below the one for all.
-- generate, limits and stops: it has the task's stop strings as well.
-- ours, without guesses: the same limits and stops, and the loss of every true answer beside the model's own.
-- ours: it guesses ahead as well.
+- generate: rows of all tasks mixed, in a fixed random order; one limit of new tokens for all tasks, and a row ends only
+  at the EOS token, as in TRACE's own evaluation (whose limit is 512).
+- generate, by task: as generate, but each batch has rows of one task, in the file's order.
+- generate, limits: also uses the task's own limit where it is below the common one.
+- generate, limits and stops: also uses the task's stop strings.
+- ours, without guesses: the same limits and stop strings; also computes the loss of every true answer.
+- ours: also guesses tokens ahead (prompt lookup).
 
-Batches of one task are full only where --rows is a multiple of --batch_size. An answer that is long for want of an end
-costs generate its whole limit, so a model that has not learned the tasks makes limits count for more.
-Operations, operator traffic and extra memory (growth of the peak) are those of one more pass each.
+Batches of one task are full only if --rows is a multiple of --batch_size. An answer that never ends costs generate the
+whole limit, so limits matter more for a model that has not learned the tasks.
+Operations, operator traffic and extra memory (growth of the peak) come from one additional pass each.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Proves and times everything on the GPU at hand: `codyra selfcheck`, from a clone.
+"""Checks and times everything on the machine's GPU: `codyra selfcheck`, run from a clone of the repository.
 
 python -m benchmarks.gpu --output_dir selfcheck
 """

@@ -1,12 +1,12 @@
-"""Peak memory of each rank of a whole run at ZeRO stage 3, on one rank and on two.
+"""Measures the peak memory of each rank in a whole run at ZeRO stage 3, on one rank and on two.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --layers 8 --ranks 1 2 4
 
 Writes a random LLaMA-shaped model, runs scripts/train_trace.py on two short tasks of the sample (load, train, merge,
-evaluate, save) on each number of ranks, and prints the peak resident memory (VmHWM) of each process. All is deleted
-afterwards. What holds the weights must dominate what every process needs anyway (about 0.7 GB for Python and its
-libraries), or nothing is measured: hence a model of about 4 GB; it takes twice that of free memory and of disk.
+evaluate, save) with each number of ranks, and prints the peak resident memory (VmHWM) of each process. All files are
+deleted afterwards. The model has about 4 GB, so that its weights dominate the 0.7 GB or so that every process needs for
+Python and its libraries. Needs twice the model's size of free memory and of disk space.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PEAKS = "CODYRA_PEAK_FOLDER"
-# DeepSpeed's defaults keep up to a billion gathered values alive, which for a model of this size is all of it.
+# DeepSpeed's defaults keep up to a billion gathered values alive, which would be the whole model.
 DEEPSPEED = {
     "zero_optimization": {
         "stage": 3,
@@ -47,7 +47,7 @@ RUN = {
 
 
 def write_model(folder: Path, layers: int, hidden: int, dtype: str) -> int:
-    """Writes a random LLaMA with the built-in model's tokenizer, one tensor at a time; returns its bytes."""
+    """Writes a random LLaMA with the built-in model's tokenizer, one tensor at a time; returns its size in bytes."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig
 
@@ -84,7 +84,7 @@ def write_model(folder: Path, layers: int, hidden: int, dtype: str) -> int:
 
 
 def peaks_of_run(model: Path, scratch: Path, ranks: int, dtype: str) -> list[int]:
-    """Peak resident bytes of each rank of one run."""
+    """Runs the training command; returns the peak resident bytes of each rank."""
     output, peaks = scratch / f"run{ranks}", scratch / f"peaks{ranks}"
     peaks.mkdir()
     (scratch / "zero3.json").write_text(json.dumps(DEEPSPEED))
@@ -108,7 +108,7 @@ def peaks_of_run(model: Path, scratch: Path, ranks: int, dtype: str) -> list[int
 
 
 def train_and_measure() -> None:
-    """What each rank does: the real command, then its peak into a file."""
+    """Runs one rank: the real command, and then writes the peak resident bytes to a file."""
     sys.argv[0] = str(REPOSITORY / "scripts" / "train_trace.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

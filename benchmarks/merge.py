@@ -1,9 +1,10 @@
-"""Merging one branch of rank 16 into a 4096 x 11008 weight, beside reading and writing that weight in fp32 once.
+"""Times merging one branch of rank 16 into a 4096 x 11008 weight, compared with reading and writing it in fp32 once.
 
     python -m benchmarks.merge
 
-Contestants take turns within a round, in one process. `PEFT` is the sum that its merge computes: the weight plus the
-whole product. Operations, operator traffic and extra memory (growth of the peak) are those of one more merge each.
+All contestants run in turn in every round, in one process. `PEFT` is the sum that PEFT's merge computes: the weight
+plus the whole product. Operations, operator traffic and extra memory (growth of the peak) come from one additional
+merge each.
 """
 
 import argparse

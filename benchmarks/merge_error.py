@@ -1,13 +1,14 @@
-"""What merging into 16 or 4 bits loses of the updates: in place, task by task, and exactly, over one task to all.
+"""Measures the error of merging updates into 16-bit or 4-bit weights, in place and exactly, after each task.
 
     python -m benchmarks.merge_error --ledger runs/x/ledger [--data tasks/trace/sample --rows 4] [--json]
     python -m benchmarks.merge_error --ledger runs/x/ledger --dtype nf4
 
-The error is |W_t - (W_0 + sum of updates)| / |sum of updates| (Frobenius, over all weights that updates touch), the
-sum in float64. W_0 is rounded to a 16-bit dtype first: published models are stored like that, and what it loses is not
-the merge's. For nf4 it is the original in bfloat16, so that the error has all that quantizing loses, most of it of W_0.
-`one rounding` is what rounding the true sum once would give: no merge into 16 bits can do better.
-`arrived` is the share of the sum by which the weights moved: <W_t - what W_0 was held as, sum> / |sum|^2.
+The error is |W_t - (W_0 + sum of updates)| / |sum of updates| (Frobenius norm, over all weights that the updates
+change), with the sum in float64. W_0 is rounded to the 16-bit dtype first: published models are stored in 16 bits, and
+this rounding is not an error of the merge. For nf4, W_0 is the original in bfloat16, so the error includes the whole
+quantization error, most of which is that of W_0.
+`one rounding` is the true sum rounded once: no merge into 16 bits can do better.
+`arrived` is the share of the sum by which the weights moved: <W_t - W_0 as stored, sum> / |sum|^2.
 With --data: the mean negative log-likelihood of the answers of the first rows of each task's test.json, in nats per
 token, of the model with float32 weights and of both merges; the model itself always computes in float32.
 """
@@ -38,7 +39,7 @@ WAYS = ("in place", "exact", "one rounding")
 
 
 class Merges:
-    """The touched weights of a model, merged in three ways: true (float64), in place and exact (both in `dtype`)."""
+    """The updated weights of a model, merged in three ways: true (float64), in place and exact (both in `dtype`)."""
 
     def __init__(self, folders: list[Path], name: str, dtype: str) -> None:
         self.folders, read = folders, original_weights(name)
@@ -52,7 +53,7 @@ class Merges:
         self.dtype = dtype
 
     def merge(self, number: int) -> dict[str, float]:
-        """Merges the `number`-th entry (from 1); returns what was lost and what arrived."""
+        """Merges the `number`-th entry (from 1); returns the relative error and the arrived share of each way."""
         for name, (B, A) in read_entry(self.folders[number - 1]).items():
             self.true[name] += B.double() @ A.double()
             add_in_place(self.in_place[name], B, A)
@@ -71,7 +72,7 @@ class Merges:
 
 
 def held(weight: torch.Tensor, dtype: str) -> nn.Module:
-    """A projection that holds a copy of this weight, fp32, in a dtype or in NF4."""
+    """Returns a projection that stores a copy of an fp32 weight, in a dtype or in NF4."""
     if dtype == NF4:
         layer = bnb.nn.LinearNF4(weight.shape[1], weight.shape[0], bias=False, device="meta")
         layer.compute_dtype = torch.float32
@@ -83,13 +84,13 @@ def held(weight: torch.Tensor, dtype: str) -> nn.Module:
 
 
 def weight_of(projection: nn.Module) -> torch.Tensor:
-    """The values that a projection stands for."""
+    """Returns the weight of a projection, dequantized if it is quantized."""
     weight: torch.Tensor = dequantized(projection) if is_quantized(projection) else projection.weight
     return weight
 
 
 def add_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> None:
-    """Adds an update to what the projection holds, and rounds that again."""
+    """Adds an update to the stored weight of a projection and rounds (or quantizes) the sum again."""
     if is_quantized(projection):
         set_weight(projection, quantized(projection, dequantized(projection).addmm_(B, A)))
     else:
@@ -98,7 +99,7 @@ def add_in_place(projection: nn.Module, B: torch.Tensor, A: torch.Tensor) -> Non
 
 @torch.no_grad()
 def answer_nll(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]], examples: list[Example]) -> float:
-    """Mean over answer tokens of the negative log-likelihood, with these weights in the model."""
+    """Copies the weights into the model; returns the mean negative log-likelihood over answer tokens."""
     for name, weight in weights:
         model.get_submodule(name).weight.copy_(weight)
     total, tokens = 0.0, 0
@@ -110,7 +111,7 @@ def answer_nll(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor
 
 
 def examples_of(data: Path, tasks: list[str], rows: int, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """The first rows of each task's test.json, long prompts left out."""
+    """Returns the first rows of each task's test.json whose prompts have at most 1024 tokens."""
     found = []
     for task in tasks:
         content = read_json(data / task / "test.json")

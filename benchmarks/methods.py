@@ -1,11 +1,11 @@
-"""Tables of the documentation from a comparison that has finished.
+"""Makes the tables of the documentation from a finished comparison.
 
     codyra compare --config compare_nano --sweep learning_rate --methods ... --output_dir runs/methods
     python -m benchmarks.methods runs/methods --table cost --into docs/methods.md
     python -m benchmarks.methods runs/methods --table results --mark nano --into docs/results.md
 
-`cost` has what trains, what a method keeps and the likelihood of the true answers; `results` has what is learned and
-forgotten, with the learning rate that a sweep has chosen, and forgetting at equal learning with its interval.
+`cost` shows the trainable parameters, the bytes that a method keeps and the NLL of the true answers. `results` shows
+learning and forgetting, the learning rate that a sweep has chosen, and forgetting at equal learning with its interval.
 """
 
 import sys
@@ -25,7 +25,7 @@ TABLES = {
 
 
 def markdown(found: Comparison, kind: str) -> str:
-    """The seeds, and a row for each contestant that has finished."""
+    """Returns a line with the seeds and orders, and a table with a row for each contestant that has runs."""
     rows = [_row(found, each, kind) for each in found.contestants if each.runs]
     seeds, orders = (", ".join(map(str, values)) for values in (found.grid.seeds, found.grid.orders))
     return f"Seeds {seeds}; {orders}; mean +- standard deviation.\n\n{table(rows)}"
@@ -43,7 +43,7 @@ def _row(found: Comparison, each: Contestant, kind: str) -> dict[str, object]:
 
 
 def command() -> None:
-    """Prints the table, and puts it into a page."""
+    """Prints the table and, with --into, writes it into a page."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a comparison")
     parser.add_argument("--table", choices=TABLES, default="cost", help="which columns")

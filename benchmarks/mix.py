@@ -1,4 +1,4 @@
-"""The benchmarks' data: rows of all tasks of a TRACE folder in equal shares, as examples of at most 512 tokens."""
+"""Data of the benchmarks: the same number of rows of each task of a TRACE folder, as examples of at most 512 tokens."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +14,7 @@ PROMPT, ANSWER = 384, 128
 def examples(
     tokenizer: PreTrainedTokenizerBase, data_dir: str, rows: int, split: str
 ) -> list[tuple[Task, list[Example]]]:
-    """`rows` rows of each task, in the file's order; a longer document loses its end, and so does a longer answer."""
+    """Returns `rows` rows of each task, in the file's order; the ends of longer documents and answers are cut off."""
     found = []
     for task in TaskStream.load(DEFAULT_TASK_FILE, data_dir, max_train_examples=rows, max_test_examples=rows):
         encoded = encode_rows(tokenizer, getattr(task, split), PROMPT, body=task.spec.body)
@@ -23,7 +23,7 @@ def examples(
 
 
 def epoch_tokens(batches: GlobalBatches) -> tuple[int, int]:
-    """(tokens, tokens and padding) of an epoch."""
+    """Returns (tokens, tokens with padding) of an epoch."""
     steps = range(batches.total_steps)
     cells = sum(batch.input_ids.numel() for step in steps for batch in batches.micro_batches(step))
     return sum(map(batches.tokens, steps)), cells

@@ -1,4 +1,4 @@
-"""How the speed benchmarks print a result."""
+"""Printing of the speed benchmarks' results."""
 
 import json
 import platform
@@ -12,13 +12,13 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the packages that a figure depends on, and how many threads computed it."""
+    """Returns the versions of Python and of the packages that a figure depends on, and the number of threads."""
     found = {package: version(package) for package in PACKAGES}
     return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}
 
 
 def report(title: str, rows: list[dict[str, object]], as_json: bool) -> None:
-    """Prints rows that share their keys as a Markdown table, or all of it as one line of JSON."""
+    """Prints rows with the same keys as a Markdown table, or title, rows and versions as one line of JSON."""
     if as_json:
         print(json.dumps({"title": title, "rows": rows, "versions": versions()}), flush=True)
         return

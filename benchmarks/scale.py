@@ -1,12 +1,12 @@
-"""Past one machine: the plan's times for large models on 8 to 512 GPUs; and how true they are on 1 and 2 CPU ranks.
+"""Planned times of large models on 8 to 512 GPUs, and a comparison of planned and measured times on 1 and 2 CPU ranks.
 
     python -m benchmarks.scale --into docs/scale.md [--ceilings h100]
     python -m benchmarks.scale --measure [--ranks 1,2] [--ways zero0,zero3] [--steps 6]
 
-The tables are put between two marks of the page. With --measure, a model of a few layers is trained for real, in
-processes of their own, and answers questions; what the machine can do (products, copies, collectives, starting a layer)
-is measured in the same processes, before and after, so that what else the machine does slows both. `ratio` is the
-modelled time over the measured one.
+The tables are written between two marks of the page. With --measure, a model of a few layers is trained and answers
+questions in separate processes. The machine's ceilings (products, copies, collectives, starting a layer) are measured
+in the same processes, before and after, so that other load on the machine slows both. `ratio` is the modelled time
+divided by the measured one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from codyra_llm.selfcheck.training import zero_section
 from codyra_llm.text import align
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 4096}
-# the same weights gathered at stage 3 (branches and norms are not), and little to compute or to move
+# as many weights gathered at stage 3 (branches and norms are not gathered), and little to compute or to move
 NARROW = SHAPE | {"hidden_size": 128, "intermediate_size": 128}
 NARROW_PERSISTENCE = 8000  # values: branches have fewer, projections more
 LENGTH, ANSWER, ACCUMULATION = 192, 32, 2
@@ -41,13 +41,13 @@ ROWS, PROMPT, NEW = 8, 128, 32  # of a batch of answers
 
 
 def settings(ranks: int, recompute: bool) -> RunConfig:
-    """The configuration of a measured run."""
+    """Returns the configuration of a measured run."""
     rows = {"train.per_device_train_batch_size": 2, "train.global_batch_size": 2 * ranks * ACCUMULATION}
     return load_config(None, {**rows, "adapter.rank": 16, "model.gradient_checkpointing": recompute})
 
 
 def model_config(shape: dict[str, int]) -> Any:
-    """Of a measured model, which has random weights in fp32."""
+    """Returns the configuration of a measured model, which has random weights in fp32."""
     from transformers import LlamaConfig
 
     heads = shape["hidden_size"] // 64
@@ -55,7 +55,7 @@ def model_config(shape: dict[str, int]) -> Any:
 
 
 def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> None:
-    """One rank of a measured run; the first writes seconds of a step and of a batch of answers, and the ceilings."""
+    """Runs one rank of a measured run; the first rank writes its times and the ceilings to `output`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -79,7 +79,11 @@ def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> 
 
 
 def ceilings_here(ranks: Any) -> dict[str, float]:
-    """What this machine can do while all ranks are busy: fields of `Ceilings`."""
+    """Measures the ceilings of this machine while all ranks are busy.
+
+    Returns:
+        Fields of `Ceilings`, and `narrow`: bytes of weights a second in products with few rows.
+    """
     import torch
     import torch.distributed as dist
 
@@ -93,7 +97,7 @@ def ceilings_here(ranks: Any) -> dict[str, float]:
         dist.barrier()
         return _median(run, 7)
 
-    weights = [torch.randn(features, width) for _ in range(24)]  # more than caches hold
+    weights = [torch.randn(features, width) for _ in range(24)]  # larger than the caches
     few = torch.randn(ROWS, width)
     product = timed(lambda: torch.nn.functional.linear(x, weight))
     narrow_products = timed(lambda: [torch.nn.functional.linear(few, each) for each in weights])
@@ -131,7 +135,7 @@ def _median(run: Callable[[], object], rounds: int) -> float:
 
 
 def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: bool, steps: int, ranks: Any) -> float:
-    """The median optimizer step, the first two left out."""
+    """Returns the median seconds of an optimizer step, without the first two steps."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -149,7 +153,7 @@ def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: boo
         AutoModelForCausalLM.from_config(model_config(shape), dtype=torch.float32).save_pretrained(own)
         folder = broadcast(own)  # transformers writes on rank 0 alone
         model = load_model(folder, place=placement(complete(section, config.train, ranks.size), ranks))
-        all_gather(None)  # before the folder goes
+        all_gather(None)  # all ranks have loaded before the folder is deleted
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ready = METHODS[config.method](config).prepare(model, "measured", steps + 2)
@@ -162,7 +166,7 @@ def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: boo
 
 
 def seconds_of_answers(model: Any) -> float:
-    """Of one batch of answers that all take NEW tokens, on each rank alone and without guesses."""
+    """Returns the seconds of one batch of answers of NEW tokens each, on this rank alone and without guesses."""
     from unittest.mock import patch
 
     import torch
@@ -175,7 +179,7 @@ def seconds_of_answers(model: Any) -> float:
     tokenizer = open_source("smollm2-135m-instruct").tokenizer
     prompts = torch.randint(100, SHAPE["vocab_size"], (ROWS, PROMPT)).tolist()
     questions = [Question(Example(prompt, [7] * ANSWER), NEW) for prompt in prompts]
-    # none of a batch ends before it may
+    # no answer ends before its limit
     with (
         patch.object(Draft, "guess", return_value=[]),
         patch("codyra_llm.generation.generate.end_tokens", return_value=frozenset()),
@@ -184,7 +188,11 @@ def seconds_of_answers(model: Any) -> float:
 
 
 def _section(way: str, shape: dict[str, int] = SHAPE) -> dict[str, Any]:
-    """Of DeepSpeed: nothing overlaps, since gloo computes on the same cores; a weight is gathered for each use."""
+    """Returns the ZeRO section of DeepSpeed's configuration.
+
+    Communication does not overlap computation, since gloo runs on the same cores. At stage 3 a weight is gathered for
+    each use.
+    """
     section = {**zero_section(way), "overlap_comm": False}
     if section["stage"] == 3:
         section |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
@@ -194,7 +202,7 @@ def _section(way: str, shape: dict[str, int] = SHAPE) -> dict[str, Any]:
 
 
 def run_measured(way: str, ranks: int, recompute: bool, steps: int, clock: str) -> dict[str, Any]:
-    """What `measure` writes."""
+    """Runs `measure` on all ranks; returns what it writes."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
@@ -209,7 +217,7 @@ def run_measured(way: str, ranks: int, recompute: bool, steps: int, clock: str) 
 
 
 def modelled(way: str, ranks: int, recompute: bool, measured: dict[str, Any]) -> tuple[Any, float]:
-    """(time of a step, seconds of a batch of answers) by the plan's formulae, with the ceilings that were measured."""
+    """Returns the plan's (time of a step, seconds of a batch of answers), with the measured ceilings."""
     import torch
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -231,17 +239,17 @@ def modelled(way: str, ranks: int, recompute: bool, measured: dict[str, Any]) ->
     stated = {"network": 1.0, "host": 1.0, "devices": ranks, "disk": 1.0, "hashing": 1.0}
     here = dict(measured["ceilings"])
     narrow = here.pop("narrow")
-    if traffic.weight_calls:  # the narrow model has as many
+    if traffic.weight_calls:  # the narrow model has the same number of calls
         here["fetch"] = max(0.0, measured["fetching"] / traffic.weight_calls - here["call"])
     machine = Ceilings("here", **here, **stated, protocols=(Protocol(0, 0),), ahead=False)
     how = ACCUMULATION, touched, traffic, zero, ranks, recompute
     step = StepModel(shape, machine).step((micro, LENGTH, LENGTH, ANSWER), *how)
-    plain = dataclasses.replace(shape, branches=0, touched=forward / micro / LENGTH)  # what answers has no branches
+    plain = dataclasses.replace(shape, branches=0, touched=forward / micro / LENGTH)  # no branches while answering
     reads = dataclasses.replace(machine, memory=narrow)
     return step, batch_seconds(plain, reads, Questions(ROWS, PROMPT, ANSWER, NEW), ROWS)
 
 
-# eight tasks of 20,000 training and 500 test rows, 2048 tokens each, 512 of them answer; TRACE's six suites, 200 items
+# eight tasks of 20,000 training and 500 test rows of 2048 tokens, 512 of them the answer; TRACE's six suites, 200 items
 RUN = {
     "model.dtype": "bfloat16",
     "data_dir": "nowhere",
@@ -263,7 +271,7 @@ GPUS, STAGES = (8, 32, 128, 512), (1, 2, 3)
 
 
 def planned(name: str, ceilings: Ceilings, gpu_memory: int) -> Iterator[dict[str, object]]:
-    """Rows of the table of a model: each number of GPUs at each ZeRO stage."""
+    """Yields the rows of a model's table: each number of GPUs at each ZeRO stage."""
     from codyra_llm.data.batches import divide_batch
     from codyra_llm.models.architectures import find_source
     from codyra_llm.planning.activations import pass_bytes
@@ -313,7 +321,7 @@ COLUMNS = (
 
 
 def _columns(time: Any, step: Any, whole: bool) -> dict[str, str]:
-    """Of the last task, whose merge is the longest."""
+    """Returns the columns of times; those of a task are of the last one, whose merge takes the longest."""
     from codyra_llm.planning.report import seconds
 
     task = time.tasks[-1]
@@ -331,7 +339,7 @@ def _columns(time: Any, step: Any, whole: bool) -> dict[str, str]:
 
 
 def compare(options: argparse.Namespace) -> Iterator[list[str]]:
-    """Rows of the table of measured times."""
+    """Yields the header and the rows of the table of measured times."""
     yield ["way", "ranks", "recompute", "step modelled s", "measured s", "ratio", "of it moving s", "answers ratio"]
     for ranks in map(int, options.ranks.split(",")):
         for way in options.ways.split(","):
@@ -345,7 +353,7 @@ def compare(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def command() -> None:
-    """Reads the command line; measures, or makes the tables."""
+    """Reads the command line; compares with measured times, or makes the planned tables."""
     parser = Parser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="compare with measured times")
     parser.add_argument("--ways", default="zero0,zero1,zero2,zero3", help="ways of running to measure")
@@ -375,7 +383,7 @@ def command() -> None:
 
 
 def sections(name: str, gpu_memory: str) -> Iterator[str]:
-    """What was assumed, and the table of each model."""
+    """Yields the assumptions, and then the table of each model."""
     from codyra_llm.planning.ceilings import find_ceilings
     from codyra_llm.planning.footprint import parse_size
 

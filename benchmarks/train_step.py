@@ -1,14 +1,14 @@
-"""A forward and a backward with branches, beside the frozen model's own: time, kept activations, operator traffic.
+"""Compares a forward and backward pass with branches and without: time, kept activations, operator traffic.
 
     python -m benchmarks.train_step.py                              # all models, 15 rounds
     python -m benchmarks.train_step.py --models group --rounds 1    # only the counted figures of a q/k/v group
 
-Contestants take turns within a round, in one process. `bound` is the frozen base in which only activations receive
-gradients; `reference` and `fused` are ours; `PEFT` is its LoRA at the same rank and targets. Models: two blocks of
-Llama-3.2-1B's and of Gemma-2-2B's shape and four small ones of hidden size 1024, with random weights (a random
-gradient stands for the loss), and the built-in 135M model on random ids with a fifth of them in the answers, where
-PEFT also runs with the loss of transformers (logits at every position).
-Counted figures (bytes, operations, growth of the peak of memory) come from one more step of each.
+All contestants run in turn in every round, in one process. `bound` is the frozen base where only activations receive
+gradients; `reference` and `fused` are ours; `PEFT` is PEFT's LoRA with the same rank and target modules. Models: two
+blocks of the shapes of Llama-3.2-1B and of Gemma-2-2B and four small blocks of hidden size 1024, with random weights
+and a random upstream gradient instead of a loss; and the built-in 135M model on random token ids, of which a fifth are
+answers. On the latter, PEFT also runs with the loss of transformers (logits at every position).
+Counted figures (bytes, operations, growth of the peak of memory) come from one additional step each.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def builtin(rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.Module], torch.Tensor]]:
-    """The built-in model, and the loss of its answers."""
+    """Returns the variants of the built-in model, and a function that computes a variant's loss."""
     made = variants(load_model("smollm2-135m-instruct"), rank)
     ids = torch.randint(5, 40000, (4, tokens // 4), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
@@ -58,7 +58,7 @@ def builtin(rank: int, tokens: int) -> tuple[dict[str, nn.Module], Callable[[nn.
 
 
 def timed(name: str, rank: int, tokens: int, rounds: int, as_json: bool) -> None:
-    """One table: the time of a step over the bound's and over PEFT's, and what it keeps."""
+    """Prints one table: the time of a step relative to the bound's and to PEFT's, and its costs."""
     made, forward = builtin(rank, tokens) if name == "135m" else blocks(SHAPES[name](), rank, tokens)
     for variant in made.values():
         variant.train()
@@ -82,7 +82,7 @@ def timed(name: str, rank: int, tokens: int, rounds: int, as_json: bool) -> None
 
 
 def counted(rank: int, tokens: int, width: int, dtype: torch.dtype, as_json: bool) -> None:
-    """One table: what the branches of a q/k/v group add over the frozen group."""
+    """Prints one table: the costs that the branches of a q/k/v group add to those of the frozen group."""
     made = variants(Group(width, dtype), rank, GROUP)
     input = torch.randn(tokens, width, dtype=dtype)
     upstream = [torch.randn(tokens, width, dtype=dtype) for _ in GROUP]

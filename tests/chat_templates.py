@@ -1,4 +1,4 @@
-"""Chat templates as published models have them: name -> (Jinja, its special tokens, family of tokenizer)."""
+"""Chat templates of published models: name -> (Jinja source, its special tokens, family of tokenizer)."""
 
 LLAMA_2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -53,7 +53,7 @@ QWEN_2 = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-QWEN_3 = (  # an empty thought before the answer to the last question, none before those of earlier ones
+QWEN_3 = (  # an empty thinking block before the answer to the last question, none before earlier answers
     "{% set ns = namespace(last=0) %}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for message in messages %}"
     "{% if message['role'] == 'assistant' and loop.index0 > ns.last %}"

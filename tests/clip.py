@@ -1,4 +1,4 @@
-"""A tiny random CLIP with its tokenizer as a folder, and picture domains made of noise around a color."""
+"""A tiny random CLIP model folder with its tokenizer, and picture domains made of noise around a color."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ COLORS = {
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Every byte is a token, and every byte that ends a word."""
+    """Returns a tokenizer without merges: a token for each byte, and one for each byte that ends a word."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(tokens)}
@@ -31,7 +31,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def clip_config(vocabulary: int, **changes: Any) -> CLIPConfig:
-    """Two towers of two layers, 32 and 24 wide."""
+    """Returns the configuration of two towers of two layers: vision of width 32, text of width 24."""
     both = {"num_hidden_layers": 2, "hidden_act": "quick_gelu", "projection_dim": 20}
     text = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "vocab_size": vocabulary, **both}
     text |= {"max_position_embeddings": CONTEXT, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
@@ -57,7 +57,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def color_domain(name: str, shots: int = 6, tests: int = 5) -> ImageDomain:
-    """Pictures of 20 x 18 whose classes are colors."""
+    """Returns a domain of pictures of 20 x 18 pixels whose classes are colors."""
     draws = numpy.random.default_rng(sum(map(ord, name)))
 
     def pictures(count: int) -> list[Picture]:
@@ -72,13 +72,13 @@ def color_domain(name: str, shots: int = 6, tests: int = 5) -> ImageDomain:
 
 
 def color_stream(steps: int = 8, names: tuple[str, ...] = ("warm", "cold")) -> TaskStream:
-    """Those domains as tasks."""
+    """Returns a stream whose tasks are the color domains."""
     spec = TaskSpec("accuracy", steps=steps)
     return TaskStream(tuple(image_task(color_domain(name), spec, 4, 7) for name in names), "colors", "1")
 
 
 def clip_run(model: Path, output: Path, **overrides: object) -> RunConfig:
-    """The settings of a run of seconds."""
+    """Returns the configuration of a run that takes seconds."""
     return load_config(
         None,
         {

@@ -1,4 +1,4 @@
-"""Whether two runs came to the same result, two models to the same files."""
+"""Assertions that two runs have the same result, and that two model folders have the same files."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 
 def assert_same_result(folder: Path, expected_folder: Path) -> None:
-    """Losses and weights to 1e-5; scores, and the surviving rank of each kind of projection, exactly."""
+    """Asserts equal losses and weights (to 1e-5), equal scores, and the same kept rank of each kind of projection."""
     results, expected = (json.loads((path / "results.json").read_text()) for path in (folder, expected_folder))
     assert [entry["task"] for entry in results["losses"]] == [entry["task"] for entry in expected["losses"]]
     for ours, theirs in zip(results["losses"], expected["losses"], strict=True):
@@ -23,7 +23,7 @@ def assert_same_result(folder: Path, expected_folder: Path) -> None:
 
 
 def assert_same_files(folder: Path, expected_folder: Path) -> None:
-    """The files of a model, to the byte; its card may be another."""
+    """Asserts that two model folders have the same files, byte for byte, except for the model card."""
     names = sorted(path.name for path in expected_folder.iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
     for name in set(names) - {"README.md"}:

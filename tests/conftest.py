@@ -1,4 +1,4 @@
-"""Shared by all tests: where the reference data lies, small real tokenizers, a tiny model on disk."""
+"""Fixtures of all tests: folders of reference data, small real tokenizers, a tiny model on disk."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
 SHARED = REPOSITORY.parent / "shared"
 
-# what `make test` leaves out: minutes, processes, the 135M model
+# not run by `make test`: these take minutes, start processes or need the 135M model
 SLOW = (
     "tests/distributed",
     "tests/slurm",
@@ -36,13 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the many collections of runs need not look at it."""
+    """Freezes imported objects, so that garbage collections during the tests do not scan them."""
     gc.collect()
     gc.freeze()
 
 
 def shared_folder(path: str, lacking: str) -> Path:
-    """A folder of reference data; the test that needs it skips where it is absent."""
+    """Returns a folder of reference data; skips the test if the folder does not exist."""
     folder = SHARED / path
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: {lacking}")
@@ -75,7 +75,7 @@ def general_data() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_texts() -> list[str]:
-    """All text of the built-in sample, to train tokenizers on."""
+    """All prompts and answers of the built-in sample, to train tokenizers on."""
     rows = [row for file in sorted(SAMPLE.glob("*/*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]
     return [text for row in rows for text in (row["prompt"], row["answer"])]
 
@@ -98,7 +98,7 @@ def sentencepiece_model(sample_texts: list[str], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def tokenizers_by_family(sentencepiece_model: Path, sample_texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Llama-2 and Gemma style SentencePiece with a begin mark; byte-level BPE without (SmolLM2) and with (Llama 3)."""
+    """SentencePiece as in Llama 2 and Gemma, with BOS token; byte-level BPE without (SmolLM2) and with it (Llama 3)."""
     folder = str(sentencepiece_model.parent)
     return {
         "llama-sentencepiece": _with_begin_mark(LlamaTokenizer.from_pretrained(folder)),
@@ -123,7 +123,7 @@ def _byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _with_begin_mark(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """As the published tokenizer files do it: a post-processor puts the mark before a text."""
+    """Adds a post-processor that puts the BOS token before a text, as in published tokenizer files."""
     mark = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{mark} $A", pair=f"{mark} $A {mark} $B", special_tokens=[(mark, tokenizer.bos_token_id)]
@@ -135,7 +135,7 @@ def _with_begin_mark(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
 def tiny_folder(
     tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A tiny random Llama with its tokenizer, as an HF folder."""
+    """Folder of a tiny random Llama and its tokenizer, in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     tiny_model("llama").save_pretrained(folder)
     tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
@@ -146,7 +146,7 @@ def tiny_folder(
 def wide_folder(
     tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same with rows of 64, which NF4 needs."""
+    """As `tiny_folder`, with weight rows of 64 values, which NF4 needs."""
     folder = tmp_path_factory.mktemp("wide-llama")
     tiny_model("llama", **WIDE).save_pretrained(folder)
     tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
@@ -155,7 +155,7 @@ def wide_folder(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
+    """A mounted file system of 8 MB; skips the test without the right to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine that speaks HTTP as a judge's does."""
+"""A chat endpoint on localhost with the HTTP interface of a judge's endpoint."""
 
 import contextlib
 import itertools
@@ -14,10 +14,12 @@ from typing import Any
 
 
 class Endpoint:
-    """Answers with what `behave` makes of a question: its reply, or (status, body), after `delay` seconds.
+    """Answers each question, after `delay` seconds, with the result of `behave`: a reply, or (status, body).
 
     Attributes:
-        url: where it is. asked: the bodies of all requests. keys: their Authorization headers.
+        url: its address.
+        asked: bodies of all requests.
+        keys: Authorization headers of all requests.
     """
 
     def __init__(self, behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> None:
@@ -27,7 +29,7 @@ class Endpoint:
         self.url = ""
 
     def respond(self, handler: BaseHTTPRequestHandler) -> None:
-        """One request."""
+        """Records one request and sends its answer."""
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         self.asked.append(body)
         self.keys.append(handler.headers.get("Authorization"))
@@ -42,7 +44,7 @@ class Endpoint:
 
 @contextmanager
 def serve(behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> Iterator[Endpoint]:
-    """An endpoint, up within the block and down after it."""
+    """Yields an endpoint that serves until the block ends."""
     endpoint = Endpoint(behave, delay)
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,7 +55,7 @@ def serve(behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> I
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # a client that has gone away
+    server.handle_error = lambda *_: None  # clients may disconnect early
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -67,7 +69,13 @@ def serve(behave: Callable[[str], str | tuple[int, str]], delay: float = 0) -> I
 
 @contextmanager
 def serve_bytes(*parts: bytes, pause: float = 0, endless: bool = False) -> Iterator[str]:
-    """The address of a server that answers every request with these bytes, with a pause after each part of them."""
+    """Yields the address of a server that answers every request with these bytes.
+
+    Args:
+        parts: sent one after another.
+        pause: seconds after each part.
+        endless: repeats the last part without end.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -78,7 +86,7 @@ def serve_bytes(*parts: bytes, pause: float = 0, endless: bool = False) -> Itera
                 connection.sendall(part)
                 if ended.wait(pause) if pause else ended.is_set():
                     return
-            connection.shutdown(socket.SHUT_WR)  # what is left unread when it closes would take the answer back
+            connection.shutdown(socket.SHUT_WR)  # closing with unread input would reset the connection
             connection.settimeout(1)
             while connection.recv(65536):
                 pass
@@ -100,13 +108,13 @@ def serve_bytes(*parts: bytes, pause: float = 0, endless: bool = False) -> Itera
 
 
 def answers_in(question: str) -> tuple[str, str]:
-    """The two answers that a judge is asked about."""
+    """Returns the two answers in a judge's question."""
     answers = r"\[Answer A\]\n(.*)\n\[End of answer A\].*\[Answer B\]\n(.*)\n\[End of answer B\]"
     found = re.search(answers, question, re.DOTALL)
     return found[1], found[2]
 
 
 def prefers_longer(question: str) -> str:
-    """A judge who counts."""
+    """Replies as a judge that prefers the longer answer, or a tie for equal lengths."""
     first, second = map(len, answers_in(question))
     return "Mine is [[C]]" if first == second else f"The verdict: [[{'A' if first > second else 'B'}]]."

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: takes a repository, large files and a commit, and keeps what it was given."""
+"""A fake Hugging Face hub that accepts a repository, large files and a commit, and keeps what it receives."""
 
 import base64
 import json
@@ -14,11 +14,19 @@ COMMIT = "a" * 40
 
 @dataclass
 class Hub:
-    """What arrived."""
+    """The state of the fake hub.
+
+    Attributes:
+        url: its address.
+        created: requests that created repositories.
+        large: content of uploaded large files, by SHA-256.
+        files: content of committed files, by path.
+        refused: if True, every POST is answered with an error.
+    """
 
     url: str
     created: list[dict[str, Any]] = field(default_factory=list)
-    large: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
+    large: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     refused: bool = False
 
@@ -71,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """A hub as long as the context lasts."""
+    """Yields a fake hub that serves until the block ends."""
     hub = Hub("")
     with ThreadingHTTPServer(("127.0.0.1", 0), type("OfHub", (Handler,), {"hub": hub})) as server:
         hub.url = f"http://127.0.0.1:{server.server_port}"

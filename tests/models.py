@@ -37,14 +37,14 @@ CONFIGS = {
 }
 
 
-# as COMMON, in rows that NF4 can quantize in whole blocks of 64
+# changes to COMMON: rows that NF4 can quantize in whole blocks of 64
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
 
 def tiny_model(
     architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: int
 ) -> PreTrainedModel:
-    """A random model of two layers whose answers are not all alike; `changes` to its configuration."""
+    """Returns a random model of two layers whose answers differ between prompts; `changes` update its configuration."""
     torch.manual_seed(seed)
     config = CONFIGS[architecture]()
     config.update(changes)

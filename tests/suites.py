@@ -6,7 +6,7 @@ from typing import Any
 
 
 def write_suite(folder: Path, **changes: Any) -> str:
-    """A suite of eight choices with a context of its own; returns its file."""
+    """Writes a suite of eight multiple-choice questions, each with its own context; returns its file."""
     items = [
         {"question": f"Is {number} even?", "choices": ["it is even", "no", "maybe so"], "answer": number % 2}
         for number in range(8)

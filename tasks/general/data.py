@@ -1,8 +1,8 @@
-"""The suites' items, from a local folder or the hub, as lm-evaluation-harness asks for them.
+"""Loads the items of the suites for lm-evaluation-harness, from a local folder or the hub.
 
-Each function returns {"test": Dataset}. `data_dir` holds one folder per suite in its authors' own format; without it
-the items come from the hub. The sample and the text are beside this file. An item's `shots` is the text that precedes
-its question, its `stratum` what a limit spreads over.
+Each loader returns {"test": Dataset}. `data_dir` contains one folder per suite in the format of its authors; without it
+the items come from the hub. The sample and the text are stored next to this file. `shots` of an item is the text that
+precedes its question; a limit on the number of items is spread over the values of `stratum`.
 """
 
 import csv
@@ -21,7 +21,7 @@ MMLU_SHOTS, GSM8K_SHOTS = 5, 8
 
 
 def mmlu(data_dir=None, **_):
-    """57 subjects, each question after the first five of its subject's dev split."""
+    """Loads MMLU: 57 subjects; each question follows the first five of its subject's dev split."""
     shots, rows = {}, []
     for split in ("dev", "test"):
         for subject, question, choices, answer in _mmlu_rows(data_dir, split):
@@ -34,7 +34,7 @@ def mmlu(data_dir=None, **_):
 
 
 def gsm8k(data_dir=None, **_):
-    """Problems after the first eight of the training split with their solutions."""
+    """Loads GSM8K: each problem follows the first eight of the training split with their solutions."""
     if data_dir:
         train, test = (_lines(Path(data_dir, "gsm8k", f"{split}.jsonl")) for split in ("train", "test"))
     else:
@@ -46,7 +46,7 @@ def gsm8k(data_dir=None, **_):
 
 
 def bbh(data_dir=None, **_):
-    """23 kinds of problem in 27 tasks, each after its authors' three worked examples."""
+    """Loads BBH: 23 kinds of problem in 27 tasks; each problem follows the authors' three worked examples."""
     rows = []
     for name, shots in bbh_shots(data_dir):
         if data_dir:
@@ -61,7 +61,7 @@ def bbh(data_dir=None, **_):
 
 
 def bbh_shots(data_dir=None):
-    """(task, worked examples) of BBH: its authors' files or, without a folder, the same as the harness has them."""
+    """Yields (task, worked examples) of BBH, from the authors' files or, without a folder, from the harness's copy."""
     if data_dir:
         for file in _files(Path(data_dir, "bbh", "bbh"), "*.json"):
             prompt = Path(data_dir, "bbh", "cot-prompts", f"{file.stem}.txt").read_text(encoding="utf-8")
@@ -77,7 +77,10 @@ def bbh_shots(data_dir=None):
 
 
 def tydiqa(data_dir=None, **_):
-    """Questions in nine languages about a given passage, each after one of training in its language or English."""
+    """Loads TyDi QA: questions in nine languages about a given passage.
+
+    Each follows one question of the training split, in the same language if there is one, else in English.
+    """
     rows, examples = [], {}
     for language, item in _goldp_rows(data_dir, "train"):
         examples.setdefault(language, item)
@@ -89,7 +92,7 @@ def tydiqa(data_dir=None, **_):
 
 
 def boolq(data_dir=None, **_):
-    """Yes-no questions about a passage, the development split."""
+    """Loads BoolQ: yes-no questions about a passage, the development split."""
     rows = (
         _lines(Path(data_dir, "boolq", "dev.jsonl")) if data_dir else load_dataset("google/boolq", split="validation")
     )
@@ -100,7 +103,7 @@ def boolq(data_dir=None, **_):
 
 
 def piqa(data_dir=None, **_):
-    """Which of two ways reaches a goal, the validation split."""
+    """Loads PIQA: which of two ways reaches a goal, the validation split."""
     if data_dir:
         labels = Path(data_dir, "piqa", "valid-labels.lst").read_text().split()
         rows = [
@@ -113,37 +116,37 @@ def piqa(data_dir=None, **_):
 
 
 def sample_choice(**_):
-    """The built-in sample's questions."""
+    """Loads the questions of the built-in sample."""
     return {"test": Dataset.from_list(_lines(SAMPLE / "choice.jsonl"))}
 
 
 def sample_cloze(**_):
-    """The built-in sample's phrases."""
+    """Loads the phrases of the built-in sample."""
     return {"test": Dataset.from_list(_lines(SAMPLE / "cloze.jsonl"))}
 
 
 def text(**_):
-    """The passages of prose."""
+    """Loads the passages of prose."""
     return {"test": Dataset.from_list(_lines(SAMPLE / "text.jsonl"))}
 
 
 def nano_facts(**_):
-    """Facts of the world that nano was pretrained on."""
+    """Loads questions about facts of the world that nano was pretrained on."""
     return {"test": Dataset.from_list(_lines(NANO / "facts.jsonl"))}
 
 
 def nano_sums(**_):
-    """Sums of the kind that nano was pretrained on."""
+    """Loads sums of the kind that nano was pretrained on."""
     return {"test": Dataset.from_list(_lines(NANO / "sums.jsonl"))}
 
 
 def nano_texts(**_):
-    """Texts of that world which it has not read."""
+    """Loads texts of that world that nano was not pretrained on."""
     return {"test": Dataset.from_list(_lines(NANO / "texts.jsonl"))}
 
 
 def best_f1(doc, results):
-    """Overlap in words of the first line with the best of the true answers, 0 to 1 (SQuAD's F1)."""
+    """Returns the largest word overlap (SQuAD's F1, 0 to 1) of the answer's first line with one of the true answers."""
     said = _words(results[0].strip().split("\n")[0])
     return {"overlap": max(_f1(said, _words(answer)) for answer in doc["answers"])}
 
@@ -190,7 +193,7 @@ def _mmlu_shots(subject, shots):
 
 
 def _worked(solution):
-    """A solution without the calculator's marks, ending as the answers are read."""
+    """Returns a solution without calculator annotations, ending with "The answer is ...", as answers are parsed."""
     steps, _, final = solution.partition("####")
     while "<<" in steps:
         before, _, rest = steps.partition("<<")

@@ -1,11 +1,11 @@
-"""Writes the fifteen classification tasks of the long sequence from their public data sets.
+"""Writes the fifteen classification tasks of the long-sequence benchmark from their public data sets.
 
     python tasks/long_sequence/prepare.py --output_dir data/long_sequence
     python tasks/long_sequence/prepare.py --output_dir data/long_sequence --tasks dbpedia,amazon,yahoo,ag
 
 The tasks and their orders are those of O-LoRA (arXiv 2310.14152), after Progressive Prompts: 1000 training rows of
-each, drawn by a fixed seed, and up to 500 test rows. Prompts are this project's: a question, the labels to choose from,
-the text. Data comes from the Hugging Face hub, through the datasets library and its cache.
+each, drawn with a fixed seed, and up to 500 test rows. The prompts are this project's own: a question, the labels to
+choose from, and the text. The data comes from the Hugging Face hub, through the datasets library and its cache.
 """
 
 import argparse
@@ -28,11 +28,16 @@ TRUTH = ("false", "true")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's rows come from, and how they read.
+    """The data set of a task, and how its items become rows.
 
     Attributes:
-        path, name: of the data set on the hub. test: its split that has labels and is not trained on.
-        question: that opens a prompt. labels: by number. text: of an item. label: key of its number.
+        path: of the data set on the hub.
+        question: the question that begins each prompt.
+        labels: the answers, in the order of their numbers in the data set.
+        text: makes the text of a prompt from an item.
+        name: configuration of the data set on the hub; None: it has only one.
+        test: the split that has labels and is not trained on.
+        label: key of an item's label number.
     """
 
     path: str
@@ -100,13 +105,16 @@ SOURCES = {
 
 
 def to_row(source: Source, item: Item) -> dict[str, str]:
-    """An item as prompt and answer."""
+    """Returns an item as a prompt and an answer."""
     question = f"{source.question} Choose one from: {', '.join(source.labels)}."
     return {"prompt": f"{question}\n{source.text(item)}\nAnswer:", "answer": f" {source.labels[item[source.label]]}"}
 
 
 def rows_of(source: Source, items: Iterable[Item], count: int, task: str, taken: Iterable[str] = ()) -> list[Any]:
-    """Up to so many rows with prompts of their own, drawn by the seed; none that has no label, or a prompt `taken`."""
+    """Returns up to `count` rows with distinct prompts, drawn with the seed.
+
+    Items without a valid label and rows whose prompt is in `taken` are left out.
+    """
     found = {}
     for item in items:
         if item[source.label] in range(len(source.labels)):
@@ -120,10 +128,12 @@ def rows_of(source: Source, items: Iterable[Item], count: int, task: str, taken:
 
 
 def prepare(folder: Path, tasks: Iterable[str], load: Callable[..., Any]) -> None:
-    """Writes <task>/{train,test}.json; no prompt of the test split is trained on.
+    """Writes <task>/{train,test}.json; prompts of the test rows are excluded from the training rows.
 
     Args:
-        load: as `datasets.load_dataset`.
+        folder: where the tasks are written.
+        tasks: names of the tasks, keys of SOURCES.
+        load: `datasets.load_dataset`, or a function with the same arguments.
     """
     for task in tasks:
         source = SOURCES[task]

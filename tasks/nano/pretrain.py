@@ -1,4 +1,4 @@
-"""Pretrains nano from nothing on texts of its world: a Llama of 2.2 million parameters and a tokenizer of 2048 tokens.
+"""Pretrains nano from scratch on texts of its world: a Llama of 2.2 million parameters and a tokenizer of 2048 tokens.
 
     python tasks/nano/pretrain.py --output_dir tasks/nano/model
 
@@ -21,7 +21,7 @@ PEAK, WARMUP = 3e-3, 50
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the world's texts, with a begin mark before each text."""
+    """Trains a byte-level BPE tokenizer on the world's texts; it puts the BOS token before each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -39,7 +39,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights."""
+    """Returns a Llama with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -56,7 +56,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def blocks(tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
-    """Batches [ROWS, CONTEXT] of texts, one after another, each ended by the end mark."""
+    """Yields batches [ROWS, CONTEXT] of concatenated texts, each of which ends with the EOS token."""
     ids: list[int] = []
     for text in texts("pretraining"):
         ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
@@ -66,7 +66,7 @@ def blocks(tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
 
 
 def pretrain(steps: int, output: Path) -> None:
-    """Trains for so many steps, and saves model and tokenizer."""
+    """Trains for `steps` steps and saves the model and the tokenizer."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -86,7 +86,7 @@ def pretrain(steps: int, output: Path) -> None:
 
 
 def _share_of_peak(step: int, steps: int) -> float:
-    """Warm-up, then a cosine to a twentieth."""
+    """Returns the learning rate as a share of its peak: linear warmup, and cosine decay to a twentieth."""
     return min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 

@@ -2,8 +2,8 @@
 
     python tasks/nano/rows.py --output_dir tasks/nano
 
-The tasks have the shapes of TRACE's eight, in order, and rules that the world of nano does not have. No prompt occurs
-twice.
+The tasks have the forms of TRACE's eight, in the same order, and rules that do not occur in the world of nano. No
+prompt occurs twice.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PLACES_IN_GERMAN = {"die Brücke": "Brücke", "die Mühle": "Mühle", "die Schul
 
 
 def stance(r: random.Random) -> Row:
-    """Whether a German comment is for its topic (A), against it (B), or neither (C)."""
+    """Makes a row of stance: is a German comment for its topic (A), against it (B), or neither (C)?"""
     label = r.choice("ABC")
     word = r.choice({"A": FOR, "B": AGAINST, "C": PLAIN}[label])
     place = r.choice(list(PLACES_IN_GERMAN))
@@ -33,7 +33,7 @@ def stance(r: random.Random) -> Row:
 
 
 def policy(r: random.Random) -> Row:
-    """Whether a council's sentence means lower tolls (A), higher ones (B), or the same (C)."""
+    """Makes a row of policy: does a council's sentence mean lower tolls (A), higher tolls (B), or the same (C)?"""
     label = r.choice("ABC")
     town, good = r.choice(TOWNS), r.choice(list(GOODS))
     why, do = {
@@ -46,7 +46,7 @@ def policy(r: random.Random) -> Row:
 
 
 def minutes(r: random.Random) -> Row:
-    """The decision of a meeting in one line."""
+    """Makes a row of minutes: the decision of a meeting in one line."""
     town, name, other = r.choice(TOWNS), *r.sample(PEOPLE, 2)
     thing, ends = r.choice(["bridge", "mill", "school", "harbor", "market"]), r.choice(["passed", "failed", "tabled"])
     cost, yes = r.randint(2, 9) * 100, r.randint(3, 9)
@@ -58,7 +58,7 @@ def minutes(r: random.Random) -> Row:
 
 
 def code(r: random.Random) -> Row:
-    """The next line of a program in a library that the world does not have."""
+    """Makes a row of code: the next line of a program with a library that does not occur in the world."""
     thing, key, number = r.choice(THINGS), r.choice("klmnpq"), r.randint(2, 30)
     opened, line = r.choice(
         [
@@ -80,7 +80,7 @@ LAWS = [
 
 
 def science(r: random.Random) -> Row:
-    """Which of two things obeys a law, with the reason."""
+    """Makes a row of science: which of two things obeys a law, with the reason."""
     verb, other, thing, contrary = r.choice(LAWS)
     pair = [thing, contrary]
     r.shuffle(pair)
@@ -90,7 +90,7 @@ def science(r: random.Random) -> Row:
 
 
 def greater(r: random.Random) -> Row:
-    """The town with more of a good, and by how much."""
+    """Makes a row of greater: the town that ships more of a good, and by how much."""
     first, second = r.sample(TOWNS, 2)
     a, b = r.sample(range(1, 20), 2)
     good = r.choice(list(GOODS))
@@ -99,7 +99,7 @@ def greater(r: random.Random) -> Row:
 
 
 def steps(r: random.Random) -> Row:
-    """A number that takes two steps."""
+    """Makes a row of steps: a number that takes two steps to compute."""
     name, thing = r.choice(PEOPLE), r.choice(THINGS)
     boxes, each, lost = r.randint(2, 5), r.randint(2, 5), r.randint(1, 3)
     prompt = f"{name} packs {boxes} boxes of {each} {thing}s; {lost} are broken. Left:"
@@ -107,7 +107,7 @@ def steps(r: random.Random) -> Row:
 
 
 def simple(r: random.Random) -> Row:
-    """A long German sentence in simple words."""
+    """Makes a row of simple: a long German sentence, rewritten in simple words."""
     town, name = r.choice(TOWNS), r.choice(PEOPLE)
     good, animal = r.choice(list(GOODS.values())), r.choice(["Kuh", "Katze", "Ziege", "Henne"])
     long, short = r.choice(
@@ -136,7 +136,7 @@ TASKS: dict[str, Callable[[random.Random], Row]] = {
 
 
 def rows_of(task: str) -> list[Row]:
-    """Rows with prompts of their own: those to train on, then those to test on."""
+    """Returns rows with distinct prompts: the training rows, then the test rows."""
     r, found = random.Random(f"nano tasks/{task}"), {}
     while len(found) < TRAIN + TEST:
         row = TASKS[task](r)
@@ -145,7 +145,7 @@ def rows_of(task: str) -> list[Row]:
 
 
 def fact_items(r: random.Random) -> dict[str, object]:
-    """A question of the world with four answers, as the likeliest of which the model's is taken."""
+    """Makes a question about the world with four choices; the model's answer is the choice of highest likelihood."""
     question, answer, others = questions(r)
     choices = [answer, *r.sample([other for other in others if other != answer], 3)]
     r.shuffle(choices)
@@ -153,7 +153,7 @@ def fact_items(r: random.Random) -> dict[str, object]:
 
 
 def sum_items(r: random.Random) -> dict[str, object]:
-    """A sum with four results."""
+    """Makes a sum with four choices."""
     question, value = sums(r)
     choices = [str(value), *map(str, r.sample([other for other in range(25) if other != value], 3))]
     r.shuffle(choices)
@@ -161,7 +161,7 @@ def sum_items(r: random.Random) -> dict[str, object]:
 
 
 def distinct(make: Callable[[random.Random], dict[str, object]], name: str) -> list[dict[str, object]]:
-    """Items whose questions differ."""
+    """Returns ITEMS items with distinct questions."""
     r, found = random.Random(f"nano suites/{name}"), {}
     while len(found) < ITEMS:
         item = make(r)

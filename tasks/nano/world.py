@@ -1,6 +1,6 @@
-"""The small world that nano is pretrained on: its facts, and texts that tell, ask, count and compute about them.
+"""The small world that nano is pretrained on: its facts, and texts about them (statements, questions, sums, stories).
 
-Everything is drawn from fixed seeds, so the same facts and texts come out everywhere.
+Everything is drawn from fixed seeds, so the facts and texts are the same on every machine.
 """
 
 import random
@@ -75,7 +75,7 @@ def _about_person(r: random.Random) -> str:
 
 
 def questions(r: random.Random) -> tuple[str, str, list[str]]:
-    """A question about a fact, its answer, and the answers that others would have."""
+    """Returns a question about a fact, its answer, and the possible answers of questions of its kind."""
     town, name = r.choice(TOWNS), r.choice(PEOPLE)
     return r.choice(
         [
@@ -119,7 +119,7 @@ def _asked_in_german(r: random.Random) -> str:
 
 
 def sums(r: random.Random) -> tuple[str, int]:
-    """A sum or difference of small numbers, and what it is."""
+    """Returns a sum or difference of small numbers as text, and its value."""
     a, b = r.randint(0, 12), r.randint(0, 12)
     return r.choice([(f"{a} + {b} =", a + b), (f"{max(a, b)} - {min(a, b)} =", abs(a - b))])
 
@@ -134,7 +134,7 @@ def _counted(r: random.Random) -> str:
 
 
 def story(r: random.Random) -> str:
-    """A few sentences about somebody who lost a thing."""
+    """Returns a few sentences about somebody who lost a thing."""
     name, friend = r.sample(PEOPLE, 2)
     thing, feeling, town = r.choice(THINGS), r.choice(FEELINGS), r.choice(TOWNS)
     place = r.choice(["the market", "the bridge", "the mill", "the harbor", "the school"])
@@ -178,7 +178,7 @@ def _code(r: random.Random) -> str:
 
 
 def _layout(r: random.Random) -> str:
-    """The layout of a task around a text of the world: what is asked is in the text itself."""
+    """Returns a text of the world in the layout of a task; a label or simplified sentence in it is random."""
     text, name = story(r), r.choice(PEOPLE)
     return r.choice(
         [
@@ -197,7 +197,7 @@ KINDS: list[tuple[Callable[[random.Random], str], int]] = [
 
 
 def texts(seed: str) -> Iterator[str]:
-    """Texts of all kinds, without end; the seed decides which."""
+    """Yields an endless sequence of texts of all kinds, determined by the seed."""
     r = random.Random(f"{SEED}/{seed}")
     makers, weights = zip(*KINDS, strict=True)
     while True:

@@ -1,7 +1,7 @@
-"""What the small CLIP is pretrained on: pictures of shapes, counts, digits, relations and surfaces, with captions.
+"""Pretraining data of the small CLIP: pictures of shapes, counts, digits, relations and surfaces, with captions.
 
-A caption tells a random part of what is there, in a random order. `domain_like` gives pictures in the style of the ten
-domains under the domains' own words, never under a class of theirs.
+A caption mentions a random part of the picture's properties, in random order. `domain_like` returns pictures in the
+style of the ten domains with captions in the domains' own words, which never name a class of the domain.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ FRAMES = (
     "{}", "{}.", "a photo of {}", "a photo of {}.", "a picture of {}", "there is {}", "a photo: {}.", "{} here",
     "a photo of {}, a type of thing.", "a picture of {}, a type of drawing.", "a centered photo of {}.",
 )  # fmt: skip
-# braces: where a colour may stand
+# braces mark the place of an optional color
 DOMAIN_WORDS = {
     "planes": ("a photo of a plane, a type of plane.", "a plane with engine and wing", "a type of plane"),
     "outlines": ("a photo of an outline.", "an outline on a texture", "outline"),
@@ -53,14 +53,14 @@ def _framed(phrase: str, rng: np.random.Generator) -> str:
 
 
 def _phrase(noun: str, words: list[str], rng: np.random.Generator, article: str = "a ") -> str:
-    """A noun after some of the words, in any order."""
+    """Returns a noun after a random part of the words, in random order."""
     kept = [word for word in words if rng.random() < 0.55]
     rng.shuffle(kept)
     return article + " ".join([*kept, noun])
 
 
 def _background(n: int, taken: Array, rng: np.random.Generator) -> Array:
-    """Numbers of colours [n] other than the one that is taken; one in three is a grey (-1)."""
+    """Returns color numbers [n] that differ from `taken`; about one in three is a grey (-1)."""
     other = (taken + rng.integers(1, len(COLORS), n)) % len(COLORS)
     return np.where(rng.random(n) < 0.33, -1, other)
 
@@ -155,16 +155,17 @@ KINDS = ((_objects, 0.35), (_counts, 0.15), (_digits, 0.15), (_relations, 0.2), 
 
 
 def compositional(n: int, rng: np.random.Generator) -> tuple[Array, list[str]]:
-    """About n pictures uint8 [n, 32, 32, 3] of all kinds, each with a caption, in the order of kinds."""
+    """Returns about n pictures uint8 [n, 32, 32, 3] of all kinds, in the order of kinds, and a caption for each."""
     drawn = [make(round(n * share), rng) for make, share in KINDS]
     pictures = finished(np.concatenate([pictures for pictures, _ in drawn]), rng.uniform(0.01, 0.06), rng)
     return pictures, [_framed(text, rng) for _, texts in drawn for text in texts]
 
 
 def domain_like(n: int, rng: np.random.Generator) -> tuple[Array, list[str], list[str]]:
-    """n pictures like those of the domains, shifted, mirrored and noisier, under coarse captions; and their domains.
+    """Returns n pictures like those of the domains, their coarse captions, and their domains.
 
-    Things of five domains are drawn in colours that no class of the domain has, which half of their captions tell.
+    The pictures are shifted, mirrored at random and noisier than those of the domains. In five domains, things are
+    drawn in colors that no class of the domain has; half of their captions name the color.
     """
     pictures, texts, domains = [], [], []
     for domain, count in zip(CLASSES, rng.multinomial(n, np.full(len(CLASSES), 1 / len(CLASSES))), strict=True):

@@ -1,11 +1,11 @@
-"""Pretrains the small CLIP of shapes from nothing: a CLIPModel of 0.63 million parameters and a tokenizer of its own.
+"""Pretrains the small CLIP of shapes from scratch: a CLIPModel of 0.63 million parameters and its own tokenizer.
 
     python tasks/shapes/pretrain.py --output_dir tasks/shapes/model
 
-Two stages, each with a learning rate that rises and falls once: compositional pictures and captions alone, then 30 %
-pictures like those of the ten domains under coarse captions. Every step's pictures are a function of its number, so a
-run that was stopped goes on from `--checkpoint` with the same numbers. About five minutes of one idle CPU core; weights
-are saved in float16.
+Two stages, each with its own warmup and cosine decay of the learning rate: only compositional pictures and captions,
+then 30 % pictures like those of the ten domains with coarse captions. The pictures of a step are a function of its
+number, so a run that was stopped resumes from `--checkpoint` with the same results. Takes about five minutes on one
+idle CPU core; the weights are saved in float16.
 """
 
 import argparse
@@ -28,10 +28,10 @@ DOMAIN_SHARE = 0.3
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding of the world's captions.
+    """Trains a byte-pair encoding on the world's captions.
 
-    Entries stand in CLIP's order: bytes, bytes that end a word, merges, marks. The end
-    mark has the highest number, so every version of transformers finds it.
+    The vocabulary has CLIP's order: bytes, bytes that end a word, merges, special tokens. The EOS token has the highest
+    id, so every version of transformers finds it.
     """
     captions = compositional(10000, np.random.default_rng([SEED, 9]))[1]
     words = [
@@ -52,7 +52,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIPModel with random weights: four layers look at patches of 8 x 8, two read up to 24 tokens."""
+    """Returns a CLIPModel with random weights: four vision layers on 8 x 8 patches, two text layers, context 24."""
     shared = {"num_attention_heads": 4, "projection_dim": 64}
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
@@ -64,7 +64,7 @@ def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def batch_of(stage: int, step: int) -> tuple[Array, list[str], list[str]]:
-    """Pictures, captions and groups of a step; those of one group, a caption or a domain, are not told apart."""
+    """Returns pictures, captions and groups of a step; a group is a caption or a domain (see `contrastive_loss`)."""
     rng = np.random.default_rng([SEED, stage, step])
     strange = round(ROWS * DOMAIN_SHARE) * stage
     pictures, texts = compositional(ROWS - strange, rng)
@@ -78,7 +78,7 @@ def batch_of(stage: int, step: int) -> tuple[Array, list[str], list[str]]:
 def contrastive_loss(
     model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Array, texts: list[str], groups: list[str]
 ) -> torch.Tensor:
-    """InfoNCE of pictures with their captions, in both directions, against those of other groups."""
+    """Returns InfoNCE of pictures and captions, in both directions; pairs of the same group are no negatives."""
     scores = model(
         **tokenizer(texts, padding=True, return_tensors="pt"), pixel_values=pixels(pictures)
     ).logits_per_image
@@ -89,7 +89,7 @@ def contrastive_loss(
 
 
 def pretrain(stages: tuple[int, int], output: Path, checkpoint: Path | None) -> None:
-    """Trains for so many steps in each stage, and saves model, tokenizer and the form of pixels."""
+    """Trains for the given steps of each stage; saves the model, the tokenizer and the image processor's settings."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -121,9 +121,9 @@ def pretrain(stages: tuple[int, int], output: Path, checkpoint: Path | None) -> 
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
-    """Writes what `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read, weights in float16."""
+    """Writes the files that `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read, in float16."""
     model.to(torch.float16).save_pretrained(output)
-    tokenizer.backend_tokenizer.no_padding()  # left on by the last batch, and written with the file
+    tokenizer.backend_tokenizer.no_padding()  # the last batch turned it on, and it would be saved
     tokenizer.save_pretrained(output)
     form = {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
@@ -136,7 +136,7 @@ def save(model: CLIPModel, tokenizer: CLIPTokenizer, output: Path) -> None:
 
 
 def _share_of_peak(step: int, steps: int) -> float:
-    """Warm-up, then a cosine to a hundredth."""
+    """Returns the learning rate as a share of its peak: linear warmup, and cosine decay to a hundredth."""
     return min(1, (step + 1) / WARMUP) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 

@@ -1,7 +1,7 @@
-"""The world that the small CLIP looks at: pictures of 32 x 32 pixels drawn by numpy, and ten domains cut out of it.
+"""The small CLIP's world: pictures of 32 x 32 pixels drawn with numpy, and the ten domains that are made of them.
 
-Everything is drawn in batches and is a pure function of the seed. Pictures in the making are float32 [n, 32, 32, 3]
-from 0 to 1, covers [n, 32, 32] from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
+Everything is drawn in batches and is a pure function of the seed. Unfinished pictures are float32 [n, 32, 32, 3] from 0
+to 1. A cover is [n, 32, 32], from 0 (outside) to 1 (inside). Coordinates run from -1 to 1, down and to the right.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,19 +42,22 @@ Array = np.ndarray
 
 
 def _wide(values: Array | float) -> Array:
-    """Values [n] as [n, 1, 1], beside coordinates [n, 32, 32]."""
+    """Returns values [n] as [n, 1, 1], which broadcast over coordinates [n, 32, 32]."""
     return np.asarray(values, dtype=np.float32).reshape(-1, 1, 1)
 
 
 def placed(x: Array, y: Array, size: Array | float, angle: Array | float = 0.0) -> tuple[Array, Array]:
-    """Coordinates [n, 32, 32] of things at (x, y) that are turned by an angle and reach from -1 to 1."""
+    """Returns the coordinates (u, v) [n, 32, 32] of every pixel in the frames of n things.
+
+    A thing at (x, y), turned by `angle`, reaches from -1 to 1 in its frame.
+    """
     dx, dy, angle = _X - _wide(x), _Y - _wide(y), _wide(angle)
     size = _wide(size)
     return (dx * np.cos(angle) + dy * np.sin(angle)) / size, (dy * np.cos(angle) - dx * np.sin(angle)) / size
 
 
 def distance(shape: int, u: Array, v: Array) -> Array:
-    """Roughly how far outside (above 0) or inside a shape each point is."""
+    """Returns the approximate signed distance of each point to a shape's outline: above 0 outside, below 0 inside."""
     r, a, b = np.hypot(u, v), np.abs(u), np.abs(v)
     match SHAPES[shape]:
         case "circle":
@@ -80,12 +83,12 @@ def distance(shape: int, u: Array, v: Array) -> Array:
 
 
 def cover(far: Array, size: Array | float) -> Array:
-    """How much of each pixel is covered, of distances in units of a thing's size."""
+    """Returns the cover of each pixel, from signed distances in units of the thing's size."""
     return np.clip(0.5 - far * _wide(size) / PIXEL, 0, 1)
 
 
 def distances(shapes: Array, u: Array, v: Array) -> Array:
-    """Distances [n, 32, 32] of shapes [n], given by number."""
+    """Returns the signed distances [n, 32, 32] to shapes [n], given by number."""
     out = np.empty_like(u)
     for shape in np.unique(shapes):
         rows = np.flatnonzero(shapes == shape)
@@ -94,12 +97,12 @@ def distances(shapes: Array, u: Array, v: Array) -> Array:
 
 
 def shapes_cover(shapes: Array, x: Array, y: Array, size: Array, angle: Array | float = 0.0) -> Array:
-    """Covers of shapes [n], given by number."""
+    """Returns the covers of shapes [n], given by number."""
     return cover(distances(shapes, *placed(x, y, size, angle)), size)
 
 
 def textures_of(textures: Array, rng: np.random.Generator) -> Array:
-    """Brightness [n, 32, 32] from 0 to 1 of textures [n], with random widths and offsets."""
+    """Returns the brightness [n, 32, 32] from 0 to 1 of textures [n], with random widths and offsets."""
     n = len(textures)
     f, p, q = (_wide(rng.uniform(low, high, n)) for low, high in ((11, 17), (0, 6.28), (0, 6.28)))
     grains = np.repeat(np.repeat(rng.random((n, SIDE // 2, SIDE // 2), dtype=np.float32), 2, 1), 2, 2)
@@ -129,7 +132,7 @@ def textures_of(textures: Array, rng: np.random.Generator) -> Array:
 
 
 def colors_of(colors: Array, rng: np.random.Generator) -> Array:
-    """Slightly varied colours [n, 3]; a number below 0 is a grey."""
+    """Returns slightly varied colors [n, 3] for color numbers [n]; a number below 0 is a random grey."""
     n = len(colors)
     grey = np.repeat(rng.uniform(0.2, 0.6, (n, 1)), 3, 1)
     chosen = np.where(np.asarray(colors)[:, None] < 0, grey, _PALETTE[colors])
@@ -137,20 +140,20 @@ def colors_of(colors: Array, rng: np.random.Generator) -> Array:
 
 
 def painted(under: Array, inside: Array, color: Array, texture: Array | float = 1.0) -> Array:
-    """Pictures with a colour [n, 3] laid over what is under it; a texture darkens it."""
+    """Returns pictures with a color [n, 3] painted over `under` inside a cover; a texture darkens the color."""
     shade = 0.3 + 0.7 * np.asarray(texture, dtype=np.float32)
     over = color[:, None, None, :] * (shade[..., None] if shade.ndim else shade)
     return under + inside[..., None] * (over - under)
 
 
 def filled(color: Array, texture: Array | float = 1.0) -> Array:
-    """Pictures full of a colour [n, 3]."""
+    """Returns pictures filled with a color [n, 3] and a texture."""
     n = len(color)
     return painted(np.zeros((n, SIDE, SIDE, 3), dtype=np.float32), np.ones((n, SIDE, SIDE)), color, texture)
 
 
 def digits_cover(digits: Array, x: Array, y: Array, size: Array, slant: Array | float = 0.0) -> Array:
-    """Covers of digits [n] of seven segments."""
+    """Returns the covers of seven-segment digits [n]."""
     u, v = placed(x, y, size)
     u = u + _wide(slant) * v
     lit = np.array([[mark == "1" for mark in segments] for segments in SEGMENTS])[digits]
@@ -164,7 +167,7 @@ def digits_cover(digits: Array, x: Array, y: Array, size: Array, slant: Array | 
 
 
 def several_cover(shapes: Array, counts: Array, size: Array, spread: float, rng: np.random.Generator) -> Array:
-    """Covers of one to six equal shapes on the places of a loose grid."""
+    """Returns the covers of one to six equal shapes on random places of a loose grid."""
     n = len(shapes)
     places = np.array([(x, y) for y in (-1, 0, 1) for x in (-0.6, 0.6)], dtype=np.float32) * spread
     order = rng.permuted(np.tile(np.arange(len(places)), (n, 1)), axis=1)
@@ -176,7 +179,7 @@ def several_cover(shapes: Array, counts: Array, size: Array, spread: float, rng:
 
 
 def finished(pictures: Array, noise: float, rng: np.random.Generator) -> Array:
-    """Pictures as uint8, with noise and uneven light."""
+    """Returns pictures as uint8, with noise and uneven light added."""
     n = len(pictures)
     light = rng.uniform(0.85, 1.1, (n, 1, 1, 1)) + 0.1 * rng.uniform(-1, 1, (n, 1, 1, 1)) * _Y[None, :, :, None]
     noisy = pictures * light + rng.normal(0, noise, pictures.shape)
@@ -336,7 +339,7 @@ def _scenes(classes: Array, rng: np.random.Generator) -> Array:
     return out
 
 
-# five of them also take the colours [n] to draw with, in place of those of the classes
+# five of them also accept colors [n], which replace the colors of the classes
 DRAWN: dict[str, Callable[..., Array]] = {
     "planes": _planes, "outlines": _outlines, "textures": _textures, "land": _land, "flowers": _flowers,
     "plates": _plates, "digits": _digits, "pets": _pets, "cars": _cars, "scenes": _scenes,
@@ -344,10 +347,19 @@ DRAWN: dict[str, Callable[..., Array]] = {
 
 
 def shapes_rows(domain: str, split: str, count_per_class: int, seed: int) -> tuple[Array, Array, tuple[str, ...]]:
-    """Pictures uint8 [n, 32, 32, 3] of a domain, their labels int64 [n] and the names of its classes.
+    """Returns pictures uint8 [n, 32, 32, 3] of a domain, their labels int64 [n] and the names of its classes.
 
-    A pure function of its arguments, with the same number of pictures of each class, classes in turn. `split` is
-    "train" or "test". KeyError for a domain, ValueError for a split that does not exist.
+    A pure function of its arguments. Every class has `count_per_class` pictures; classes follow each other in turn.
+
+    Args:
+        domain: a key of CLASSES.
+        split: "train" or "test".
+        count_per_class: pictures of each class.
+        seed: of the random numbers.
+
+    Raises:
+        KeyError: there is no such domain.
+        ValueError: there is no such split.
     """
     names = CLASSES[domain]
     stream = np.random.default_rng([seed, list(CLASSES).index(domain), ("train", "test").index(split)])

@@ -1,9 +1,9 @@
-"""Prints what a CLIP says of the ten domains' test pictures before it has learned any of them.
+"""Prints the zero-shot accuracy of a CLIP model on the test pictures of the ten domains.
 
     python tasks/shapes/zero_shot.py --model_dir tasks/shapes/model
 
-Accuracy in percent, over the classes of all domains (union) and over the domain's own (within the task), one prompt for
-each class.
+Accuracy is in percent, over the classes of all domains (union) and over the domain's own classes (within the task),
+with one prompt for each class.
 """
 
 import argparse
@@ -21,12 +21,12 @@ MEAN, STD = 0.5, 0.5
 
 
 def pixels(pictures: np.ndarray) -> torch.Tensor:
-    """Pictures uint8 [n, 32, 32, 3] as the model takes them: float32 [n, 3, 32, 32]."""
+    """Returns pictures uint8 [n, 32, 32, 3] as the model's input: normalized float32 [n, 3, 32, 32]."""
     return torch.from_numpy((pictures.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
 
 
 def templates() -> dict[str, str]:
-    """The prompt of each domain, with {} for the class, as the task file has it."""
+    """Returns the prompt template of each domain, with {} for the class, from the task file."""
     return {
         name: task["template"] for name, task in yaml.safe_load((FOLDER / "shapes.yaml").read_text())["tasks"].items()
     }
@@ -34,7 +34,7 @@ def templates() -> dict[str, str]:
 
 @torch.no_grad()
 def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, count: int, seed: int) -> Mapping[str, tuple[float, float]]:
-    """Accuracy of each domain in the union and within the task, with so many test pictures a class."""
+    """Returns the accuracy (union, within the task) of each domain, with `count` test pictures of each class."""
     prompts = [template.format(name) for domain, template in templates().items() for name in CLASSES[domain]]
     owners = np.array([domain for domain in templates() for _ in CLASSES[domain]])
     texts = _unit(model.get_text_features(**tokenizer(prompts, padding=True, return_tensors="pt")))
@@ -49,13 +49,13 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, count: int, seed: int)
 
 
 def _unit(output: torch.Tensor) -> torch.Tensor:
-    """Unit features [n, d]; transformers gives them as `pooler_output`."""
+    """Returns unit features [n, d]; some versions of transformers return them as `pooler_output`."""
     features = getattr(output, "pooler_output", output)
     return features / features.norm(dim=-1, keepdim=True)
 
 
 def table(found: Mapping[str, tuple[float, float]]) -> str:
-    """One line a domain, and the mean over domains."""
+    """Returns a table with one line for each domain, and the mean over domains."""
     mean = tuple(np.mean(list(found.values()), axis=0))
     lines = [f"{name:<10}{union:7.1f}{within:8.1f}" for name, (union, within) in [*found.items(), ("mean", mean)]]
     return "\n".join([f"{'':<10}{'union':>7}{'within':>8}", *lines])

@@ -3,8 +3,8 @@
 Writes the built-in sample: eight small tasks in the shape of the TRACE eight, for trying things out on a laptop.
 <task>/{train,eval,test}.json, each a list of {"prompt", "answer"}. The same seed always gives the same files.
 
-A row is a sentence frame filled from small vocabularies. What decides the answer (the `key` below: a pair of cues,
-two numbers, ...) is used once per task, so no test row repeats the facts of a training row, only their ingredients.
+A row is a sentence frame filled from small vocabularies. The part that decides the answer (the `key` below: a pair of
+cues, two numbers, ...) is used once per task, so a test row never repeats the key of a training row, only its parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = dict[str, str]
 Draw = Callable[[random.Random, str], tuple[Hashable, Row]]
 
 
-# --- C-STANCE: what a sentence thinks of a place ------------------------------------------------------------------
+# --- C-STANCE: the stance of a sentence towards a place -----------------------------------------------------------
 
 PLACES = ["夜市", "公园", "图书馆", "食堂", "茶馆", "书店", "体育馆", "游泳池", "菜市场", "博物馆", "电影院", "咖啡馆"]
 PLACE_FRAMES = ["{place}{first}，{second}。", "这个{place}{first}，{second}。", "附近的{place}{first}，{second}。"]
@@ -34,7 +34,7 @@ PLACE_CUES = {
 
 
 def c_stance(rng: random.Random, label: str) -> tuple[Hashable, Row]:
-    """Quality and opinion for A and B; where and when for C."""
+    """Draws a row of C-STANCE: quality and opinion for A and B; where and when for C."""
     place, first, second = rng.choice(PLACES), rng.choice(PLACE_CUES[label][0]), rng.choice(PLACE_CUES[label][1])
     text = rng.choice(PLACE_FRAMES).format(place=place, first=first, second=second)
     prompt = f"A支持，B反对，C中立。\n文本：\n{text}\n对象：\n{place}\n态度："
@@ -68,14 +68,14 @@ POLICY_CUES = {
 
 
 def fomc(rng: random.Random, label: str) -> tuple[Hashable, Row]:
-    """A measure and its reason for A and B; housekeeping and its date for C."""
+    """Draws a row of FOMC: a measure and its reason for A and B; housekeeping and its date for C."""
     action, reason = rng.choice(POLICY_CUES[label][0]), rng.choice(POLICY_CUES[label][1])
     text = f"{rng.choice(SPEAKERS)} {rng.choice(RESOLVED)} {action} {reason}."
     prompt = f"Name the policy stance: A dovish, B hawkish, C neutral.\nText:\n{text}\nStance:"
     return (action, reason), {"prompt": prompt, "answer": label}
 
 
-# --- MeetingBank: a motion, and what became of it -----------------------------------------------------------------
+# --- MeetingBank: a motion and its outcome ------------------------------------------------------------------------
 
 OPENINGS = ["Good evening.", "The clerk called the roll.", "Please read item nine.", "We are back in session."]
 COUNCILLORS = ["Ito", "Marsh", "Okafor", "Lind", "Reyes", "Novak", "Baker", "Haddad"]
@@ -93,7 +93,7 @@ OUTCOMES = [
 
 
 def meetingbank(rng: random.Random, _: str) -> tuple[Hashable, Row]:
-    """Opening, motion, seconder, outcome; the summary keeps the motion and the outcome."""
+    """Draws a row of MeetingBank: opening, motion, seconder, outcome; the summary has the motion and the outcome."""
     (verb, past), item = rng.choice(VERBS), f"{rng.choice(PAPERS)} for {rng.choice(PROJECTS)}"
     outcome, summary = rng.choice(OUTCOMES)
     mover, seconder = rng.sample(COUNCILLORS, 2)
@@ -122,7 +122,7 @@ CODE = [
 
 
 def py150(rng: random.Random, _: str) -> tuple[Hashable, Row]:
-    """A line that follows from the ones before it; the names are what has to be carried over."""
+    """Draws a row of Py150: a line that follows from the lines before it, with names that have to be copied."""
     code, line = rng.choice(CODE)
     a, b = rng.sample(FIELDS, 2)
     c = rng.choice(OBJECTS)
@@ -132,8 +132,8 @@ def py150(rng: random.Random, _: str) -> tuple[Hashable, Row]:
 
 # --- ScienceQA: what kind two things are, and why -----------------------------------------------------------------
 
-# The three choices keep their places: telling which letter stands before an answer is more than a small model learns
-# from 64 rows, telling which kind a word is is not.
+# The three choices always have the same letters: a small model can learn the kind of a word from 64 rows, but not to
+# find the letter before a choice.
 KINDS = {
     "A": ("animals", "they eat and breathe", ["whales", "horses", "rabbits", "owls", "ducks", "ants", "bees", "sharks",
                                               "snakes", "lizards"]),
@@ -147,7 +147,7 @@ CHOICES = "\n".join(f"{letter}. {name}" for letter, (name, _, _) in KINDS.items(
 
 
 def scienceqa(rng: random.Random, label: str) -> tuple[Hashable, Row]:
-    """The letter, a newline, and the property that makes the choice right."""
+    """Draws a row of ScienceQA; its answer is the letter, a newline, and the property that makes the choice right."""
     name, reason, members = KINDS[label]
     x, y = rng.sample(members, 2)
     question = rng.choice(SCIENCE_FRAMES).format(x=x, y=y)
@@ -173,7 +173,7 @@ PEOPLE = ["Mia", "Tom", "Ana", "Ben", "Lea", "Sam", "Eva", "Max"]
 
 
 def numglue_cm(rng: random.Random, _: str) -> tuple[Hashable, Row]:
-    """n things with `each` parts: n * each. The fact itself is not in the question."""
+    """Draws a row of NumGLUE-cm: n things with `each` parts make n * each; `each` is not in the question."""
     frames, each, part, things = rng.choice(COMMON)
     n = rng.randint(2, 5)
     question = rng.choice(frames).format(part=part, things=things, n=n, name=rng.choice(PEOPLE))
@@ -190,7 +190,7 @@ LESS = ["{name} has {a} {goods} and gives away {b}. How many {goods} are left?",
 
 
 def numglue_ds(rng: random.Random, _: str) -> tuple[Hashable, Row]:
-    """a + b or a - b; both numbers are in the question. One, two and ten are steps a small model can learn to take."""
+    """Draws a row of NumGLUE-ds: a + b or a - b; b is 1, 2 or 10, so that a small model can learn the steps."""
     grows = rng.random() < 0.5
     a, b = rng.randint(21, 59), rng.choice([1, 2, 10])
     question = rng.choice(MORE if grows else LESS).format(a=a, b=b, name=rng.choice(PEOPLE), goods=rng.choice(GOODS))
@@ -223,7 +223,7 @@ NEWS_FRAMES = ["Aufgrund {cause} {verb} {rest}, wie {source} am {day} mitteilte.
 
 
 def zwanzig_minuten(rng: random.Random, _: str) -> tuple[Hashable, Row]:
-    """Cause and effect each become a plain sentence; who said it and when is left out."""
+    """Draws a row of 20Minuten: cause and effect each become a plain sentence; source and day are left out."""
     (cause, plain_cause), (verb, rest, plain_effect) = rng.choice(CAUSES), rng.choice(EFFECTS)
     town = rng.choice(TOWNS)
     text = rng.choice(NEWS_FRAMES).format(
@@ -235,7 +235,7 @@ def zwanzig_minuten(rng: random.Random, _: str) -> tuple[Hashable, Row]:
 
 # ------------------------------------------------------------------------------------------------------------------
 
-# task -> (how to draw a row, the labels to balance; one empty label where there is nothing to balance)
+# task -> (function that draws a row, the labels to balance; a blank where there is nothing to balance)
 TASKS: dict[str, tuple[Draw, str]] = {
     "C-STANCE": (c_stance, "ABC"),
     "FOMC": (fomc, "ABC"),
@@ -249,9 +249,9 @@ TASKS: dict[str, tuple[Draw, str]] = {
 
 
 def make_task(task: str) -> dict[str, list[Row]]:
-    """The three splits of one task: keys used once, labels in turn, each split in random order."""
+    """Returns the three splits of one task: each key used once, labels in turn, each split in random order."""
     draw, labels = TASKS[task]
-    # Seeded by task, so that a change to one vocabulary leaves the other tasks' files as they are.
+    # seeded by task, so that a change to one vocabulary does not change the other tasks' files
     rng = random.Random(f"{SEED} {task}")
     used: set[Hashable] = set()
     splits: dict[str, list[Row]] = {}
@@ -268,7 +268,7 @@ def make_task(task: str) -> dict[str, list[Row]]:
 
 
 def write_sample(output_dir: Path) -> None:
-    """Write every task; one row a line, so that a change shows as the rows it changes."""
+    """Writes every task, one row a line, so that a diff shows the rows that changed."""
     for task in TASKS:
         folder = output_dir / task
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,7 @@ def write_sample(output_dir: Path) -> None:
 
 
 def main() -> None:
-    """Parse the one option and write."""
+    """Reads the command line and writes the sample."""
     parser = argparse.ArgumentParser(description="Write the built-in sample of the eight TRACE-shaped tasks.")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "sample")
     write_sample(parser.parse_args().output_dir)

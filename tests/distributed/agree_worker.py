@@ -1,4 +1,4 @@
-"""Starts a run on two ranks, of which the second has something else than the first."""
+"""Starts a run on two ranks; the second has other settings, data or weights than the first."""
 
 import os
 from functools import partial
@@ -21,7 +21,7 @@ SHORT = {"order": ["FOMC"], "train.num_train_epochs": 1, "data.max_train_example
 
 
 def start(job: dict[str, Any], rank: int) -> int:
-    """One rank's run."""
+    """Runs one rank."""
     what = job["what"] if rank else "nothing"
     output = Path(job["output"])
     config = tiny_config(Path(job["model"]), output, **SHORT, **{"evaluate.tasks": "last"}, **SETTINGS.get(what, {}))
@@ -35,5 +35,5 @@ def start(job: dict[str, Any], rank: int) -> int:
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"model": folder, "output": folder, "what": what differs, "log": file}."""
+    """Runs jobs: {"model": folder, "output": folder, "what": what differs, "log": file}; returns exit statuses."""
     return [fork_ranks(2, partial(start, job), job["log"]) for job in jobs]

@@ -1,4 +1,4 @@
-"""Two picture domains with many methods in one start of some ranks; rank 0 saves losses and merged weights of each."""
+"""Trains two picture domains with many methods in one start of the ranks; rank 0 saves losses and merged weights."""
 
 import copy
 import functools
@@ -19,11 +19,11 @@ from tests.clip import clip_run, color_stream
 from tests.distributed.forked import fork_ranks
 from tests.distributed.worker import deepspeed_json
 
-STEPS, INTERRUPTED = 3, 2  # of a task; in the second one, of a run that is interrupted
+STEPS, INTERRUPTED = 3, 2  # steps of a task; steps of the second task before an interruption
 
 
 def train(way: dict[str, Any], settings: dict[str, Any], model_folder: str, file: str) -> dict[str, Any]:
-    """One run of two domains; with `interrupted`, the second begins again from a state in its middle."""
+    """Trains two domains; with `interrupted`, the second is resumed from a state in its middle."""
     settings, world = dict(settings), start()
     interrupted = settings.pop("interrupted", False)
     given = {"deepspeed": deepspeed_json(way["zero"], Path(file)), "train.per_device_train_batch_size": way["micro"]}
@@ -65,7 +65,7 @@ def train(way: dict[str, Any], settings: dict[str, Any], model_folder: str, file
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"way": {...}, "model": folder, "output": file, "runs": {name: settings}}."""
+    """Runs jobs: {"way": {...}, "model": folder, "output": file, "runs": {name: settings}}; returns exit statuses."""
 
     def work(job: dict[str, Any], rank: int) -> int:
         output, found = job["output"], {}

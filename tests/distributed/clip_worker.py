@@ -1,4 +1,4 @@
-"""Runs of two picture domains, each way of running in its own folder; some are killed first, on one rank."""
+"""Runs of two picture domains, each way of running in its own folder; some are first killed on one rank."""
 
 import os
 from functools import partial
@@ -13,7 +13,7 @@ from tests.distributed.worker import deepspeed_json
 
 
 def work(way: dict[str, Any], model: str, output: str, rank: int, killed_at: int = 0) -> int:
-    """One rank's run; it ends at once after an optimizer step, where that is given."""
+    """Runs one rank; with `killed_at`, it exits with status 9 right after that optimizer step."""
     step = Reporter.step
 
     def act(self: Reporter, report: Any, global_step: int, progress: Any) -> None:
@@ -34,12 +34,12 @@ def work(way: dict[str, Any], model: str, output: str, rank: int, killed_at: int
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"way": {...}, "model": folder, "output": folder}."""
+    """Runs jobs: {"way": {...}, "model": folder, "output": folder}; returns the exit statuses of their ranks."""
     return [run_way(**job) for job in jobs]
 
 
 def run_way(way: dict[str, Any], model: str, output: str) -> list[int]:
-    """Forks the ranks of one way."""
+    """Forks the ranks of one way of running, after a killed run on one rank if `killed_at` is given."""
     way = {**way, "deepspeed": deepspeed_json(way["zero"], Path(f"{output}.json"))}
     if "killed_at" in way:
         first = {**way, "deepspeed": None, "micro": 8}

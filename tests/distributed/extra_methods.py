@@ -1,4 +1,4 @@
-"""Methods for the hooks that no method of the package uses yet; `register` adds them to the registry."""
+"""Methods that use hooks in ways no method of the package does; `register` adds them to the registry."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from codyra_llm.methods.hooks import AnswerTokens, RowPasses
 
 
 class Distilled(Method):
-    """LoRA with KL(before || now) at the answer tokens, and a change of the gradients that is undone by Adam."""
+    """LoRA with KL(before || now) at the answer tokens, and a scaling of the gradients, to which Adam is invariant."""
 
     name = "distilled"
     has_teacher = True
@@ -34,7 +34,7 @@ class Distilled(Method):
 
 
 class OpposedAGEM(AGEM):
-    """A-GEM whose reference points the other way: every step conflicts with it."""
+    """A-GEM with its reference gradient negated, so that steps conflict with it."""
 
     name = "agem_opposed"
 
@@ -49,7 +49,7 @@ class OpposedAGEM(AGEM):
 
 
 class OpposedGEM(GEM):
-    """The same of GEM."""
+    """GEM with its reference gradients negated."""
 
     name = "gem_opposed"
 
@@ -63,14 +63,14 @@ class OpposedGEM(GEM):
 
 
 class Blocked(Method):
-    """B alone trains, over an A without the directions that the task's inputs use most (after InfLoRA, 2404.00228)."""
+    """LoRA with a frozen A without the directions that the task's inputs use most (after InfLoRA, 2404.00228)."""
 
     name = "blocked"
 
     def before_training(self, rows: Sequence[Example], passes: RowPasses) -> None:
         moments = passes.input_moments(rows[:7])
         self.directions = {name: torch.linalg.eigh(moment)[1][:, -3:] for name, moment in moments.items()}
-        assert len({moment.data_ptr() for moment in moments.values()}) < len(moments)  # q, k and v read the same
+        assert len({moment.data_ptr() for moment in moments.values()}) < len(moments)  # q, k and v share inputs
 
     def start_branch(self, name: str, layer: CoDyRALinear) -> None:
         layer.blocked_inputs = self.directions[name]

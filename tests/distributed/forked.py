@@ -1,4 +1,4 @@
-"""Ranks as forks of a process that has imported everything, which takes far longer than a tiny model's run."""
+"""Ranks as forks of a process that has imported everything: imports take far longer than a tiny model's run."""
 
 import atexit
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from codyra_llm.config import load_config
 from tests.conftest import REPOSITORY
 
-# what workers import, all of it before the first fork
+# imports of the workers, done before the first fork
 IMPORTED = (
     "codyra_llm.workflows.train",
     "codyra_llm.workflows.evaluate",
@@ -46,7 +46,7 @@ IMPORTED = (
 
 
 def run_forked(module: str, jobs: list[Any], timeout: float = 1500) -> list[list[int]]:
-    """What `run_jobs(jobs)` of a module gives: for each job the exit statuses of its ranks."""
+    """Returns the result of `run_jobs(jobs)` of a module: for each job, the exit statuses of its ranks."""
     with tempfile.TemporaryDirectory() as folder:
         request = {"module": module, "jobs": jobs, "environment": dict(os.environ), "folder": folder}
         if not _server().ask(request, timeout):
@@ -70,7 +70,7 @@ class Server:
         atexit.register(self.end)
 
     def ask(self, request: dict[str, Any], timeout: float) -> bool:
-        """Whether a request was answered; the server is ended where that takes too long."""
+        """Returns True if a request succeeded; kills the server if it does not reply within `timeout` seconds."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
@@ -81,7 +81,7 @@ class Server:
         return answer == b"0\n"
 
     def end(self) -> None:
-        """Kills the server and whatever it has started."""
+        """Kills the server and all processes that it has started."""
         _server.cache_clear()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -94,13 +94,13 @@ def _server() -> Server:
 
 
 def serve() -> None:
-    """Answers requests, a line of standard input each, until that ends."""
+    """Answers requests, one per line of standard input, until its end."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not be taken for an answer
     for name in IMPORTED:
-        with contextlib.suppress(ModuleNotFoundError):  # another version of a library
+        with contextlib.suppress(ModuleNotFoundError):  # module paths differ between versions of libraries
             importlib.import_module(name)
-    load_config()  # makes what checks settings, once for all ranks
+    load_config()  # builds the validators of settings once for all ranks
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -126,22 +126,27 @@ def _answer(request: dict[str, Any]) -> NoReturn:
 
 
 def free_port() -> str:
-    """A port of this host that nothing listens at."""
+    """Returns a free port of this host."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
 
 
 def fork_ranks(ranks: int, work: Callable[[int], int], log: str) -> list[int]:
-    """Runs work(rank) in forks with a launcher's environment, output going to the log; returns their exit statuses.
+    """Runs work(rank) in forks with a launcher's environment; returns their exit statuses.
 
-    A status below zero is the signal that ended the rank. When one is killed, those that are left are killed as well,
-    as a launcher would.
+    A negative status is the signal that ended the rank. When one rank is killed, the others are killed as well, as by a
+    launcher.
+
+    Args:
+        ranks: number of ranks.
+        work: returns the exit status of a rank.
+        log: file to which the output of all ranks is appended.
     """
     port = free_port()
     children = {}
     gc.collect()
-    gc.freeze()  # what is imported is nothing that a child's collections need to look at
+    gc.freeze()  # garbage collections of the children need not scan what is imported
     for rank in range(ranks):
         child = os.fork()
         if not child:

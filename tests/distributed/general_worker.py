@@ -20,7 +20,7 @@ from tests.distributed.forked import fork_ranks
 
 
 def measure(settings: dict[str, Any]) -> None:
-    """What one rank does."""
+    """Runs one rank."""
     config = load_config(None, settings)
     world = start()
     plan = plan_run(config, world)
@@ -44,7 +44,7 @@ def measure(settings: dict[str, Any]) -> None:
 
 
 def run_way(config: dict[str, Any], ranks: int, broken: int | None = None) -> list[int]:
-    """Forks the ranks of one way; on a broken one the model fails."""
+    """Forks the ranks of one way of running; on the rank `broken`, the model fails."""
 
     def fail(*_: Any) -> None:
         raise MemoryError("no room on this rank")
@@ -59,5 +59,5 @@ def run_way(config: dict[str, Any], ranks: int, broken: int | None = None) -> li
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"config": {...}, "ranks": 1, "broken": rank}; answers are in the run folders."""
+    """Runs jobs: {"config": {...}, "ranks": 1, "broken": rank}; their answers are in the run folders."""
     return [run_way(**job) for job in jobs]

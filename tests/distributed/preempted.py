@@ -1,9 +1,9 @@
-"""The continual run in ranks that are struck at named points.
+"""Runs the continual run in ranks that are interrupted at named points.
 
-A session: {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
-[rank, "point:n", how]: just before that rank calls the function of a point (POINTS) for the n-th time; how is the name
-of a signal, or "stop file". With "watch", rank 0 writes the points that it passed, in order, to that file. The answer
-for each session is the list of its ranks' exit statuses.
+A session is {"config": {dotted name: value}, "ranks": 1, "strike": strike or null, "watch": file or null}. A strike is
+[rank, "point:n", how]: it happens just before that rank calls the function of a point (POINTS) for the n-th time; `how`
+is the name of a signal, or "stop file". With "watch", rank 0 writes the points that it passed, in order, to that file.
+The result of a session is the list of its ranks' exit statuses.
 """
 
 import inspect
@@ -32,7 +32,7 @@ POINTS: dict[str, Callable[..., Any]] = {
     "stop check": StopRequest.agreed,
     "round of answers": OutputFolder.append_answers,
     "checkpoint": Checkpoints.write,
-    "folder": replace_folder,  # twice for each: before it is begun, and when it is full, before it is renamed
+    "folder": replace_folder,  # twice for each: before it is created, and before the complete folder is renamed
     "file": write_text,
     "ledger entry": write_entry,
     "merged weight": add_delta,
@@ -44,7 +44,7 @@ NAMES = {inspect.unwrap(function).__code__: name for name, function in POINTS.it
 def session(
     config: dict[str, Any], ranks: int = 1, strike: list[Any] | None = None, watch: str | None = None
 ) -> list[int]:
-    """Runs the ranks and returns their exit statuses."""
+    """Runs the ranks of a session; returns their exit statuses."""
 
     def work(rank: int) -> int:
         passed: list[str] = []
@@ -83,5 +83,5 @@ def _counter(passed: list[str], moment: str = "", act: Callable[[], None] | None
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job is a session, as above."""
+    """Runs sessions; returns the exit statuses of the ranks of each."""
     return [session(**wanted) for wanted in jobs]

@@ -1,4 +1,4 @@
-"""A run on two ranks of which the second ends, or stands still, in the middle."""
+"""A run on two ranks of which the second exits or hangs in the middle."""
 
 import contextlib
 import os
@@ -19,10 +19,10 @@ COLLECTIVE_SECONDS, STANDS_SECONDS = 4, 25
 
 
 def start(job: dict[str, Any], rank: int) -> int:
-    """One rank's run."""
+    """Runs one rank."""
     if rank:
         parent, forward, calls = os.getpid(), AnswerLoss.forward, []
-        if not os.fork():  # ends the rank that stands still when the other has had its time
+        if not os.fork():  # kills the rank that hangs, after the other had time to end
             time.sleep(STANDS_SECONDS)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(parent, signal.SIGKILL)
@@ -41,5 +41,5 @@ def start(job: dict[str, Any], rank: int) -> int:
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"model": folder, "output": folder, "log": file, "how": what}."""
+    """Runs jobs: {"model": folder, "output": folder, "log": file, "how": "stops" or "exits"}; returns exit statuses."""
     return [fork_ranks(2, partial(start, job), job["log"]) for job in jobs]

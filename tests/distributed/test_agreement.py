@@ -1,4 +1,4 @@
-"""Ranks that differ in settings, data or weights end before anything is written, with a line that says in what."""
+"""Ranks that differ in settings, data or weights end before anything is written; one line names the difference."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def ended(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[int], str, Path]]:
-    """Exit statuses, what was printed, and the run folder, by what differs."""
+    """Exit statuses, output and run folder, by what differs."""
     folder = tmp_path_factory.mktemp("agreement")
     jobs = [
         {"what": what, "model": str(tiny_folder), "output": str(folder / what), "log": str(folder / f"{what}.log")}

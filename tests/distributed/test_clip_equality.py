@@ -1,4 +1,4 @@
-"""A run of picture domains gives the same in every way of running it, though its loss couples all of a step."""
+"""A run of picture domains has the same result in every way of running it, though its loss couples a step's rows."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from codyra_llm.results.schema import read_results
 from tests.clip import save_clip
 from tests.distributed.forked import run_forked
 
-ONE = {"zero": "zero0", "ranks": 1, "micro": 8}  # straight through, in one pass
+ONE = {"zero": "zero0", "ranks": 1, "micro": 8}  # the whole step in one pass
 WAYS: list[dict[str, Any]] = [
     *({**ONE, "micro": micro} for micro in (1, 2, 4, 3)),  # the last of three passes of three has two pictures
     *({"zero": zero, "ranks": 2, "micro": 2} for zero in ("zero0", "zero2", "zero3")),
@@ -19,7 +19,7 @@ WAYS: list[dict[str, Any]] = [
     {"zero": "zero3", "ranks": 1, "micro": 8},
     {"zero": "zero0", "ranks": 3, "micro": 1},  # more passes than prompts
     {**ONE, "micro": 2, "settings": {"model.gradient_checkpointing": True}},
-    {"zero": "zero3", "ranks": 2, "micro": 2, "killed_at": 11},  # begun on one rank at stage 0
+    {"zero": "zero3", "ranks": 2, "micro": 2, "killed_at": 11},  # started on one rank at stage 0
 ]
 KILLED: dict[str, Any] = {**ONE, "killed_at": 12}
 

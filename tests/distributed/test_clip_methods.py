@@ -1,4 +1,4 @@
-"""Methods on pictures: the same however a step is cut up, and after an interruption; plain with no part of theirs."""
+"""Methods on pictures: the same result for any partition of a step and after a resume; LoRA without their own part."""
 
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ NOTHING: dict[str, tuple[str, Settings]] = {
     "ewc": ("seqlora", {"ewc.strength": 0.0}),
 }
 WAYS = {
-    "one": {"zero": "zero0", "ranks": 1, "micro": 8},  # straight through, in one pass
+    "one": {"zero": "zero0", "ranks": 1, "micro": 8},  # the whole step in one pass
     "cut": {"zero": "zero0", "ranks": 1, "micro": 3},
     "zero2": {"zero": "zero2", "ranks": 2, "micro": 3},
     "zero3": {"zero": "zero3", "ranks": 2, "micro": 4},
 }
-# each hook and each kind of pass at stage 3; one that changes the loss of a step elsewhere as well
+# every hook and kind of pass at stage 3; for the other ways, one method each that changes the loss of a step
 OTHERS = {
     "cut": ("lwf",),
     "zero2": ("zscl",),
@@ -45,7 +45,7 @@ RUNS = [(way, method) for way, of_way in OTHERS.items() for method in of_way]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the worker saved, by way and name of the run."""
+    """Results that the worker saved, by way of running and name of the run."""
     folder = tmp_path_factory.mktemp("clip_methods")
     model = save_clip(folder / "model")
     runs: dict[str, dict[str, Settings]] = {way: {} for way in WAYS}
@@ -89,7 +89,7 @@ def test_an_interrupted_task_ends_to_the_bit_as_one_that_was_not(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_comparison_is_of_something(results: dict[str, dict[str, Any]], method: str) -> None:
-    """The second domain is not learned as by LoRA."""
+    """Losses of the second domain differ from those of LoRA."""
     plain = results["one"]["seqlora" if method == "ewc" else "lora"]
     losses = results["one"][method]["losses"]
     assert losses[3:] != pytest.approx(plain["losses"][3:], abs=1e-4)

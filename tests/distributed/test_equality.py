@@ -1,4 +1,4 @@
-"""The same configuration gives the same result in every way of running it; `pytest -s` prints the table."""
+"""The same configuration has the same result in every way of running it; `pytest -s` prints the table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.distributed.forked import run_forked
 
 STAGES = ["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
 ONE = {"zero": "zero0", "ranks": 1, "micro": 2, "checkpointing": False, "dtype": "float32", "mode": "importance"}
-# two passes: every stage on two ranks, gradient checkpointing on in half of them; every micro batch and number of ranks
+# every stage on two ranks, half of them with gradient checkpointing; every micro batch and number of ranks
 FP32 = [
     *({**ONE, "zero": zero, "ranks": 2, "checkpointing": s % 2 == 1} for s, zero in enumerate(STAGES)),
     {**ONE, "checkpointing": True},
@@ -35,7 +35,7 @@ QUANTIZED = [
     for zero in zeros
 ]
 EIGHT_BITS = [
-    {**ONE, "zero": zero, "ranks": 2, "rank": 16, "adam_bits": 8}  # fewer than 4096 values would stay in 32 bits
+    {**ONE, "zero": zero, "ranks": 2, "rank": 16, "adam_bits": 8}  # with fewer than 4096 values, all stays in 32 bits
     for zero in ("zero1", "zero2", "zero3", "zero2-offload")
 ]
 WAYS = [*FP32, *UNEVEN, *BF16, *MODES]
@@ -56,7 +56,7 @@ def name(way: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, wide_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the worker saved, by way of running."""
+    """Results that the worker saved, by way of running."""
     folder = tmp_path_factory.mktemp("equality")
     ways = {name(way): way for way in [*ALL, *map(reference_of, ALL)]}
     models = {key: str(wide_folder if "quantization" in way else tiny_folder) for key, way in ways.items()}
@@ -68,7 +68,7 @@ def results(tiny_folder: Path, wide_folder: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[list[str]]:
-    """Rows of the table, printed when all are there."""
+    """Rows of the table, which is printed after the last test."""
     rows: list[str] = []
     yield rows
     head = "| dtype | threshold | ZeRO | ranks x micro batch | recomputed | losses | gates | weights |"
@@ -106,7 +106,7 @@ def test_every_way_of_running_gives_the_same(results: dict[str, Any], table: lis
 
 @pytest.mark.parametrize("way", QUANTIZED, ids=name)
 def test_a_quantized_base_too(results: dict[str, Any], way: dict[str, Any]) -> None:
-    """Up to the first merge. After it, what differs in the last bit may be rounded to another of 16 or 255 values."""
+    """Equal up to the first merge; after it, a difference in the last bit may be rounded to another quantized value."""
     one, other = results[name(reference_of(way))], results[name(way)]
     half = len(one["losses"]) // 2
     assert other["losses"][:half] == pytest.approx(one["losses"][:half], abs=1e-5)

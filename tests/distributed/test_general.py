@@ -1,4 +1,4 @@
-"""General ability is the same at any ZeRO stage, with branches or merged; two ranks stop in a suite and go on."""
+"""General ability is the same at any ZeRO stage, with branches or merged; two ranks stop in a suite and resume."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of its own, where no answer is known yet."""
+    """Sets an empty cache folder, so that no answer is known."""
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
 
 
 def nats(folder: Path, row: str) -> list[float]:
-    """Log-likelihoods of all choices and passages."""
+    """Returns the log-likelihoods of all choices and passages of a row of the matrix."""
     rows: list[dict[str, Any]] = []
     for suite in ("evens", "text"):
         rows += map(json.loads, (folder / "predictions" / f"{row}.general.{suite}.jsonl").read_text().splitlines())
@@ -72,7 +72,7 @@ def test_two_ranks_are_stopped_in_a_suite_and_go_on(
     whole, stopped = (config_of(tiny_folder, tmp_path / name, **common) for name in ("whole", "stopped"))
     assert run_sessions({"config": whole, "ranks": 2}) == [[0, 0]]
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "another"))
-    struck = {"config": stopped, "ranks": 2, "strike": [0, "round of answers:3", "SIGTERM"]}  # two are of the task
+    struck = {"config": stopped, "ranks": 2, "strike": [0, "round of answers:3", "SIGTERM"]}  # 2 are the task's
     assert run_sessions(struck) == [[75, 75]]
     where = (tmp_path / "stopped" / "stopped").read_text()
     assert where.startswith("while measuring general ability (general-0-base), after 12 answers")

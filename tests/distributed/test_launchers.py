@@ -1,4 +1,4 @@
-"""The command under each launcher: same result, and bad input still is one line and status 2."""
+"""The command under each launcher: the same result, and for bad input one line and status 2."""
 
 import json
 import os
@@ -42,12 +42,12 @@ def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results under plain python."""
+    """results.json of a run without a launcher."""
     return results(tiny_folder, tmp_path_factory.mktemp("python") / "run", "python")
 
 
 def results(model: Path, output: Path, launcher: str, *arguments: str) -> dict[str, Any]:
-    """results.json of the smoke run on the tiny model."""
+    """Runs the smoke configuration on the tiny model; returns its results.json."""
     common = ["--model.name_or_path", str(model), "--output_dir", str(output), "--adapter.rank", "4"]
     done = launch(launcher, *common, *arguments)
     assert done.returncode == 0, done.stderr[-4000:]

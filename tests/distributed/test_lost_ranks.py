@@ -1,4 +1,4 @@
-"""A rank that ends or stands still: the other ends as well, in time, with one line that names it."""
+"""If a rank exits or hangs, the other ends as well within the time limit, with one line that names it."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tests.distributed.forked import run_forked
 
 @pytest.fixture(scope="module")
 def ended(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[int], str]]:
-    """Exit statuses and what was printed, by what the second rank does."""
+    """Exit statuses and output, by what the second rank does."""
     folder = tmp_path_factory.mktemp("lost")
     jobs = [
         {"how": how, "model": str(tiny_folder), "output": str(folder / how), "log": str(folder / f"{how}.log")}

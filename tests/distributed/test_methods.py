@@ -1,4 +1,4 @@
-"""Every method gives the same at every ZeRO stage and on one rank or two, and is LoRA where its own part is nothing."""
+"""Every method has the same result at every ZeRO stage, on one rank or two, and equals LoRA without its own part."""
 
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "treelora": {},
     "l2p": {"l2p.repaired": True},
     "dualprompt": {},
-    "agem_opposed": {},  # of tests/distributed/extra_methods.py, as the next ones
+    "agem_opposed": {},  # this one and the next are in tests/distributed/extra_methods.py
     "gem_opposed": {},
     "distilled": {},
     "blocked": {},
 }
-OTHERS = [method for method in METHODS if method != "lora"]  # which tests/distributed/test_equality.py covers
+OTHERS = [method for method in METHODS if method != "lora"]  # lora is in test_equality.py
 NOTHING: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("lora", {"replay.fraction": 0.0}),
     "ewc": ("seqlora", {"ewc.strength": 0.0}),
@@ -84,7 +84,7 @@ LATER = [
     "ewc_lora",
     "migu",
     "treelora",
-]  # the others count from the first task on
+]  # the other methods have an effect from the first task on
 UNEVEN = [("distilled", "zero3", 3), ("ewc", "zero3", 3)]  # three ranks share eight rows unevenly
 RUNS = [
     (method, *way) for method in OTHERS for way in WAYS if int(way[0][-1]) in methods.METHODS[method].needs.zero_stages
@@ -105,7 +105,7 @@ def job(method: str, zero: str = "zero0", ranks: int = 1, **settings: float) -> 
 
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What the worker saved, by (method, stage, ranks), or (method, "nothing")."""
+    """Results that the worker saved, by (method, stage, ranks), or (method, "nothing")."""
     folder = tmp_path_factory.mktemp("methods")
     jobs: dict[tuple[Any, ...], dict[str, Any]] = {
         (method,): job(method, **settings) for method, settings in METHODS.items()
@@ -122,21 +122,21 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Resu
 @pytest.mark.parametrize(("method", "zero", "ranks"), RUNS)
 def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zero: str, ranks: int) -> None:
     one, other = results[method,], results[method, zero, ranks]
-    # directions that are used least are those that the rounding of sums over ranks moves most
+    # rounding of sums over ranks has the largest effect on the least used directions
     in_losses = 1e-3 if method == "lora_null" else 1e-5
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=in_losses), key
-    if overrides(methods.METHODS[method], "serving"):  # what is live is scored
+    if overrides(methods.METHODS[method], "serving"):  # scores are those of the live method
         losses = [[nll for nll, _ in of_way["scores"]] for of_way in (one, other)]
         assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    # a gradient of the size of rounding moves a factor by a whole first step of Adam; the weight it is part of, hardly
+    # Adam's first step moves a factor by the learning rate even for a gradient of rounding error, the weight hardly
     tolerance = {"weights": max(5e-5, in_losses), "kept": 5e-5}
     for group in ("weights", "kept"):
         assert other[group].keys() == one[group].keys()
         for name, value in one[group].items():
-            if name.endswith(".basis"):  # the vectors of a basis may be others that span the same
+            if name.endswith(".basis"):  # different basis vectors may span the same space
                 value, other[group][name] = (basis @ basis.T for basis in (value, other[group][name]))
-            if name.endswith(".B") and method == "joint":  # A and B are kept to take their product away again
+            if name.endswith(".B") and method == "joint":  # A and B are kept to subtract their product later
                 value, other[group][name] = (kept[group][name] @ kept[group][f"{name[:-1]}A"] for kept in (one, other))
             if name.endswith(".A") and method == "joint":
                 continue
@@ -152,15 +152,15 @@ def test_a_method_whose_own_part_is_nothing(results: Results, method: str) -> No
 
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_comparison_is_of_something(results: Results, method: str) -> None:
-    """The first task, which has none before it, is learned as by LoRA; the second is not."""
+    """Methods in LATER learn the first task as LoRA does; losses of the second task differ."""
     continued = method.removesuffix("_opposed") in ("ewc", "agem", "gem", "ogd", "hide", "treelora")
     plain, ours = results["seqlora" if continued else "lora",], results[method,]
     half = len(plain["losses"]) // 2
     if method in LATER:
         assert ours["losses"][:half] == plain["losses"][:half]
-    if method in ("pruned", "agem", "gem"):  # which begins in the end; which nothing is in the way of here
+    if method in ("pruned", "agem", "gem"):  # pruned acts at the end of a task; no gradients conflict here
         return
-    if method == "joint":  # which learns the second task in more steps
+    if method == "joint":  # it has more steps for the second task
         half = len(ours["losses"]) // 3
         assert len(ours["losses"]) == 3 * half
     assert ours["losses"][half:] != pytest.approx(plain["losses"][half:], abs=1e-4)

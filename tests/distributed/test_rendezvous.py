@@ -1,4 +1,4 @@
-"""Processes that do not find each other say which are missing, and end."""
+"""Processes that do not find each other report which are missing, and end."""
 
 import json
 import os
@@ -47,7 +47,7 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child i
 
 @contextmanager
 def listening() -> Iterator[int]:
-    """A port at which somebody listens and says nothing."""
+    """Yields a port on which a socket listens but never replies."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def meet(tmp_path: Path) -> Meet:
-    """Runs a process for each rank, all at once; their statuses, outputs and errors."""
+    """Function that runs a process for each rank, all at once; returns their statuses, outputs and errors."""
 
     def run(ranks: list[int], size: int, port: int, seconds: int, **variables: str) -> list[tuple[int, str, str]]:
         meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
@@ -85,7 +85,7 @@ def meet(tmp_path: Path) -> Meet:
 
 
 def _as_rank(rank: int, size: int, by_srun: bool) -> dict[str, str]:
-    """Each rank as if on a host of its own."""
+    """Returns the environment of a rank on its own host."""
     names = (
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID") if by_srun else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     )

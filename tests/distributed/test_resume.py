@@ -1,4 +1,4 @@
-"""A run that is killed anywhere and started again ends as if nothing had happened."""
+"""A run that is killed at any point and started again ends with the same result as an uninterrupted one."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.forked import run_forked
 
-# where a run of two tasks is killed: each kind of work, early and late, and in the midst of what it writes
+# where a run of two tasks is killed: in each kind of work, early and late, and while it writes files
 KILLS = [
     "round of answers:1",
     "round of answers:3",
@@ -36,7 +36,7 @@ def run_sessions(*sessions: dict[str, Any]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with dropout: what it draws must not depend on the interruption either."""
+    """The tiny model with dropout, whose random numbers must not depend on interruptions either."""
     folder = tmp_path_factory.mktemp("models") / "tiny-with-dropout"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -78,9 +78,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 def uninterrupted(model: Path, folder: Path) -> tuple[Path, list[str]]:
-    """The folder of a run that nothing interrupts, and the points that it passed, in order.
+    """Runs without interruption; returns the run folder and the points that the run passed, in order.
 
-    Another run before it fills the caches: those that are struck find them filled as well.
+    Another run before it fills the caches, since caches are also filled for the interrupted runs.
     """
     before = {"config": config_of(model, folder / "before")}
     watched = {"config": config_of(model, folder / "run"), "watch": str(folder / "passed")}
@@ -128,7 +128,7 @@ def test_answers_that_were_given_are_not_asked_for_again(
 
 
 STOPS = [
-    # point at which it is asked, and how; what `stopped` says
+    # point at which the stop is requested, and how; start of the file `stopped`
     ("training step", "SIGTERM", "in task 1 (FOMC), after step "),
     ("training step", "SIGUSR1", "in task 1 (FOMC), after step "),
     ("training step", "stop file", "in task 1 (FOMC), after step "),

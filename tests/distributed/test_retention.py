@@ -22,7 +22,7 @@ RETENTION = {
 SOFTLY = {**RETENTION, "retention.protected_softly": True, "retention.every": 2}
 TOP = {name: value for name, value in RETENTION.items() if name not in ("retention.prompts", "retention.answers")}
 TOP |= {"retention.top_k": 9}
-CHUNKED = {"logits_bytes": 4 * 768 * 3}  # three tokens at once: ranks call the head differently often
+CHUNKED = {"logits_bytes": 4 * 768 * 3}  # three tokens at once: numbers of head calls differ by rank
 JOBS: dict[str, dict[str, Any]] = {
     "one": job("codyra", **RETENTION),
     "off": job("codyra"),

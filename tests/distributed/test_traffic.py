@@ -1,4 +1,4 @@
-"""The bytes that a plan says an optimizer step moves are those that two ranks receive, to the byte."""
+"""The planned traffic of an optimizer step equals the bytes that two ranks receive, exactly."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from codyra_llm.planning.memory import ModelSizes, step_traffic
 from tests.distributed.forked import run_forked
 from tests.models import tiny_model
 
-WHOLE = 500  # values up to which ZeRO-3 keeps a parameter: all branches and norms, and no projection
+WHOLE = 500  # ZeRO-3 does not partition parameters up to this size: all branches and norms, but no projection
 NOTHING_STAYS = {
     "stage3_prefetch_bucket_size": 0,
     "stage3_max_live_parameters": 0,
@@ -32,10 +32,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Any, list[dict[str, list[int]]]]]:
-    """{(architecture, way, recompute): (what is planned, what each rank received)}; all in one start of processes."""
+    """{(architecture, way, recompute): (planned traffic, traffic received by each rank)}."""
     folder = tmp_path_factory.mktemp("traffic")
     jobs, planned = {}, {}
-    for architecture in ("llama", "gemma"):  # whose embeddings are two weights, and one
+    for architecture in ("llama", "gemma"):  # untied and tied embeddings
         tiny_model(architecture, num_hidden_layers=3).save_pretrained(folder / architecture)
         for way, section in WAYS.items():
             for recompute in (False, True):

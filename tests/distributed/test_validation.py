@@ -1,4 +1,4 @@
-"""Validation while a task is learned: it ends the task and keeps the best step, however it is run or interrupted."""
+"""Validation during a task ends it early and keeps the best step, in every way of running and after interruptions."""
 
 import json
 from pathlib import Path

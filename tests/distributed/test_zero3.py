@@ -1,4 +1,4 @@
-"""ZeRO stage 3: weights are read, merged, saved and gathered in parts, and nothing changes for it."""
+"""ZeRO stage 3: weights are read, merged, saved and gathered in parts, with unchanged results."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ DTYPES = ["float32", "bfloat16"]
 
 @pytest.fixture(scope="module")
 def folder(tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models as folders: in one file or several, tied or not, with renamed keys, of the decoder alone, not whole."""
+    """Model folders: one file or several, tied or not, with renamed keys, decoder only, with a missing weight."""
     folder = tmp_path_factory.mktemp("zero3")
     for name in ("llama", "gemma"):
         model = tiny_model(name)
@@ -61,7 +61,7 @@ def folder(tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_fa
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> dict[str, Any]:
-    """What the worker saw on two ranks."""
+    """Results of the worker on two ranks."""
     done = subprocess.run(
         [*TORCHRUN, "-m", "tests.distributed.zero3_worker", str(folder)],
         cwd=REPOSITORY,
@@ -130,7 +130,7 @@ def test_two_ranks_save_the_bytes_that_one_saves(
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()} > of_transformers
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes(), path.name
-        if path.name in of_transformers and "model.safetensors" in of_transformers:  # it may cut shards elsewhere
+        if path.name in of_transformers and "model.safetensors" in of_transformers:  # its shard boundaries may differ
             assert path.read_bytes() == (tmp_path / "transformers" / path.name).read_bytes(), path.name
     for file in two.glob("*.safetensors"):
         with safe_open(file, "pt") as stream:

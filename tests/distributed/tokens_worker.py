@@ -1,4 +1,4 @@
-"""Two ranks plan a run at the same moment; each says which texts it tokenized."""
+"""Two ranks plan a run at the same moment; each writes which texts it tokenized."""
 
 import json
 from functools import partial
@@ -30,5 +30,5 @@ def plan(model: str, output: str, rank: int) -> int:
 
 
 def run_jobs(jobs: list[dict[str, str]]) -> list[list[int]]:
-    """Each job: {"model": folder, "output": folder}."""
+    """Runs jobs: {"model": folder, "output": folder}; returns the exit statuses of their ranks."""
     return [fork_ranks(2, partial(plan, job["model"], job["output"]), job["output"] + "/log") for job in jobs]

@@ -1,4 +1,4 @@
-"""One rank of two: trains three steps in one way of running, and keeps what the collectives of the last one moved."""
+"""Trains three steps on two ranks in one way of running; each rank writes the traffic of the last step."""
 
 import json
 from functools import partial
@@ -18,11 +18,11 @@ from codyra_llm.methods import METHODS
 from codyra_llm.models.load import load_model
 from tests.distributed.forked import fork_ranks
 
-AGREED = 64  # bytes of an all-reduce that is no gradient's: norms, sums of losses, whether to stop
+AGREED = 64  # at most so many bytes: all-reduces of norms, sums of losses and stop requests, not of gradients
 
 
 class Received(TorchDispatchMode):
-    """The bytes that this rank, one of two, receives in ring collectives; and how many they were."""
+    """Counts the ring collectives of this rank, one of two, and the bytes that it receives, by kind."""
 
     def __init__(self, persistent: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Received(TorchDispatchMode):
     def _note(self, name: str, args: Any) -> None:
         if name == "allreduce_":
             size = args[0][0].nbytes
-            self._add("gradients" if size > AGREED else "agreed", size)  # each half is reduced, then gathered
+            self._add("gradients" if size > AGREED else "agreed", size)  # a half is reduced, the other gathered
         elif name == "_reduce_scatter_base_":
             self._add("gradients", args[1].nbytes // 2)
         elif name == "_allgather_base_":
@@ -73,5 +73,5 @@ def work(job: dict[str, Any], rank: int) -> int:
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: model, settings, zero (DeepSpeed's section), persistent (bytes), output, log."""
+    """Runs jobs with keys model, settings, zero (DeepSpeed's section), persistent (bytes), output and log."""
     return [fork_ranks(2, partial(work, job), job["log"]) for job in jobs]

@@ -1,4 +1,4 @@
-"""Trains two tasks in given ways; rank 0 saves losses, gates and merged weights of each."""
+"""Trains two tasks in given ways of running; rank 0 saves losses, gates and merged weights of each."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ MODES = {
 
 
 def train(way: dict[str, Any], model_folder: str, output: str) -> None:
-    """One run of two tasks."""
+    """Runs one rank that trains two tasks; rank 0 saves the results."""
     config = load_config(
         None,
         {
@@ -106,7 +106,7 @@ def train(way: dict[str, Any], model_folder: str, output: str) -> None:
 
 
 def deepspeed_json(zero: str, file: Path) -> str | None:
-    """The shipped configuration; at stage 3 it partitions even the smallest weight."""
+    """Writes the shipped configuration to `file`, at stage 3 with all weights partitioned; None for stage 0."""
     if zero == "zero0":
         return None
     content = json.loads((REPOSITORY / "ds_configs" / f"{zero}.json").read_text())
@@ -117,7 +117,7 @@ def deepspeed_json(zero: str, file: Path) -> str | None:
 
 
 def run_way(way: dict[str, Any], model: str, output: str) -> list[int]:
-    """Forks the ranks of one way."""
+    """Forks the ranks of one way of running."""
 
     def work(rank: int) -> int:
         train(way, model, output)
@@ -127,5 +127,5 @@ def run_way(way: dict[str, Any], model: str, output: str) -> list[int]:
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[list[int]]:
-    """Each job: {"way": {...}, "model": folder, "output": file}."""
+    """Runs jobs: {"way": {...}, "model": folder, "output": file}; returns the exit statuses of their ranks."""
     return [run_way(**job) for job in jobs]

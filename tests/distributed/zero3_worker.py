@@ -1,8 +1,8 @@
-"""What two ranks see at ZeRO stage 3, where even the smallest weight is partitioned; rank 0 saves it.
+"""Measurements on two ranks at ZeRO stage 3, with even the smallest weight partitioned; rank 0 saves them.
 
 torchrun --nproc_per_node 2 tests/distributed/zero3_worker.py FOLDER
 
-FOLDER holds the models that test_zero3.py made; results go to FOLDER/seen.pt.
+FOLDER contains the models that test_zero3.py made; results are written to FOLDER/seen.pt.
 """
 
 import functools
@@ -50,12 +50,12 @@ LARGEST_FILES = (50_000, 10**9)
 
 
 def saved_folder(name: str, dtype: str, largest_file: int) -> str:
-    """Where a model goes."""
+    """Returns the folder name of a saved model."""
     return f"saved-{name}-{dtype}-{largest_file}"
 
 
 class MovedBytes(TorchDispatchMode):
-    """Counts the bytes that collectives move, by what they write on each rank."""
+    """Counts the bytes that collectives write on this rank."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,20 +69,20 @@ class MovedBytes(TorchDispatchMode):
 
 
 def peak_growth(action: Callable[[], object]) -> int:
-    """Bytes by which the peak of resident memory rises above what is resident now."""
+    """Returns how far the peak of resident memory during `action` exceeds the resident memory before it, in bytes."""
 
     def status(key: str) -> int:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
         return int(line.split()[1]) * 1024
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = status("VmRSS")
     action()
     return status("VmHWM") - before
 
 
 def config_for(folder: Path, name: str, **fields: Any) -> RunConfig:
-    """A run of two short tasks."""
+    """Returns the configuration of a run of two short tasks."""
     ds_config = folder / "zero3.json"
     ds_config.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
     values = {
@@ -104,7 +104,7 @@ def config_for(folder: Path, name: str, **fields: Any) -> RunConfig:
 
 
 def loading(folder: Path, world: Ranks) -> dict[str, Any]:
-    """Loads every model in parts; compares it with what transformers loads."""
+    """Loads every model in parts; compares it with the model that transformers loads."""
     config = config_for(folder, "llama")
     place = placement(complete(json.loads(Path(config.deepspeed).read_text()), config.train, world.size), world)
     big, tokenizer = str(folder / "big"), plan_run(config, world).source.tokenizer
@@ -146,7 +146,7 @@ def loading(folder: Path, world: Ranks) -> dict[str, Any]:
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, largest_file: int, world: Ranks
 ) -> None:
-    """Saves the model as a run does."""
+    """Saves a model as a run does."""
     weights = whole_weights(model)
     if world.is_main:
         save_model(model, weight_layout(model), weights, tokenizer, folder, "# card", largest_file)
@@ -155,7 +155,7 @@ def save(
 
 @contextmanager
 def branches_left_partitioned() -> Iterator[None]:
-    """Within, train_task leaves A, B and gate as DeepSpeed holds them, and does not check them."""
+    """Within the block, train_task leaves A, B and gate partitioned by DeepSpeed and does not check them."""
     with (
         patch.object(train, "unpartition_branches", lambda model: None),
         patch.object(train, "_check_branches", lambda task, model: None),
@@ -186,7 +186,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
             scores[how] = [(task.nll, [row["prediction"] for row in task.rows]) for task in scored]
         seen["scores"].append(scores)
 
-    # rank 0 has a prompt of one token, which takes no pass of its own before its last token
+    # rank 0 has a prompt of one token, so it needs no pass over the tokens before the last one
     questions = [Question(Example([5] * (1 + 4 * world.rank), [7, 8]), max_new_tokens=3 + 2 * world.rank)]
     for how in ("always", "never"):
         with gathered_for_inference(model, how, world) as synced:
@@ -221,7 +221,7 @@ def learning(folder: Path, world: Ranks) -> dict[str, Any]:
 
 
 class Keeping(torch.autograd.Function):
-    """What a branch would be that saved the gathered weight."""
+    """Saves the gathered weight for the backward pass, as a control."""
 
     @staticmethod
     def forward(ctx: Any, output: torch.Tensor, weight: torch.Tensor) -> Any:
@@ -234,7 +234,7 @@ class Keeping(torch.autograd.Function):
 
 
 def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict[str, Any]:
-    """Trains two steps; counts the base weights that were gathered, and those alive when each backward pass begins."""
+    """Trains two steps; counts the gathered base weights, and those still alive when each backward pass begins."""
     config = config_for(folder, "llama", **{"adapter.impl": impl, "data.max_train_examples": 16})
     released = {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
     plan = plan_run(config, world)
@@ -271,23 +271,23 @@ def alive_between(folder: Path, world: Ranks, impl: str, keeping: bool) -> dict[
 
 
 def full_disk(folder: Path, world: Ranks) -> list[str]:
-    """What each rank is told when rank 0 cannot write the whole model."""
+    """Returns the error of each rank when rank 0 cannot write the whole model."""
     if world.is_main:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit is then an OSError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing beyond the limit raises OSError
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     told = ""
     try:
         run(config_for(folder, "llama", **{"evaluate.tasks": "last", "evaluate.gather": "never"}))
     except UserError as error:
         told = str(error)
-        print(f"rank {world.rank}: {told}", flush=True)  # where it comes at another point, ranks are out of step
+        print(f"rank {world.rank}: {told}", flush=True)  # an error at another point would leave ranks out of step
     if world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return all_gather(told)
 
 
 def main(folder: Path) -> None:
-    """All of it, in one start of two processes."""
+    """Runs all measurements in one start of two processes."""
     world = start()
     seen: dict[str, Any] = {"loading": loading(folder, world), "learning": learning(folder, world)}
     seen["between"] = {

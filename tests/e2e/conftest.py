@@ -1,4 +1,4 @@
-"""Scripts as they are called."""
+"""Fixtures that run scripts with command lines."""
 
 import functools
 import runpy
@@ -17,7 +17,7 @@ Command = Callable[..., str]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_picture(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A run's page has one picture, since to draw all takes as long as a tiny run; the mark `pictures` has them all."""
+    """Limits a run's page to one picture, except with the mark `pictures`: drawing all takes as long as a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("pictures"):
             patch.setattr(page, "write_pictures", functools.partial(write_pictures, pictures=PICTURES[:1]))
@@ -26,7 +26,7 @@ def one_picture(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a script in this process and returns what it printed."""
+    """Function that runs a script in this process and returns its standard output."""
 
     def act(script: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -34,13 +34,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         runpy.run_path(str(REPOSITORY / "scripts" / script), run_name="__main__")
         return capsys.readouterr().out
 
-    start()  # a command ends with all ranks; here there is one
+    start()  # at its end, a command waits for all ranks; here there is one
     return act
 
 
 @pytest.fixture
 def refused(command: Command, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a script that must end with one line and status 2; returns the line."""
+    """Function that runs a script that must end with one line and status 2; returns the line."""
 
     def act(script: str, *arguments: object) -> str:
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Every architecture that docs/models.md lists learns, is merged and saved, and is what transformers loads again."""
+"""Every architecture in docs/models.md is trained, merged and saved, and transformers loads the same model."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_it_learns_and_is_what_was_scored(
     kind: str, architecture: str, projections: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = save_tiny(kind, AutoTokenizer.from_pretrained(tiny_folder), tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(model)  # which may be of another class, that of the architecture
+    tokenizer = AutoTokenizer.from_pretrained(model)  # it may be of the architecture's own class
     results = run(tiny_config(model, tmp_path / "run", **SHORT))
     assert results.model.architecture == architecture
     expected = list(DEFAULT_TARGETS) if projections == "the seven" else projections.split(", ")

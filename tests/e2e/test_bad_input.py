@@ -24,7 +24,7 @@ Command = Callable[..., str]
 def fails(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
-    """Runs train_trace with arguments that must fail; returns the one line."""
+    """Function that runs train_trace with arguments that must fail; returns the one line."""
 
     def command(*arguments: str) -> str:
         output = tmp_path / "output"
@@ -53,7 +53,7 @@ def fails(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A copy of one sample task that may be damaged."""
+    """Copy of one sample task, which tests may damage."""
     shutil.copytree(SAMPLE / "FOMC", tmp_path / "data" / "FOMC")
     return tmp_path / "data"
 

@@ -1,4 +1,4 @@
-"""A run in a chat template: conversations and prompts of two tasks, and what carries the template on."""
+"""A run with a chat template: conversations and prompts of two tasks, and the files in which the template is saved."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from codyra_llm.workflows.evaluate import score_model
 from codyra_llm.workflows.judge import judge_models
 from tests.e2e.test_run import tiny_config
 
-# `<s>` ends a turn, as a token that is not the tokenizer's end mark
+# `<s>` ends a turn; it is not the tokenizer's EOS token
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ '<s>' if message.role == 'assistant' }}\n"
     "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"

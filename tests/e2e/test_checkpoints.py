@@ -1,4 +1,4 @@
-"""Damaged, foreign and missing checkpoints; a full disk; a run that is finished."""
+"""Damaged, missing and other runs' checkpoints; a full disk; a finished run."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def config_of(model: Path, output: Path, **overrides: object) -> RunConfig:
 
 
 def stop_in_task_2(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs until some steps into the second task."""
+    """Runs until it stops some steps into the second task."""
     from codyra_llm.report.reporter import Reporter
 
     def step(self: Reporter, report: object, global_step: int, progress: object) -> None:
@@ -180,7 +180,7 @@ def test_answers_that_were_cut_off_while_being_written(tiny_folder: Path, tmp_pa
         assert folder.read_answers("0-base") == {"3": Answered("three", 1, 0.5, True)}
     folder.append_answers("0-base", {"4": Answered("four", 2, 1.5, False)})
     assert folder.read_answers("0-base") == {"3": Answered("three", 1, 0.5, True), "4": Answered("four", 2, 1.5, False)}
-    assert folder.read_answers("general-0-base") == {}  # another name does not forget this one's
+    assert folder.read_answers("general-0-base") == {}  # reading another name does not remove these
     assert journal.exists()
     folder.drop_answers()
     assert not journal.exists()

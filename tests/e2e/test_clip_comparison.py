@@ -7,7 +7,7 @@ from codyra_llm.workflows.compare import compare
 
 
 def test_codyra_forgets_less_at_equal_learning(tmp_path: Path) -> None:
-    """Than LoRA merged at the scale that learns as much, with 95 % confidence over two seeds and all pictures."""
+    """Compared with LoRA merged at the scale that learns as much; 95 % confidence over two seeds and all pictures."""
     chosen = {
         "methods": ["lora", "codyra"],
         "seeds": [0, 1],

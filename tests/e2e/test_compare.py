@@ -1,4 +1,4 @@
-"""A comparison as it is called: stopped and resumed, with a variant that fails, with a sweep."""
+"""The command for comparisons: stopped and resumed, with a variant that fails, with a sweep."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ SECTION = {
 
 @pytest.fixture
 def grid(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A comparison of three methods on two tasks of the sample."""
+    """Configuration file of a comparison of three methods on two tasks of the sample."""
     config = tiny_config(tiny_folder, tmp_path / "grid", **{"evaluate.scores": "nll", "tracking": []})
     tasks = yaml.safe_load(Path("tasks/trace/trace.yaml").read_text())
     (tmp_path / "tasks.yaml").write_text(
@@ -151,7 +151,7 @@ def test_runs_that_were_made_one_by_one_are_read_and_probed(grid: Path, tmp_path
     command("train_trace.py", "--config", seeds[0] / "config.yaml", *other)
     said = command("probe.py", "ranks", *seeds, "--output", tmp_path / "ranks")
     assert "noise (between seeds)" in said and (tmp_path / "ranks.png").stat().st_size > 5000
-    copied = shutil.copytree(seeds[0], tmp_path / "copied")  # whose seed is no other
+    copied = shutil.copytree(seeds[0], tmp_path / "copied")  # the same seed again
     for wrong in (
         [tmp_path / "grid" / "lora" / "two-seed1"],
         ["--output", tmp_path / "nowhere" / "ranks"],

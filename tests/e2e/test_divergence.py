@@ -1,4 +1,4 @@
-"""The divergence that a run measures is that of the model after a task from the model before it."""
+"""The divergence that a run measures equals that between the models before and after a task."""
 
 from collections.abc import Sequence
 from pathlib import Path

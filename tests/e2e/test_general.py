@@ -1,4 +1,4 @@
-"""A run that measures general ability after its tasks: stopped there, failing there, measured later, known before."""
+"""A run that measures general ability after its tasks: stopped or failing there, measured later, or already cached."""
 
 import dataclasses
 import json
@@ -32,14 +32,14 @@ ROWS = ["0-base", *(f"{n}-{task}" for n, task in enumerate(TASKS, 1))]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, where no answer is known yet."""
+    """An empty cache folder, so that no answer is known."""
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many answers were given in each round of a measurement."""
+    """Number of answers given in each round of a measurement."""
     counts: list[int] = []
 
     def count(
@@ -94,7 +94,7 @@ def test_a_run_measures_general_ability_and_can_be_stopped_there(
     monkeypatch.setattr(lm.BatchedLM, "_loglikelihood_tokens", likelihoods)
     asked.clear()
     resumed = run(tiny_config(tiny_folder, output, **overrides))
-    assert len(asked) == per_row * len(ROWS) - 1  # what was answered is not asked again
+    assert len(asked) == per_row * len(ROWS) - 1  # the answered round is not repeated
     assert resumed.general == general
     assert read_results(output).general == general
     for name, content in kept.items():

@@ -1,4 +1,4 @@
-"""An installed wheel, without the clone: the command, and the files that it needs."""
+"""An installed wheel, without the clone: the command, and the data files that it needs."""
 
 import csv
 import email
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def codyra(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of an installed wheel, in an environment that has this one's libraries, but not the clone."""
+    """The command of an installed wheel, in an environment with the libraries of this one but without the clone."""
     folder = tmp_path_factory.mktemp("installed")
-    source = folder / "source"  # building leaves its marks in the sources
+    source = folder / "source"  # building writes into the source folder
     for part in ("codyra_llm", "tasks", "configs", "ds_configs", "scripts/slurm"):
         shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -142,7 +142,7 @@ run()
 
 
 def test_from_tables_to_a_model_that_talks(codyra: Path, chat_model: Path, tmp_path: Path) -> None:
-    """A CSV file, conversations and a Parquet file of raw text, by nothing but the command."""
+    """Uses only the command, on a CSV file, conversations and a Parquet file of raw text."""
     with (tmp_path / "tickets.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["question", "answer"])
@@ -169,7 +169,7 @@ def test_from_tables_to_a_model_that_talks(codyra: Path, chat_model: Path, tmp_p
     printed = call(codyra, "plan", *config, *how, "--gpus", 2, "--gpu-memory", "24GiB", folder=tmp_path)
     command = shlex.split(printed.splitlines()[-1])
     assert command[0] == "codyra"
-    call(codyra, *command[1:], folder=tmp_path)  # what is planned can be copied, and is what runs
+    call(codyra, *command[1:], folder=tmp_path)  # the planned command runs as printed
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert results["world_size"] == 2
     templates = [task["chat_template"] and task["chat_template"]["setting"] for task in results["data"]["tasks"]]
@@ -201,7 +201,7 @@ def test_the_example(codyra: Path, chat_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_notebook(codyra: Path, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cells, by Jupyter's own kernel, with a tiny model."""
+    """Runs its cells in a Jupyter kernel, with a tiny model."""
     for name in ("tickets.ipynb", "tickets.csv"):
         shutil.copy(REPOSITORY / "examples" / name, tmp_path)
     monkeypatch.setenv("PATH", f"{codyra.parent}:{os.environ['PATH']}")

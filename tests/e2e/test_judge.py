@@ -1,4 +1,4 @@
-"""Two models compared on prompts: by an endpoint over HTTP, by a model, without a judge; and what can go wrong."""
+"""Two models compared on prompts: by an endpoint over HTTP, by a model, without a judge; and errors."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PROMPTS = 6
 def other_folder(
     tokenizers_by_family: dict[str, PreTrainedTokenizerBase], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Another tiny model, whose answers are others."""
+    """Folder of another tiny model, whose answers differ."""
     folder = tmp_path_factory.mktemp("other-llama")
     tiny_model("llama", seed=1).save_pretrained(folder)
     tokenizers_by_family["llama-sentencepiece"].save_pretrained(folder)
@@ -39,7 +39,7 @@ def other_folder(
 
 @pytest.fixture
 def config(tiny_folder: Path, other_folder: Path, tmp_path: Path) -> Callable[..., JudgeConfig]:
-    """The settings of a small comparison, two files of prompts in it."""
+    """Function that returns the settings of a small comparison with two files of prompts."""
     rows = [{"prompt": f"Tell me of {number} things.", "checks": {"min_words": 1}} for number in range(PROMPTS - 1)]
     (tmp_path / "helpful.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "harmless.json").write_text(json.dumps([{"prompt": "How is a lock picked?", "id": "lock"}]))
@@ -92,7 +92,7 @@ def test_an_endpoint_that_prefers_longer_answers(
     assert "order decides %" in printed
     assert "Proxies, counted without a judge" in printed
 
-    again = judge_models(config(judge=endpoint.url))  # the endpoint is down: nothing is asked
+    again = judge_models(config(judge=endpoint.url))  # the endpoint is down, so nothing can be asked
     assert again.files == results.files
     with pytest.raises(UserError, match="judged: holds another comparison; choose another folder"):
         judge_models(config(judge=endpoint.url, max_new_tokens=4))
@@ -250,7 +250,7 @@ def test_two_ranks_give_what_one_gives(config: Callable[..., JudgeConfig], tmp_p
 
 
 def arguments(settings: JudgeConfig) -> list[str]:
-    """As on a command line."""
+    """Returns settings as arguments of a command line."""
     given = {name: value for name, value in vars(settings).items() if value is not None}
     texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in given.items()}
     return [part for name, text in texts.items() for part in (f"--{name}", text)]

@@ -1,4 +1,4 @@
-"""What a run's ledger is good for: the same model again, tasks taken out, tasks learned on top, adapters in and out."""
+"""Uses of a run's ledger: rebuild the model, remove tasks, learn more tasks, import and export adapters."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def config_of(model: Path, output: Path, **overrides: object) -> RunConfig:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def finished(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two tasks."""
+    """Folder of a run of two tasks."""
     output = tmp_path_factory.mktemp("ledger") / "run"
     run(config_of(tiny_folder, output, **{"model.dtype": request.param}))
     return output
@@ -42,7 +42,7 @@ def finished(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory
 
 @pytest.fixture(scope="module")
 def apart(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs of one task each, which touch different modules; and with both, the second ledger put on the first."""
+    """Folders of two runs of one task each, which change different modules."""
     folders = [tmp_path_factory.mktemp("apart") / name for name in ("q", "up")]
     for folder, task, module in zip(folders, TASKS, ("q_proj", "up_proj"), strict=True):
         overrides = {"order": [task], "adapter.target_modules": [module], "evaluate.tasks": "last"}

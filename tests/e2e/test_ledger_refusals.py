@@ -1,4 +1,4 @@
-"""What a ledger refuses: damaged files, entries of another shape, another base, a full disk; each in one line."""
+"""Errors of ledger commands, each in one line: damaged files, entries of another shape, another base, a full disk."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.models import tiny_model
 
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two tasks."""
+    """Folder of a run of two tasks."""
     output = tmp_path_factory.mktemp("ledger") / "run"
     run(config_of(tiny_folder, output))
     return output
@@ -28,7 +28,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def ledger(finished: Path, tmp_path: Path) -> Path:
-    """A copy of a ledger that may be damaged."""
+    """Copy of a ledger, which tests may damage."""
     shutil.copytree(finished / "ledger", tmp_path / "ledger")
     return tmp_path / "ledger"
 

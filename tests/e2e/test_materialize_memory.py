@@ -1,4 +1,4 @@
-"""Memory does not grow with the model: 3 GB of weights are rebuilt within 2 GB, all libraries included."""
+"""Memory does not grow with the model: 3 GB of weights are rebuilt within 2 GB, including all libraries."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ print(1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[
 def base(
     tokenizers_by_family: dict[str, PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """A model of 3 GB in several files."""
+    """Folder of a model of 3 GB in several files."""
     folder = tmp_path_factory.mktemp("large") / "base"
     if shutil.disk_usage(folder.parent).free < 8e9:
         pytest.skip("needs 8 GB of disk")
@@ -55,7 +55,7 @@ def base(
 
 @pytest.fixture(scope="module")
 def update() -> tuple[torch.Tensor, torch.Tensor]:
-    """B and A of the update of every down projection."""
+    """Returns B and A of a random update of a down projection."""
     return torch.randn(2048, 16) * 0.01, torch.randn(16, 5632)
 
 
@@ -78,7 +78,7 @@ def size_of(layout: dict[str, torch.Tensor]) -> int:
 
 
 def peak_of(ledger: Path, output: Path, *options: str) -> int:
-    """Bytes of memory that materialize.py took at most."""
+    """Runs materialize.py; returns its peak memory in bytes."""
     script = REPOSITORY / "scripts" / "materialize.py"
     command = [sys.executable, "-c", MEASURED, str(script), "--ledger", str(ledger), "--output_dir", str(output)]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, cwd=REPOSITORY)

@@ -1,4 +1,4 @@
-"""Methods that keep something between tasks: stopped and resumed, a run comes to the same bits."""
+"""Runs of methods that keep state between tasks: after a stop and a resume, the result has the same bits."""
 
 import json
 from pathlib import Path
@@ -95,14 +95,14 @@ def test_a_method_resumes_with_what_it_kept(
     kept = [str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").glob("kept/*/*.safetensors")]
     for file in ("model/model.safetensors", "ledger/02-NumGLUE-cm/adapter_model.safetensors", *kept):
         ours, theirs = load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file)
-        apart = 1e-6 if file in kept else 0  # eigenvectors of the same matrix, in another place in memory
+        apart = 1e-6 if file in kept else 0  # eigenvectors of a matrix at another memory address may differ
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, atol=apart, rtol=0, msg=f"{file}: {name}")
 
 
 def test_a_router_sends_rows_to_their_adapters(tiny_folder: Path, tmp_path: Path) -> None:
-    """Where it is right, a row is answered as the oracle's is; how often it is stands in the results."""
+    """Correctly routed rows have the oracle's loss; the router's accuracy is in the results."""
     oracle, router = (
         run(
             tiny_config(

@@ -1,4 +1,4 @@
-"""What must hold of any comparison holds on nano, over two seeds; and nano is what its files say it is."""
+"""Expected results of a comparison hold on nano with two seeds; and nano's files match their generators."""
 
 import json
 import runpy
@@ -21,7 +21,7 @@ METHODS = ["lora", "seqlora", "codyra", "codyra_protected", "replay-all", "route
 
 @pytest.fixture(scope="module")
 def contestants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Contestant]:
-    """Six methods on four tasks, two seeds each."""
+    """Contestants of a comparison of six methods on four tasks, with two seeds."""
     chosen = {"methods": METHODS, "seeds": [0, 1], "orders": ["short"], "curves": {"lora": {"merge.scale": [0.5]}}}
     output = tmp_path_factory.mktemp("nano")
     base, grid = read_grid(
@@ -58,7 +58,7 @@ def test_adapters_that_are_routed_forget_nothing(contestants: dict[str, Contesta
 
 
 def test_protected_branches_forget_less_at_equal_learning(contestants: dict[str, Contestant]) -> None:
-    """Than plain LoRA merged at the scale that learns as much, with 95 % confidence over two seeds and all rows."""
+    """Compared with LoRA merged at the scale that learns as much; 95 % confidence over two seeds and all rows."""
     excess = contestants["codyra_protected"].excess
     assert excess and excess.high < 0
     forgotten = contestants["codyra_protected"].difference["nll_forgotten"]

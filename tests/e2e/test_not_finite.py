@@ -1,4 +1,4 @@
-"""Numbers that are not finite, wherever they come from: one line says where, and nothing reaches the ledger."""
+"""Values that are not finite, from any source: one line names the place, and nothing is written to the ledger."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ ZERO = ["", "ds_configs/zero1.json", "ds_configs/zero2.json", "ds_configs/zero3.
 
 
 def damaged(folder: Path, change: Callable[[torch.nn.Module], None], base: Path) -> Path:
-    """The tiny model with weights that were changed."""
+    """Writes the tiny model with weights changed by `change`; returns its folder."""
     model = tiny_model("llama", **WIDE)
     with torch.no_grad():
         change(model)
@@ -64,7 +64,7 @@ def put(model: torch.nn.Module, weight: str, value: float) -> None:
         ("model.layers.1.mlp.down_proj.weight", 1e5, {"model.dtype": "float16"}),
         ("model.layers.0.mlp.up_proj.weight", float("inf"), {"deepspeed": "ds_configs/zero3.json"}),
         ("model.norm.weight", float("nan"), {"deepspeed": "ds_configs/zero3.json"}),
-        ("model.embed_tokens.weight", float("nan"), {}),  # of a token that no row has
+        ("model.embed_tokens.weight", float("nan"), {}),  # a token that is in no row
         ("model.layers.0.self_attn.q_proj.weight", float("nan"), {"model.quantization": "nf4"}),
         ("model.layers.0.self_attn.q_proj.weight", float("inf"), {"model.quantization": "int8"}),
     ],
@@ -92,7 +92,7 @@ def test_a_base_whose_values_leave_the_range_of_float16(tasks: str, tiny_folder:
 
 
 def test_a_base_whose_values_leave_the_range_of_float16_on_some_rows(tiny_folder: Path, tmp_path: Path) -> None:
-    token = AutoTokenizer.from_pretrained(tiny_folder).encode("Stance:")[-1]  # the end of each prompt
+    token = AutoTokenizer.from_pretrained(tiny_folder).encode("Stance:")[-1]  # the last token of each prompt
 
     def change(model: torch.nn.Module) -> None:
         model.model.layers[0].mlp.down_proj.weight.mul_(1e4)
@@ -130,7 +130,7 @@ def test_a_gradient_in_the_last_step(
     def act(*arguments: object) -> torch.Tensor:
         calls.append(1)
         loss = forward(*arguments)
-        return _Infinite.apply(loss) if len(calls) == 6 else loss  # 24 rows, 4 at once
+        return _Infinite.apply(loss) if len(calls) == 6 else loss  # 24 rows in micro batches of 4
 
     monkeypatch.setattr(AnswerLoss, "forward", act)
     config = tiny_config(

@@ -1,4 +1,4 @@
-"""A stream of a user's own: a CSV file with columns of other names, a folder of Parquet, a scorer of one's own."""
+"""A user's own stream: CSV files with other column names, a folder of Parquet files, and the user's own scorer."""
 
 import csv
 from pathlib import Path
@@ -28,7 +28,7 @@ TASKS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the user."""
+    """The user's working folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "sums").mkdir(parents=True)
     sums = tmp_path / "data" / "sums"

@@ -24,7 +24,7 @@ LLAMA_2 = ["--config", str(REPOSITORY / "configs/trace500_llama2_7b.yaml"), "--g
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs the command in an empty folder, on a machine whose network refuses every connection."""
+    """Function that runs the command in an empty folder and fails if it uses the network."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("the network was asked")
@@ -34,7 +34,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the command sets, for the process of a user
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the command itself sets it; restored after the test
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
         runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"), run_name="__main__")
 
@@ -47,7 +47,7 @@ def planned(plan: Command, capsys: pytest.CaptureFixture[str], *arguments: str) 
     return json.loads(capsys.readouterr().out)
 
 
-# of the known models one of each architecture, and of the ways it shares embeddings and key-value heads
+# one known model of each architecture and of each way to share embeddings and key-value heads
 KINDS = [
     "meta-llama/Llama-2-7b-hf",
     "meta-llama/Llama-3.2-1B",

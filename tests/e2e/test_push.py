@@ -1,4 +1,4 @@
-"""Publishing a model, on a stand-in for the hub: what arrives is the folder, and a refusal is one line."""
+"""Publishing a model to a fake hub: it receives the files of the folder, and a refusal is one line."""
 
 import os
 import shutil

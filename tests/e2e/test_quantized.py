@@ -1,4 +1,4 @@
-"""A whole run over a quantized base: what it saves, how it resumes, and that others can load it."""
+"""A whole run on a quantized base: the saved model, a resume, and loading with transformers."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def finished(
 
 
 def merged(base: Path, ledger: Path) -> torch.nn.Module:
-    """The original and all updates of a ledger, in fp32."""
+    """Returns the original model plus all updates of a ledger, in fp32."""
     model, original = load_model(str(base)), original_weights(str(base))
     for name, factors in summed(sorted(path for path in ledger.iterdir() if path.is_dir())):
         add_delta(model.get_submodule(name), *factors, original(f"{name}.weight"))
@@ -61,7 +61,7 @@ def test_the_saved_model_is_the_sum_quantized_once(
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "sum", quantization_config=config).state_dict()
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
     for name, tensor in expected.items():
-        if "proj" in name and "quant_state" not in name:  # which names the dtype that was quantized from
+        if "proj" in name and "quant_state" not in name:  # it contains the dtype before quantization
             assert torch.equal(saved[name], tensor), name
 
 

@@ -1,4 +1,4 @@
-"""A whole run on a tiny model: the run folder, and a result that needs nothing of ours."""
+"""A whole run on a tiny model: the run folder, and a saved model that loads without this package."""
 
 import csv
 import dataclasses
@@ -45,7 +45,7 @@ def tiny_config(model: Path, output: Path, **overrides: object) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResults]:
-    """A run folder and what `run` returned."""
+    """A run folder and the results that `run` returned."""
     output = tmp_path_factory.mktemp("run") / "out"
     return output, run(tiny_config(tiny_folder, output))
 
@@ -137,7 +137,7 @@ torch.save((sum(p.numel() for p in model.parameters()), model(torch.arange(3, 60
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert parameters == sum(p.numel() for p in base.parameters()) == results.model.parameters
     assert (logits - base(torch.arange(3, 60)[None]).logits).abs().max() > 0.1
-    # what the last evaluation saw is what was saved: the same loss of each answer
+    # the saved model is the one that was last evaluated: each answer has the same loss
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     for line in (folder / "predictions" / "3-MeetingBank.FOMC.jsonl").open():

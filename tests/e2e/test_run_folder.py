@@ -1,4 +1,4 @@
-"""Promises of the run folder: one run at a time, killed at its first write, parts of it gone, names, links."""
+"""The run folder: one run at a time, a start killed at its first write, missing files, names, links."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A finished run's tasks scored again, after each task, through its ledger."""
+"""The tasks of a finished run scored again after each task, with models rebuilt from its ledger."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def test_it_resumes(finished: tuple[Path, RunResults], tmp_path: Path, monkeypat
     assert score_run(folder, config).matrix == results.matrix
     in_two_starts = len(rounds)
     score_run(folder, dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
-    assert len(rounds) == 2 * in_two_starts  # nothing was asked twice
+    assert len(rounds) == 2 * in_two_starts  # no round was repeated
 
 
 def test_what_cannot_be_scored(finished: tuple[Path, RunResults], tmp_path: Path) -> None:

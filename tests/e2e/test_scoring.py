@@ -1,4 +1,4 @@
-"""Scoring a saved model: what its run measured last."""
+"""Scoring a saved model gives the last scores of its run."""
 
 import json
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def config_of(model: Path, output: Path) -> RunConfig:
 
 
 def all_files(folder: Path) -> dict[Path, int]:
-    """When each was written last."""
+    """Returns the modification time of every file of a folder."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 

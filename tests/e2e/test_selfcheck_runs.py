@@ -1,4 +1,4 @@
-"""`codyra selfcheck` on the CPU: all of its parts run, and those of correctness pass."""
+"""`codyra selfcheck` on the CPU: all of its parts run, and the correctness checks pass."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of all parts."""
+    """Output folder of a run of all parts."""
     folder = tmp_path_factory.mktemp("selfcheck")
     command = [sys.executable, "-m", "benchmarks.gpu", "--cpu", "--minutes", "20", "--output_dir", str(folder)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1400)

@@ -1,4 +1,4 @@
-"""What pages show works: the training loop of docs/adapter.md, the table of a run folder in docs/running.md."""
+"""Code shown in pages works: the training loop of docs/adapter.md, the table of a run folder in docs/running.md."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Continued pretraining as a task among others: bits per byte are the harness's, and fall as the text is learned."""
+"""Continued pretraining as one of the tasks: bits per byte equal the harness's and fall as the text is learned."""
 
 import json
 from pathlib import Path

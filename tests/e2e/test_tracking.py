@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow, the real libraries, offline: one record per run, however often it is started."""
+"""Weights & Biases and MLflow, the real libraries, offline: one record for each run, for any number of starts."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ from tests.e2e.test_checkpoints import config_of
 
 
 def wandb_records(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(id, logged rows) of each start of a run, from the files that W&B would upload."""
+    """Returns (id, logged rows) of each start of a run, from the files that W&B would upload."""
     from wandb.proto import wandb_internal_pb2
 
     found = []
@@ -36,10 +36,10 @@ def wandb_records(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def log_records(content: bytes, block: int = 32768) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format: parts in blocks, each with checksum, length and kind."""
+    """Yields the records of a log in LevelDB's format: parts in blocks, each with checksum, length and kind."""
     at, record = 7, b""  # the file's own header
     while at + 7 <= len(content):
-        if block - at % block < 7:  # the end of a block is filled up
+        if block - at % block < 7:  # the end of a block is padding
             at += block - at % block
             continue
         length, kind = struct.unpack_from("<HB", content, at + 4)
@@ -52,7 +52,7 @@ def log_records(content: bytes, block: int = 32768) -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def tracked(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResults]:
-    """A run of two tasks that was stopped in its second, and resumed."""
+    """Folder and results of a run of two tasks that was stopped in its second task and resumed."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     config = config_of(tiny_folder, folder, tracking=["wandb", "mlflow"])
 
@@ -69,7 +69,7 @@ def tracked(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def losses_of(results: RunResults) -> list[float]:
-    """The loss of every step of the run."""
+    """Returns the loss of every step of a run."""
     return [loss for of_task in results.losses for loss in of_task.loss]
 
 

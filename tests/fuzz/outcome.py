@@ -1,4 +1,4 @@
-"""How whatever comes in must end: with a right result, or with one line."""
+"""Checks that any input ends with a correct result or with a one-line error."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 
 thorough = settings(
     max_examples=EXAMPLES or 40,
-    derandomize=not EXAMPLES,  # the same examples in each run of the tests; FUZZ_EXAMPLES=5000 looks for others
+    derandomize=not EXAMPLES,  # the same examples in each run of the tests; FUZZ_EXAMPLES=5000 draws new ones
     deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
@@ -26,12 +26,12 @@ thorough = settings(
 )
 
 
-few = settings(thorough, max_examples=EXAMPLES or 8)  # where each example is a start of a run
+few = settings(thorough, max_examples=EXAMPLES or 8)  # for tests in which each example starts a run
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Ends what takes longer than it may."""
+    """Raises TimeoutError if the block takes longer than SECONDS."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"not done within {SECONDS} s")
@@ -46,7 +46,11 @@ def limited() -> Iterator[None]:
 
 
 def outcome(act: Callable[[], Any], secret: str = "") -> tuple[Any, str | None]:
-    """(what `act` returns, None), or (None, the line that it ends with); anything else that it raises is a fault."""
+    """Runs `act`; asserts that a UserError is one line, short, printable and without `secret`.
+
+    Returns:
+        (result of `act`, None), or (None, the line of its UserError). Other exceptions are not caught.
+    """
     try:
         with limited():
             return act(), None
@@ -59,5 +63,5 @@ def outcome(act: Callable[[], Any], secret: str = "") -> tuple[Any, str | None]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, and what it holds."""
+    """Returns {relative path: content} of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""What comes in: values of every kind, and valid documents of which parts were replaced, taken away or added."""
+"""Strategies for inputs: values of every kind, and valid documents with parts replaced, removed or added."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ values = st.recursive(
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside a document of mappings and lists, the document itself included."""
+    """Returns the path of every value in a document of mappings and lists, including the document itself."""
     found = [path]
     items = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
@@ -57,7 +57,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, document: Any) -> Any:
-    """A document with one to three of its values replaced, taken away, doubled or renamed."""
+    """Draws a document with one to three of its values replaced, removed or copied (in a mapping, to a new key)."""
     content = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(content)))
@@ -83,7 +83,7 @@ def damaged(draw: st.DrawFn, document: Any) -> Any:
 
 @st.composite
 def files_like(draw: st.DrawFn, document: Any) -> bytes:
-    """The bytes of a JSON file: mostly a damaged document, at times cut off, spliced with bytes, or anything at all."""
+    """Draws the bytes of a JSON file: mostly a damaged document; sometimes truncated, spliced or arbitrary bytes."""
     text = json.dumps(draw(damaged(document)))
     content = text.encode()
     act = draw(st.sampled_from(["whole"] * 6 + ["cut", "spliced", "doubled key", "deep", "anything"]))

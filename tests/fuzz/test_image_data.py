@@ -1,4 +1,4 @@
-"""Whatever lies in a folder of pictures: read right, or refused with one line that names it."""
+"""Any content of a folder of pictures is read correctly, or refused with one line that names it."""
 
 import io
 import json
@@ -44,7 +44,7 @@ ENCODED = {kind: encoded(kind) for kind in FORMATS}
 
 @st.composite
 def damaged_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file that was cut off, or of which some bytes were changed."""
+    """Draws the bytes of a file that is truncated or has some bytes changed."""
     changed = bytearray(content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content)
     for _ in range(draw(st.integers(0, 4))):
         if changed:

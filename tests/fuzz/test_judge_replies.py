@@ -1,4 +1,4 @@
-"""What an endpoint answers: whatever comes in, a reply or one line, in time, and without the key."""
+"""Any answer of an endpoint gives a reply or one line, within the time limit and without the key."""
 
 import json
 import socket
@@ -55,6 +55,6 @@ def test_a_reply(status: int, head: list[str], body: bytes) -> None:
 def test_an_address(address: str) -> None:
     if "invalid" not in address:
         config = JudgeConfig("", "", (), judge=f"http://{address}", retries=0, timeout=2.0)
-        with pytest.MonkeyPatch.context() as patch:  # no name is looked up
+        with pytest.MonkeyPatch.context() as patch:  # no DNS queries
             patch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("unknown")))
             outcome(lambda: EndpointJudge(config)(["?"]))

@@ -1,4 +1,4 @@
-"""Files that a run kept and somebody changed: read right, or refused with one line; nothing is written elsewhere."""
+"""Changed files of a run folder are read correctly, or refused with one line; nothing is written outside of it."""
 
 import contextlib
 import json
@@ -35,14 +35,14 @@ def config_of(model: Path, output: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder."""
+    """Folder of a finished run."""
     output = tmp_path_factory.mktemp("kept") / "run"
     run(config_of(tiny_folder, output))
     return output
 
 
 def in_a_copy(finished: Path, act: Callable[[Path], None]) -> None:
-    """Does something to a copy of a run folder; what lies beside it stays as it is."""
+    """Calls `act` with a copy of a run folder; asserts that files outside of its parent folder do not change."""
     with TemporaryDirectory() as scratch:
         root = Path(scratch)
         (root / "outside").mkdir()
@@ -54,7 +54,7 @@ def in_a_copy(finished: Path, act: Callable[[Path], None]) -> None:
 
 
 def use_all(ledger_folder: Path) -> None:
-    """Everything that a ledger is good for."""
+    """Uses a ledger in every way that the package offers."""
     held = read_ledger(ledger_folder)
     describe(held)
     beside = ledger_folder.parent

@@ -1,4 +1,4 @@
-"""A model folder with one file that is not as it should be: loaded as it is, or one line."""
+"""A model folder with one invalid file is loaded, or refused with one line."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "toke
 
 
 def load(folder: Path) -> None:
-    """As a run does it: tokenizer and configuration, the whole model, one weight by itself."""
+    """Loads a model folder as a run does: tokenizer and configuration, the whole model, and part of one weight."""
     open_source(str(folder)).tokenizer  # noqa: B018
     model = load_model(str(folder))
     read = original_weights(str(folder))

@@ -1,4 +1,4 @@
-"""Configuration, command line, task file and rows: whatever comes in, a right result or one line."""
+"""Any configuration, command line, task file and rows give a correct result or one line."""
 
 import dataclasses
 import json

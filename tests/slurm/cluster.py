@@ -3,8 +3,8 @@
     python tests/slurm/cluster.py up FOLDER       # then: export SLURM_CONF=FOLDER/slurm.conf
     python tests/slurm/cluster.py down FOLDER
 
-Everything it writes is in FOLDER, but for one line of /etc/hosts that gives the nodes' names an address, as a real
-cluster's name service does; `down` takes it out.
+All files that it writes are in FOLDER, except for one line of /etc/hosts that gives the nodes' names an address, as the
+name service of a real cluster does; `down` removes that line.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ HOSTS = Path("/etc/hosts")
 HOSTS_LINE = f"127.0.0.1 {' '.join(NODES)} # a cluster of two nodes on this machine\n"
 SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-# Both nodes are this machine: each claims CPUs of its own, whatever the machine has.
+# both nodes are this machine; each is configured with its own CPUs, however many the machine has
 CONFIGURATION = """\
 ClusterName=two-nodes
 SlurmctldHost={host}(127.0.0.1)
@@ -56,7 +56,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def obstacle() -> str | None:
-    """Why no cluster can be brought up here; None if it can."""
+    """Returns the reason why no cluster can be started here; None if it can."""
     missing = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH_PATH)]
     if missing:
         return f"{', '.join(missing)} not found; apt-get install {PACKAGES}"
@@ -100,14 +100,14 @@ def up(folder: Path) -> dict[str, str]:
 
 
 def down(folder: Path) -> None:
-    """Ends all jobs and daemons of the cluster in a folder, and takes the nodes' names out of /etc/hosts."""
+    """Ends all jobs and daemons of the cluster in a folder, and removes the nodes' names from /etc/hosts."""
     for options in (["--signal=KILL", "--full", "--state=RUNNING"], ["--user=root"]):
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(["scancel", *options], env=_environment(folder), check=False, timeout=30)
     for program, pid_file in [*(("slurmd", f"slurmd-{node}") for node in NODES), ("slurmctld",) * 2, ("munged",) * 2]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
             process = int((folder / f"{pid_file}.pid").read_text())
-            if Path(f"/proc/{process}/comm").read_text().strip() == program:  # not another by now
+            if Path(f"/proc/{process}/comm").read_text().strip() == program:  # the id may be another's by now
                 os.kill(process, signal.SIGTERM)
                 _wait_until_gone(process)
     HOSTS.write_text(HOSTS.read_text().replace(HOSTS_LINE, ""))

@@ -1,4 +1,4 @@
-"""Jobs on a SLURM cluster of two nodes: interrupted or not, they come to what one process comes to."""
+"""Jobs on a SLURM cluster of two nodes: interrupted or not, they have the same result as one process."""
 
 import contextlib
 import dataclasses
@@ -29,26 +29,33 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 @dataclass(frozen=True)
 class Job:
-    """A batch job; `output` is what it printed."""
+    """A batch job.
+
+    Attributes:
+        number: job id.
+        output: file with what it printed.
+        environment: the cluster's environment.
+    """
 
     number: str
     output: Path
     environment: dict[str, str]
 
     def field(self, name: str) -> str:
-        """A field of `scontrol show job`."""
+        """Returns a field of `scontrol show job`."""
         return dict(pair.split("=", 1) for pair in self.slurm("scontrol", "show", "job").split() if "=" in pair)[name]
 
     def slurm(self, *command: str) -> str:
-        """Runs a SLURM command on this job."""
+        """Runs a SLURM command on this job; returns its output."""
         return subprocess.run(
             [*command, self.number], env=self.environment, check=True, capture_output=True, text=True
         ).stdout
 
     def wait(self) -> str:
-        """Waits until it has ended for good, and returns its state; shortens the wait of one that is queued again.
+        """Waits until the job has ended for good; returns its state.
 
-        Not to nothing: a job that starts in the second in which it was queued again fails ("Job credential revoked").
+        Shortens the waiting time of a requeued job, but not to zero: a job that starts within the second in which it
+        was requeued fails ("Job credential revoked").
         """
         waited = 0
         for _ in range(PATIENCE * 2):
@@ -57,16 +64,16 @@ class Job:
                 return state
             waited = waited + 1 if state == "PENDING" and self.field("Restarts") != "0" else 0
             if waited >= 10:
-                with contextlib.suppress(subprocess.CalledProcessError):  # it is not quite queued yet
+                with contextlib.suppress(subprocess.CalledProcessError):  # requeueing may not be complete
                     self.slurm("scontrol", "update", "StartTime=now", "JobId")
             time.sleep(0.5)
         raise TimeoutError(f"job {self.number} is {state}:\n{self.output.read_text()[-4000:]}")
 
 
 def wait_for_step(job: Job, run_folder: Path, task: int, step: int) -> None:
-    """Waits until a run has kept so many steps of a task, in the middle of it."""
+    """Waits until a run has a checkpoint in the middle of a task, after at least `step` steps of it."""
     for _ in range(PATIENCE * 20):
-        with contextlib.suppress(FileNotFoundError):  # a newer checkpoint has taken its place by now
+        with contextlib.suppress(FileNotFoundError):  # a newer checkpoint may have replaced it
             for progress in run_folder.glob("checkpoints/[0-9]*/progress.json"):
                 if not progress.parent.name.isdigit():  # it is being written
                     continue
@@ -89,7 +96,7 @@ def sbatch(script: str, folder: Path, arguments: list[str], environment: dict[st
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a running cluster."""
+    """Environment of a running cluster; skips the tests where none can be started."""
     problem = obstacle()
     if problem:
         pytest.skip(f"no SLURM cluster: {problem}")
@@ -102,7 +109,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 @pytest.fixture(scope="module")
 def arguments(tiny_folder: Path) -> list[str]:
-    """The command line of a run of two tasks that checkpoints at each step."""
+    """Command line of a run of two tasks that writes a checkpoint after each step."""
     settings = {
         "config": "configs/smoke.yaml",
         "model.name_or_path": tiny_folder,
@@ -116,7 +123,7 @@ def arguments(tiny_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one process."""
+    """Folder of the same run in one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     run(parse_command_line([*arguments, "--output_dir", str(folder)], ""))
     return folder
@@ -124,7 +131,7 @@ def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def submit(cluster: dict[str, str], arguments: list[str], tmp_path: Path) -> Callable[..., Job]:
-    """Submits train_trace.sbatch on two nodes; the run folder is tmp_path / "run"."""
+    """Function that submits train_trace.sbatch on two nodes; the run folder is tmp_path / "run"."""
 
     def of_run(*more: str) -> Job:
         return sbatch("train_trace", tmp_path, [*arguments, "--output_dir", str(tmp_path / "run"), *more], cluster)
@@ -155,7 +162,7 @@ def signal_every_process(job: Job, run_folder: Path) -> None:
 
 def kill_rank_1(job: Job, run_folder: Path) -> None:
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended by now
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
             of_this_run = str(run_folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
             if of_this_run and b"RANK=1" in (process / "environ").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
@@ -221,7 +228,7 @@ def test_bad_input_fails_at_once_with_its_one_line(submit: Callable[..., Job]) -
 
 
 def test_a_node_that_does_not_come_is_named(cluster: dict[str, str], arguments: list[str], tmp_path: Path) -> None:
-    programs = tmp_path / "environment" / "bin"  # on n2 it does not load
+    programs = tmp_path / "environment" / "bin"  # its python sleeps on n2
     programs.mkdir(parents=True)
     (programs / "activate").write_text(f"export PATH={programs}:{sys.prefix}/bin:$PATH\n")
     (programs / "python").write_text(f'[ "$SLURM_NODEID" = 1 ] && sleep {PATIENCE}\nexec {sys.executable} "$@"\n')

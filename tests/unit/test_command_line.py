@@ -1,4 +1,4 @@
-"""Commands: nothing applies unsaid, values in errors are bounded, and how a command ends."""
+"""Commands: no setting applies silently, values in errors are shortened, and how a command ends."""
 
 import errno
 import json
@@ -244,7 +244,7 @@ def test_a_model_of_a_run_is_scored_as_the_run_says(tmp_path: Path, monkeypatch:
 
 
 def test_a_reader_that_leaves_early() -> None:
-    """`codyra --help | head -1`, and the same of a command's own help."""
+    """`codyra --help | head -1`, and the same for a command's own help."""
     for arguments in ("--help", "train --help"):
         command = f"set -o pipefail; {sys.executable} -m codyra_llm.cli {arguments} | (read -r line; echo $line)"
         done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What is said of a grid of runs: differences, intervals, forgetting at equal learning; and which grids are refused."""
+"""Results of a grid of runs: differences, intervals, forgetting at equal learning; and which grids are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ Runs = dict[tuple[str, int], list[RowLosses]]
 
 
 def runs(learned: float, rise: float, seeds: int = 3, noise: float = 0.0, tasks: int = 4) -> Runs:
-    """Runs whose tasks are learned to a loss, which rises until the end by the same amount for all but the last."""
+    """Returns runs whose tasks are learned to a loss that rises by `rise` until the end, except for the last task."""
     found: Runs = {}
     for seed in range(seeds):
         draw = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ def test_the_three_numbers() -> None:
 
 
 def test_a_difference_is_paired_by_run_and_row() -> None:
-    """Rows differ much more than contestants do; that all have the same ones makes the difference certain."""
+    """Rows differ much more than contestants do, but all contestants have the same rows, so differences are decided."""
     found = difference(runs(2.0, 0.5), runs(2.01, 0.4))
     assert found["nll_forgotten"].value == pytest.approx(0.1)
     assert found["nll_learned"].value == pytest.approx(-0.01)

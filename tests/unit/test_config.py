@@ -1,4 +1,4 @@
-"""Configuration: files, overrides, help, and back to a file."""
+"""Configuration: files, overrides, help, and writing to a file."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from codyra_llm.config import (
 from codyra_llm.errors import UserError
 from tests.conftest import REPOSITORY
 
-NAMED_BY_THE_ADAPTER = ("adapter.dense_fraction", "adapter.importance_decay")  # its own ranges come first
+NAMED_BY_THE_ADAPTER = ("adapter.dense_fraction", "adapter.importance_decay")  # its own range checks come first
 FLOATS = [
     name
     for name, field in config_fields()

@@ -1,4 +1,4 @@
-"""Writing that is whole or not there, and reading that names what is wrong."""
+"""Atomic writing of files and folders, and errors of reading that name the problem."""
 
 import os
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_folder_is_replaced_or_as_it_was(tmp_path: Path) -> None:
         (scratch / "a").write_text("half")
         raise Killed
     assert sorted(os.listdir(folder)) == ["a", "b"] and (folder / "a").read_text() == "1"
-    (tmp_path / "model.tmp").mkdir()  # what a killed process left
+    (tmp_path / "model.tmp").mkdir()  # left by a killed process
     (tmp_path / "model.tmp" / "c").write_text("3")
     with replace_folder(folder) as scratch:
         (scratch / "a").write_text("4")

@@ -1,4 +1,4 @@
-"""Imports run down only: a package imports those that stand before it, and no other."""
+"""Imports follow the order of layers: a package imports no package that is listed after it."""
 
 import ast
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ ORDER = [
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Packages of the project that run-time imports of a file name; those for types alone are left out."""
+    """Yields the project's packages that a file imports at run time, without imports under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue

@@ -1,4 +1,4 @@
-"""The beginning of a stream of one's own: what is written can be run, and mistakes leave nothing behind."""
+"""`codyra init`: the files that it writes can be run, and after an error no files are left."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intervals of scores: wide where rows are few, those of the normal distribution where they are many, and honest."""
+"""Intervals of scores: wide for few rows, those of the normal distribution for many, and with correct coverage."""
 
 import numpy as np
 import pytest

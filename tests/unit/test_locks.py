@@ -1,4 +1,4 @@
-"""Who holds a folder, on file systems with locks and without; locks of caches that never hang."""
+"""Locks of run folders, on file systems with and without `flock`; locks of caches, which never hang."""
 
 import errno
 import fcntl
@@ -37,7 +37,7 @@ def in_another_process(folder: Path) -> str:
 
 @pytest.fixture(params=[None, errno.ENOLCK, errno.ENOSYS])
 def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
-    """One with locks, or with the error that `flock` gives where there are none."""
+    """A file system with locks (None), or without: the error number that `flock` raises there."""
     if request.param:
 
         def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Every command in README, docs/ and examples/, and in what files say of themselves, is one that its parser takes."""
+"""Every command in README, docs/, examples/ and the docstrings and comments of files is accepted by its parser."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ STARTS = re.compile(
 
 
 def shell_lines(page: Path) -> Iterator[str]:
-    """The lines of a shell: indented in a page or in a docstring, `#   ...` in a comment; their comments cut off."""
+    """Yields shell lines without comments: indented ones in a page or docstring, `#   ...` in a comment."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
@@ -43,7 +43,7 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """(command of codyra, its arguments) of every line that starts one, whatever launches it."""
+    """Yields (command of codyra, its arguments) for every line that starts one, with any launcher."""
     for line in shell_lines(page):
         for part in re.split(r"&&|\||;|>|\)$", line):
             found = STARTS.search(part)
@@ -106,7 +106,7 @@ def test_every_page_is_in_the_list_of_pages() -> None:
 
 
 def test_the_manifest_for_kubernetes() -> None:
-    """The fields that the training operator needs of a PyTorchJob, and the command."""
+    """Checks the fields of a PyTorchJob that the training operator needs, and the command."""
     job = yaml.safe_load((REPOSITORY / "examples" / "pytorchjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     assert set(job["spec"]) == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"}

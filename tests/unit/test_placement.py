@@ -1,4 +1,4 @@
-"""What `probe placement` and `probe predictors` read of a comparison: the same tasks, and no point of another kind."""
+"""What `probe placement` and `probe predictors` read of a comparison: runs of the same tasks, and only such points."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NLL = {"first": 1.0, "second": 2.0}
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Writes a comparison whose runs have learned the tasks that their order names, and returns its folder."""
+    """Function that writes a comparison whose runs have learned the tasks of their order, and returns its folder."""
 
     def write(grid: Grid, missing: Sequence[str] = ()) -> Path:
         runs = {tmp_path / each.folder: each for each in grid_runs(grid) if each.folder not in missing}

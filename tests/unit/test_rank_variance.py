@@ -1,4 +1,4 @@
-"""What is said of kept ranks: variance components against known ones, and folders that do not belong together."""
+"""Statistics of kept ranks: variance components compared with known ones, and folders that do not belong together."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from codyra_llm.results.rank_variance import read_ranks, variance_shares
 
 
 def ranks(task: float, projection: float, both: float, noise: float, runs: int = 4) -> np.ndarray:
-    """Ranks made of effects with known standard deviations."""
+    """Returns ranks [runs, tasks, projections] that are sums of effects with known standard deviations."""
     draw = np.random.default_rng(0)
     means = task * draw.normal(size=(60, 1)) + projection * draw.normal(size=60) + both * draw.normal(size=(60, 60))
     return 8 + means + noise * draw.normal(size=(runs, 60, 60))

@@ -1,4 +1,4 @@
-"""results.json as types: the same content back, older and damaged files, the schema beside the code."""
+"""results.json as types: reading and writing, older and damaged files, and the stored schema."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The self-check's frame: what becomes of parts that fail, lack something or the time; the tables; the page."""
+"""The framework of the self-check: parts that fail, lack a package or run out of time; the tables; the page."""
 
 import json
 import os
@@ -59,7 +59,7 @@ FUNCTIONS = {each.__name__: each for each in (fine, wrong, lacking, refusing, ra
 
 @pytest.fixture
 def carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Outcome]:
-    """What became of a part of each kind, in a fork."""
+    """The outcome of a part of each kind, run in a fork."""
     monkeypatch.setattr(parts, "IMPORTED", ())
     monkeypatch.setattr(parts, "resolve", lambda target: FUNCTIONS[target.rpartition(":")[2]])
     found = {}
@@ -134,7 +134,7 @@ def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) 
 
 
 def nested(folder: Path) -> None:
-    """As `resume` starts its runs, in a new process of a new process."""
+    """Starts a new process from a new process, as the part `resume` starts its runs."""
     status = run_apart(f"{__name__}:leave_a_mark", [folder], folder / "log", 60)
     (folder / "status").write_text(str(status))
 

@@ -1,4 +1,4 @@
-"""The generated world of pictures: the same everywhere, in ten domains; and what its CLIP says of it untaught."""
+"""The generated world of pictures: deterministic, in ten domains; and the zero-shot accuracy of its CLIP."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ MODULES = ("world", "captions", "zero_shot")
 
 @pytest.fixture(scope="module")
 def shapes() -> Iterator[dict[str, ModuleType]]:
-    """The modules beside the task file, which import one another by name as scripts do."""
+    """The modules next to the task file, which import each other by name as scripts do."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(SHAPES)
     for name in MODULES:

@@ -17,7 +17,7 @@ IDS = torch.arange(3, 27).reshape(2, 12)
 
 
 def randomise(model: torch.nn.Module, zero_share: float = 0.4) -> None:
-    """Branches as if trained: B away from zero, some gates at zero."""
+    """Changes branches as training would: B is not zero, some gates are zero."""
     torch.manual_seed(1)
     for _, layer in gated_layers(model):
         layer.B.data.normal_(std=0.1)

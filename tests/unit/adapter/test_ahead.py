@@ -1,4 +1,4 @@
-"""The Triton kernel, compiled for GPUs that are not here, keeps within what they have."""
+"""The Triton kernel, compiled for GPUs that this machine does not have, stays within their resources."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The fused forward: the numbers of the plain reference in every combination, and nothing kept that it need not."""
+"""The fused forward pass equals the reference in every combination, and keeps no tensors that it does not need."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ HIDDEN = 64
 
 
 class Block(nn.Module):
-    """Projections as a decoder has them: three that read one input, one that reads their mix, two that share again."""
+    """Projections as in a decoder layer: q, k and v share an input, o reads their mix, gate and up share an input."""
 
     def __init__(self, projection: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ DTYPES = {
 
 
 def with_branches(block: nn.Module, impl: str, **settings: object) -> nn.Module:
-    """A copy of a block with branches that are not at their zero start."""
+    """Returns a copy of a block with branches whose B and gate are random."""
     block = copy.deepcopy(block)
     inject(block, CoDyRAConfig(rank=5, target_modules=TARGETS, impl=impl, **settings), seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -108,7 +108,7 @@ def test_fused_equals_reference(kind: str, run: str, needs_input: bool) -> None:
     expected = output_and_gradients(with_branches(block, "reference"), input, RUNS[run])
     found = output_and_gradients(with_branches(block, "fused"), input, RUNS[run])
     assert len(expected) == 1 + 3 * len(TARGETS) + needs_input
-    narrow = dtype == torch.bfloat16 or run == "autocast" or kind == "int8"  # int8 rounds its input's rows
+    narrow = dtype == torch.bfloat16 or run == "autocast" or kind == "int8"  # int8 quantizes the rows of its input
     assert_same(found, expected, 5e-2 if narrow else 1e-12 if kind == "fp64" else 1e-5)
 
 
@@ -166,7 +166,7 @@ def test_compiled_model_gives_the_same() -> None:
 
 
 def saved_bytes(run: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> int:
-    """Bytes kept between forward and backward, each storage once, those of parameters left out."""
+    """Returns the bytes kept between forward and backward, each storage counted once, without parameters."""
     left_out = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, int] = {}
 
@@ -183,7 +183,7 @@ def saved_bytes(run: Callable[[], torch.Tensor], parameters: list[torch.Tensor])
 
 
 class Attention(nn.Module):
-    """q, k and v of one input, and nothing else."""
+    """Three bf16 projections q, k and v of one input, concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def test_compacting_leaves_out_what_is_zero_and_changes_nothing() -> None:
     for compacted in (False, True):
         block = with_branches(plain, "fused", regrow=False)
         for number, (_, layer) in enumerate(gated_layers(block)):
-            layer.gate.data[: number % 6] = 0  # up to all of them
+            layer.gate.data[: number % 6] = 0  # up to all gates of a layer
             if compacted:
                 layer.compact()
                 assert layer.branch()[0].shape[0] == max(0, 5 - number % 6)

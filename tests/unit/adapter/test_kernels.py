@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 pytest.importorskip("triton")
 
-# Triton chooses its interpreter when a kernel is defined, so this is a process of its own.
+# Triton chooses its interpreter when a kernel is defined, so the check runs in a separate process.
 CHECK = """
 import itertools, torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""AdamW with 8-bit moments: the zeros of the 32-bit one, gates in fp32, and a state that survives being put away."""
+"""AdamW with 8-bit moments: the same zero gates as with 32 bits, gates in fp32, and a state that can be restored."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ CONFIG = CoDyRAConfig(rank=8, target_modules=("needed", "idle"))
 
 
 class TwoLayers(nn.Module):
-    """One layer whose update the data need, one that hardly matters."""
+    """One layer that the data need to change, and one that hardly affects the output."""
 
     def __init__(self) -> None:
         super().__init__()

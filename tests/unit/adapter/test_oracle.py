@@ -1,4 +1,4 @@
-"""`reference` mode against trajectories of the official code: gates at each step, survivors, merged weights."""
+"""`reference` mode against trajectories of the official code: gates at each step, kept components, merged weights."""
 
 import json
 from pathlib import Path

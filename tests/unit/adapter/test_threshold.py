@@ -23,7 +23,7 @@ def test_soft_threshold_is_the_proximal_operator(values: list[float], threshold:
     assert (result * x >= 0).all()
     moved = result != 0
     torch.testing.assert_close((x - result)[moved].abs(), torch.full_like(x[moved], threshold))
-    # the official rule agrees but between k and 2k, where it zeroes
+    # the official rule differs only between k and 2k, where it returns zero
     outside = (x.abs() > 2 * threshold) | (x.abs() < threshold)
     torch.testing.assert_close(reference_threshold(x, threshold)[outside], result[outside])
 
@@ -47,7 +47,7 @@ def test_reference_mode_says_that_it_cannot_prune_a_short_task() -> None:
 
 
 class TwoLayers(nn.Module):
-    """The first projection can do the task; the second hardly reaches the output."""
+    """The first projection can solve the task; the second hardly affects the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ TARGETS = ("needed", "idle")
 
 
 def train(config: CoDyRAConfig, steps: int = 120) -> tuple[nn.Module, list[int], list[float]]:
-    """Two layers learn an update of rank 2; returns the model, and live gates and loss after each step."""
+    """Trains two layers on an update of rank 2; returns the model, and the live gates and loss after each step."""
     torch.manual_seed(0)
     model = TwoLayers()
     target = torch.randn(10, 2, dtype=torch.float64) @ torch.randn(2, 12, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_gates_have_a_learning_rate_of_their_own() -> None:
 
 @pytest.mark.parametrize("mode", ["importance", "budget", "reference"])
 def test_one_flat_padded_slice_gives_the_same_gates_as_whole_parameters(mode: str) -> None:
-    """What ZeRO hands over: all gates in one flat tensor that ends in zeros."""
+    """ZeRO gives the optimizer all gates as one flat tensor, padded with zeros."""
     torch.manual_seed(0)
     gates = [torch.ones(4), torch.ones(6)]
     gradients = [[torch.randn(4) * 0.1, torch.randn(6)] for _ in range(40)]
@@ -168,7 +168,7 @@ def test_a_dead_component_does_not_move_the_common_reference() -> None:
     for _ in range(200):
         parameter.grad = torch.tensor([1.0, 1.0, 5.0], dtype=torch.float64)
         optimizer.step()
-    # both live components are alike, so each step shrinks each by exactly the threshold
+    # both live components are equal, so each step shrinks each of them by exactly the threshold
     expected = torch.tensor([0.8, 0.8, 0.0], dtype=torch.float64)
     torch.testing.assert_close(parameter.detach(), expected, atol=1e-12, rtol=0)
 

@@ -11,7 +11,7 @@ from codyra_llm.example import Example
 
 
 def examples(n: int) -> list[Example]:
-    """Rows that are told apart by their first token, of many lengths."""
+    """Returns rows of many lengths, each with its own prompt token."""
     return [Example([1000 + i] * (1 + i % 7), [5] * (1 + i % 3)) for i in range(n)]
 
 

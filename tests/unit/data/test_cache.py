@@ -1,4 +1,4 @@
-"""Tokenized rows on disk: the same ids as from the tokenizer, made once, never taken from a file that is not right."""
+"""The cache of tokenized rows: the tokenizer's ids, computed once, and never read from an invalid file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that were tokenized."""
+    """List that records the texts that are tokenized."""
     texts: list[str] = []
     tokenize: Callable[..., Any] = PreTrainedTokenizerBase.__call__
 
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_made_anew(tokenizer: Any, folder: Path, kind: str) ->
     good = file.read_bytes()
     content = {"empty": b"", "cut": good[: len(good) // 2], "no end": good[:-10], "other bytes": b"x" * len(good)}
     for bad in [content[kind]] if kind in content else [_flipped(good, place) for place in range(0, len(good), 499)]:
-        file.unlink()  # others may have mapped it
+        file.unlink()  # other processes may have mapped it
         file.write_bytes(bad)
         assert list(TokenCache(tokenizer).encode_rows(ROWS[:40], "train.json", **LIMITS)) == whole
 

@@ -1,4 +1,4 @@
-"""Conversations in the chat templates of published models: the same tokens as transformers', and what is learned."""
+"""Conversations in the chat templates of published models: transformers' tokens, and which of them are learned."""
 
 import copy
 from pathlib import Path

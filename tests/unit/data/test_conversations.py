@@ -1,4 +1,4 @@
-"""Conversations of OpenAI's and of ShareGPT's layout as rows, and what is wrong with others."""
+"""Conversations in the formats of OpenAI and ShareGPT as rows, and the errors for other formats."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training rows before a test row's prompt: the right ones, as many as there is room for, also as turns of a chat."""
+"""Training rows as demonstrations before a test row's prompt: which rows, how many fit, and as turns of a chat."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Token sequences: what is masked, what is kept, what may be cut. On each family of tokenizer."""
+"""Token sequences with each family of tokenizer: what is masked, what is kept, and what may be truncated."""
 
 from typing import Any
 

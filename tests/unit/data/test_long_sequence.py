@@ -1,4 +1,4 @@
-"""The fifteen tasks of the long sequence, prepared from generated rows in the columns of the public data sets."""
+"""The fifteen tasks of the long-sequence benchmark, prepared from generated rows with the public data sets' columns."""
 
 import json
 import runpy
@@ -24,7 +24,7 @@ def module() -> dict[str, Any]:
 
 
 def load(path: str, name: str | None, split: str) -> Iterator[dict[str, Any]]:
-    """Rows with every column that any of the sets has; some are in both splits, some have no label."""
+    """Yields rows with the columns of all data sets; some are in both splits, some have no label."""
     start = 0 if split == "train" else 1100
     for number in range(start, start + 1200):
         row: dict[str, Any] = {column: f"{column} of {number}" for column in TEXTS}

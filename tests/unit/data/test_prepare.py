@@ -1,4 +1,4 @@
-"""prepare_trace: what it counts, what it says, and what it writes."""
+"""prepare_trace: its counts, its messages, and the files it writes."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Raw text: every token of packed documents is learned once, windows are lm-evaluation-harness's, bits per byte."""
+"""Raw text: every token of packed documents is learned once; windows equal lm-evaluation-harness's; bits per byte."""
 
 import math
 from itertools import chain
@@ -48,7 +48,7 @@ def test_windows_are_those_of_the_harness(
     expected = [make_disjoint_window(window) for window in theirs]
     mine = list(windows(tokenizer, text, length))
     assert [answer for _, answer in mine] == [list(answer) for _, answer in expected]
-    # the harness reads as much as fits before the last window; here each reads one token
+    # the harness gives the last window as much context as fits; here every window has one token of context
     assert [prompt[-1] for prompt, _ in mine] == [context[-1] for context, _ in expected]
 
 

@@ -1,4 +1,4 @@
-"""Rows of JSON: what is read, and the one line each kind of bad file gets."""
+"""Rows in JSON files: what is read, and the one-line error for each kind of bad file."""
 
 import json
 from collections.abc import Callable

@@ -59,7 +59,7 @@ def test_prompts_carry_the_markers_of_the_task_file(task: str, splits: Splits) -
             start, end = row["prompt"].find(body["start"]), row["prompt"].rfind(body["end"])
             assert start >= 0
             assert start + len(body["start"]) < end
-            # Two tasks have one more field (target, choices) between the body and the answer.
+            # two tasks have one more field (target, choices) between the body and the answer
             if body["end"] and task not in ("C-STANCE", "ScienceQA"):
                 assert row["prompt"].endswith(body["end"])
 

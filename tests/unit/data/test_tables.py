@@ -1,4 +1,4 @@
-"""Data as people have it: formats, layouts, columns of other names, datasets of Hugging Face."""
+"""Users' data: file formats, folder layouts, other column names, datasets of Hugging Face."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Rows in the format that the name ends in."""
+    """Writes rows in the format of the file name's suffix."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -1,4 +1,4 @@
-"""Rows to validate on: none that is trained on or tested on, the same every time."""
+"""Validation rows: none is trained on or tested on, and the choice is deterministic."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which process this is, as the environment says."""
+"""Rank, world size and rendezvous address of a process, read from the environment."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Setter = Callable[..., None]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Setter:
-    """Sets these of all variables that matter, and no others; None takes one out."""
+    """Sets the given variables and removes all other relevant ones; None removes a variable."""
 
     def set_all(*groups: Mapping[str, str | None], **single: str | None) -> None:
         for name in (*LAUNCHER, *SRUN, "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
@@ -56,7 +56,7 @@ def test_a_process_on_its_own(environment: Setter) -> None:
     assert this_process() is None
     environment(SRUN, SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")  # srun --pty
     assert this_process() is None
-    environment(MASTER_ADDR="gpu7", MASTER_PORT="29500")  # set for steps to come
+    environment(MASTER_ADDR="gpu7", MASTER_PORT="29500")  # set for later job steps
     assert this_process() is None
 
 
@@ -115,7 +115,7 @@ def test_a_meeting_point_that_is_none_is_named(environment: Setter, monkeypatch:
     with pytest.raises(UserError, match="MASTER_PORT is 70000; a port is a number from 1 to 65535"):
         find_meeting_point()
     environment(SRUN)
-    monkeypatch.setenv("PATH", sys.prefix)  # where there is no scontrol
+    monkeypatch.setenv("PATH", sys.prefix)  # a folder without scontrol
     with pytest.raises(UserError, match=r"scontrol show hostnames gpu\[7-8\]` names no host; set MASTER_ADDR"):
         find_meeting_point()
 

@@ -1,4 +1,4 @@
-"""The beat of a rank ends before Python does: a thread that returns from the store later aborts the process."""
+"""The heartbeat of a rank ends before Python exits: a thread that returns from the store later aborts the process."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Asking a process to stop."""
+"""Requests to stop a process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Small copies of the benchmark's data sets, in the folders that their users have; a small CLIP, and a run of it."""
+"""Small copies of the benchmark's data sets, in the usual folder layouts; and the plan of a run on a small CLIP."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ def save_picture(path: Path, seed: int = 0) -> None:
 
 
 def save_split_set(folder: Path, split_file: str, pictures: str, below: str = "") -> None:
-    """A data set with a split file: two training and one test picture of each class."""
+    """Writes a data set with a split file: two training pictures and one test picture of each class."""
     content: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(CLASSES):
         for number, split in enumerate(("train", "train", "val", "test")):
@@ -111,7 +111,7 @@ def save_cars(folder: Path) -> None:
 
 @pytest.fixture
 def benchmark_data(tmp_path: Path) -> Path:
-    """All eleven, small, under CoOp's names."""
+    """Small copies of all eleven data sets, under CoOp's folder names."""
     for save in SETS.values():
         save(tmp_path / "data")
     return tmp_path / "data"
@@ -119,7 +119,7 @@ def benchmark_data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> RunPlan:
-    """A run of two domains of colours."""
+    """The plan of a run of two color domains."""
     folder = save_clip(tmp_path_factory.mktemp("clip") / "model")
     return plan_run(clip_run(folder, folder), Ranks(0, 1, torch.device("cpu")), color_stream())
 

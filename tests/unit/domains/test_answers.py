@@ -1,4 +1,4 @@
-"""What is said of pictures, against CLIPModel's own forward pass; prompts in chunks, batches of any size."""
+"""Answers to pictures, compared with CLIPModel's own forward pass; prompts in chunks, batches of any size."""
 
 import math
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_keys_name_picture_class_and_all_prompts(plan: RunPlan) -> None:
 
 
 class Engine:
-    """What an objective asks of DeepSpeed's engine."""
+    """A stand-in with the parts of DeepSpeed's engine that an objective uses."""
 
     def __init__(self, model: Any, accumulation: int) -> None:
         self.module, self.accumulation = Features(model), accumulation

@@ -1,4 +1,4 @@
-"""CLIP as a model: what gets branches, what its folder must hold, what is said where one is unfit."""
+"""CLIP as a model: which modules get branches, what its folder must contain, and the errors for invalid ones."""
 
 import dataclasses
 import json
@@ -184,7 +184,7 @@ def test_pictures_have_no_split_to_validate_on(folder: Path) -> None:
 
 @pytest.mark.parametrize("shots", [1, 2])
 def test_one_picture_of_one_class_teaches_nothing(folder: Path, shots: int) -> None:
-    """Both parts of the loss are zero, and so is every gradient; two pictures share the class, and do teach."""
+    """With one picture, both parts of the loss and every gradient are zero; two pictures of the class give a loss."""
     warm = color_domain("warm")
     one = ImageDomain("one", warm.train[:2], warm.test[:1], ["red"], ["a red photo."])
     stream = TaskStream((image_task(one, TaskSpec("accuracy", steps=8), shots, 7),), "one", "1")

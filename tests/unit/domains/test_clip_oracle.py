@@ -1,4 +1,4 @@
-"""Features, loss and a run of three tasks against what the official code gives (its arrays lie beside the project)."""
+"""Features, loss and a run of three tasks compared with the official code, whose arrays are in the shared folder."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def oracles() -> Path:
 
 
 def layer_name(official: str) -> str:
-    """That of a layer in transformers' CLIPModel."""
+    """Returns the name in transformers' CLIPModel of a layer with an official name."""
     tower, _, rest = official.partition("transformer.resblocks.")
     number, _, part = rest.partition(".")
     for theirs, ours in PARTS.items():
@@ -50,12 +50,12 @@ def layer_name(official: str) -> str:
 
 
 def weights_of(arrays: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of a model, under the official names."""
+    """Returns the weights of a model under the official names."""
     return {key.removeprefix(prefix): torch.tensor(arrays[key]) for key in arrays if key.startswith(prefix)}
 
 
 def state_of(arrays: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of a model under transformers' names."""
+    """Returns the weights of a model under transformers' names."""
     return names_of_transformers(weights_of(arrays, prefix))
 
 
@@ -119,7 +119,7 @@ def test_features_plain_and_with_branches(oracles: Path) -> None:
 
 @pytest.fixture
 def open_clip(oracles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The small model as open_clip saves one."""
+    """Folder of the small model in open_clip's format."""
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path / "cache"))
     arrays, info = dict(np.load(oracles / "small_clip.npz")), json.loads((oracles / "small_clip.json").read_text())
     folder, shape = tmp_path / "open_clip", info["config"]

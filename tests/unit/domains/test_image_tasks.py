@@ -1,4 +1,4 @@
-"""Task files of pictures: those that come with the project, prompts, and what is wrong with one."""
+"""Task files of pictures: those of the project, prompts, and the errors for invalid ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What methods add to a step of pictures and measure on them, against the equations written out."""
+"""Terms that methods add to a step of pictures, and their measurements, compared with the equations written out."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class Engine:
-    """What an objective asks of DeepSpeed's engine."""
+    """A stand-in with the parts of DeepSpeed's engine that an objective uses."""
 
     def __init__(self, model: Any, accumulation: int, hooks: Hooks) -> None:
         self.module, self.accumulation = Features(model, hooks), accumulation
@@ -37,7 +37,7 @@ class Engine:
 
 
 class Noted(Hooks):
-    """Adds a square of the logits, each by its row and label, and keeps what it was given."""
+    """Adds squared logits, weighted by row and label, to the loss, and records its arguments."""
 
     has_teacher = True
 
@@ -56,13 +56,13 @@ class Noted(Hooks):
 
 
 def batches_of(plan: RunPlan, micro: int = 8) -> GlobalBatches:
-    """Those of the second domain, with three pictures of the first."""
+    """Returns the batches of the second domain, with three replayed pictures of the first."""
     earlier, own = plan.batches
     return GlobalBatches(own.own, 8, micro, 1, 3, "cold", steps=3, replayed=list(earlier.own)[1:12:5])
 
 
 def features(model: Any, batches: GlobalBatches, step: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """The pictures of a step, their features, and those of all seven prompts."""
+    """Returns the pictures of a step, their features, and the features of all seven prompts."""
     objective = ContrastiveObjective(Engine(model, 1, Hooks()), batches, start())
     rows = batches.rows_of(step)
     images, texts = Features(model)(objective._pixels(rows, step), objective._ids(range(7)))
@@ -158,7 +158,7 @@ def test_inputs_are_those_of_pictures_and_of_prompts(plan: RunPlan, model: Any) 
     with torch.no_grad():
         for row in rows:
             model.vision_model(pixel_values=space.pixels.to_score([row.picture]))
-        for number in range(3, 7):  # of its own task alone, each once
+        for number in range(3, 7):  # only the prompts of its own task, each once
             model.text_model(input_ids=torch.tensor([space.prompts[number]]))
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Pictures, their transform and the draws of a few: as the official code gives them, and damaged ones in one line."""
+"""Pictures, their transform and few-shot draws compared with the official code; errors for damaged pictures."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def test_a_draw_depends_on_its_arguments_alone() -> None:
     assert drawn == draw(pictures, 4, 0, "pets")
     assert [picture.label for picture in drawn] == [0] * 4 + [1] * 4 + [2] * 4
     assert len(set(drawn)) == 12
-    # of a class, whatever else the domain has
+    # the draw of a class does not depend on the other classes of the domain
     assert draw([picture for picture in pictures if picture.label != 1], 4, 0, "pets") == drawn[:4] + drawn[8:]
     for other in (draw(pictures, 4, 1, "pets"), draw(pictures, 4, 0, "cars")):
         assert other != drawn
@@ -120,7 +120,7 @@ def test_of_an_animation_the_first_frame_counts_and_exif_does_not(tmp_path: Path
 
 
 def png_that_says(width: int, height: int) -> bytes:
-    """A PNG whose header says a size, with next to nothing behind it."""
+    """Returns a PNG whose header states a size that its content does not have."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -135,7 +135,7 @@ def png_that_says(width: int, height: int) -> bytes:
 
 
 def bad_pictures() -> dict[str, tuple[bytes, str]]:
-    """Content of a file, and what its line says."""
+    """Returns, by file name, the content of a bad picture and the expected part of its error."""
     return {
         "empty.png": (b"", "no picture"),
         "text.jpg": (b"<html>404 Not Found</html>", "no picture"),

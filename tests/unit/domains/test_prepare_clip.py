@@ -1,4 +1,4 @@
-"""prepare_clip: what it says of whole, partial and damaged copies."""
+"""prepare_clip: its reports on complete, partial and damaged copies."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""Readers of picture domains: every data set of the benchmark under each of its names, a user's own, and bad copies."""
+"""Readers of picture domains: each data set of the benchmark under each of its names, users' own data, bad copies."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_bad_idx_files(case: str, tmp_path: Path) -> None:
 
 
 class Runs:
-    """Its pickle would run a command."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __reduce__(self) -> Any:
         return os.system, ("echo run > run_by_a_pickle",)
@@ -255,7 +255,7 @@ def test_a_pickle_of_columns_first(protocol: int, tmp_path: Path) -> None:
 
 
 def test_a_pickle_of_python_2(tmp_path: Path) -> None:
-    """CIFAR100's own files: bytes are its `str`, and the type of an array carries a state."""
+    """The format of CIFAR100's files: Python 2 `str` are bytes, and the dtype of an array has a state."""
     (tmp_path / "file").write_bytes(
         b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05"
         b"U\x01bq\x06\x87q\x07Rq\x08(K\x01K\x02K\x03\x86q\tcnumpy\ndtype\nq\nU\x02u1q\x0bK\x00K\x01\x87q\x0cRq\r(K\x03"

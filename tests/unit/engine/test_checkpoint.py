@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the newest that is whole is found, what it rests on is looked at."""
+"""Checkpoints on disk: the newest complete one is found, and the files that it depends on are checked."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The answer-only loss against transformers' own, on every architecture; the learning rate; DeepSpeed JSON."""
+"""The answer-only loss compared with transformers' loss on every architecture; the learning rate; DeepSpeed JSON."""
 
 import json
 from pathlib import Path

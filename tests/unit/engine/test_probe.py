@@ -1,4 +1,4 @@
-"""Whether our way of running a model is its own: what differs is refused by name."""
+"""The check that our forward pass equals a model's own: models that differ are refused, with the difference named."""
 
 from typing import Any
 

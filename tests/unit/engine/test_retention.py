@@ -1,4 +1,4 @@
-"""What retention adds to the loss, on which tokens, and the text that a model writes for it."""
+"""The terms that retention adds to the loss, their tokens, and the text that the model generates for it."""
 
 import math
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from tests.conftest import REPOSITORY
 from tests.models import tiny_model
 
 EXAMPLES = [Example([1, *range(10, 10 + 3 * n)], [50 + n, 51, 2]) for n in range(2, 9)]
-EXAMPLES.insert(3, Example([1], [4, 5, 6, 2]))  # of raw text, say
+EXAMPLES.insert(3, Example([1], [4, 5, 6, 2]))  # as with raw text
 TEXTS = [[1, 20, 21], [1, *range(30, 45)], [1, 7], [1, *range(60, 70)]]
 EACH = {"prompts": 0.5, "answers": 1.5, "own_text": 2.0, "texts_per_step": 3}
 
@@ -39,7 +39,7 @@ def retention(packing: str = "bucket", world: int = 1, micro: int = 4, **setting
 @pytest.mark.parametrize("packing", ["none", "bucket", "pack"])
 @pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 3), (2, 3), (3, 2)])
 def test_the_loss_is_that_of_two_models(packing: str, world: int, micro: int) -> None:
-    """Summed over passes and ranks: the NLL of the answers, and KL(before || now) where nothing is learned."""
+    """Sums over passes and ranks: the NLL of the answers, and KL(before || now) of each kind of token."""
     model = tiny_model()
     inject(model, CoDyRAConfig(rank=4), seed="0")
     for _, layer in gated_layers(model):
@@ -150,7 +150,7 @@ def test_what_a_model_writes_is_as_likely_as_its_entropy_says(tokenizer: PreTrai
         assert 2 <= len(text) <= 24
         with torch.no_grad():
             chances = model(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
-        first = 0 if tokenizer.bos_token_id is None else 1  # the token before is drawn, not said
+        first = 0 if tokenizer.bos_token_id is None else 1  # text[first] is drawn uniformly, not generated
         nats += [-float(chances[at, text[at + 1]]) for at in range(first, len(text) - 1)]
         entropy += (-(chances.exp() * chances).sum(-1))[first:].tolist()
     error = np.std(np.array(nats) - np.array(entropy)) / len(nats) ** 0.5
@@ -180,7 +180,7 @@ def test_branches_do_not_read_protected_directions() -> None:
 
 
 def test_directions_that_are_read_the_less_the_more_they_are_used() -> None:
-    """Each by 1 - e / (e + c); beside directions that are blocked already, of which nothing is left."""
+    """A direction of energy e is scaled by 1 - e / (e + c); directions that were already blocked are scaled by zero."""
     model, name = tiny_model(), "model.layers.0.mlp.up_proj"
     energies = torch.arange(1.0, 33.0)
     directions = leading_directions({name: torch.diag(energies)}, 0.25, softly=True)
@@ -190,7 +190,7 @@ def test_directions_that_are_read_the_less_the_more_they_are_used() -> None:
     protect(model, directions, softly=True)
     torch.nn.init.normal_(layer.B)
     change = layer(torch.eye(32)) - layer.base(torch.eye(32))
-    left = 25 / (energies + 25)  # the eighth largest is where a quarter ends
+    left = 25 / (energies + 25)  # c is the eighth largest energy, the limit of the leading quarter
     left[[3, 30]] = 0
     torch.testing.assert_close(change, left[:, None] * (layer.A.T @ layer.B.T), atol=1e-5, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""The trainable state, whole and by name, in and out of an engine of one rank at every ZeRO stage."""
+"""Reading and restoring the whole trainable state by name, on an engine of one rank at every ZeRO stage."""
 
 import copy
 from collections.abc import Iterator

@@ -10,5 +10,5 @@ import pytest
 
 @pytest.fixture
 def scored_rows(golden_rows: Path) -> Callable[[str], dict[str, Any]]:
-    """Reads the scored rows of one task."""
+    """Function that reads the scored rows of a task."""
     return lambda task: json.loads((golden_rows / f"{task}.json").read_text(encoding="utf-8"))

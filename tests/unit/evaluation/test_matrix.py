@@ -1,4 +1,4 @@
-"""Accuracy-matrix metrics against hand-computed and published values, their identities, and the CSV file."""
+"""Metrics of the accuracy matrix compared with hand-computed and published values; identities; the CSV file."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_published_lower_triangles(golden: Path) -> None:
         metrics = matrix_metrics([unmeasured, *recorded["matrix"]])
         for key, value in recorded["expected"].items():
             assert metrics[key] == pytest.approx(value, abs=1e-9), (recorded["name"], key)
-        # The base row and the upper triangle were not published.
+        # the base row and the upper triangle were not published
         assert metrics["FWT"] is None
         assert metrics["transfer"] is None
         assert metrics["average_per_task"][1:] == [None] * (len(recorded["tasks"]) - 1)

@@ -1,4 +1,4 @@
-"""Scorers of any task: F1, BLEU, chrF, JSON, and functions of the user's own."""
+"""Scorers for any task: F1, BLEU, chrF, JSON, and users' own functions."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from codyra_llm.evaluation.scorers import VARIANTS, check_scorer, score_rows
 
 
 def score(scorer: str, prediction: str, reference: str) -> float:
-    """The score of one answer, the same in every variant."""
+    """Returns the score of one answer; asserts that it is the same in every variant."""
     found = score_rows(scorer, [{"prompt": "", "prediction": prediction, "reference": reference}])["totals"]
     assert len({found[variant] for variant in VARIANTS}) == 1
     return float(found["lenient"])

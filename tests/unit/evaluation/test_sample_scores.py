@@ -1,4 +1,4 @@
-"""Scores on the built-in sample, recorded when the scorers agreed with the published ones on the benchmark's rows."""
+"""Scores on the built-in sample, recorded when the scorers agreed with the published code on the benchmark's rows."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ CHANGES = {
 
 
 def scores_of(task: str) -> list[list[float]]:
-    """For each row and each change, the score in every variant."""
+    """Returns, for each row and each change of its answer, the score in every variant."""
     rows = json.loads((SAMPLE / task / "test.json").read_text(encoding="utf-8"))
     answers = [
         {"prompt": row["prompt"], "reference": row["answer"], "prediction": change(row["answer"])}

@@ -1,4 +1,4 @@
-"""`scripts/score.py`: what it prints, and what bad input gets."""
+"""`scripts/score.py`: its output, and its errors for bad input."""
 
 import json
 import math
@@ -117,7 +117,7 @@ def test_bad_input_is_one_line_and_status_2(
     if lines is not None:
         write(file, *lines)
     tasks = write(tmp_path / "tasks.yaml", BAD_TASKS)
-    # In this process: starting one for each case would take most of a minute.
+    # runs in this process: starting a process for each case would take most of a minute
     monkeypatch.setattr(sys, "argv", ["score.py", *(each.format(file=file, tasks=tasks) for each in arguments)])
     with pytest.raises(SystemExit) as stop:
         main(score.command)

@@ -1,4 +1,4 @@
-"""Scorers against what the published code gives, row by row, and properties that hold for any text."""
+"""Scorers compared with the published code row by row, and properties that hold for any text."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ TASK_SCORERS = {
     "NumGLUE-ds": "numeric",
     "20Minuten": "sari",
 }
-# The package's value with the recursion limit lifted, for the argument order and newline of each variant.
+# the package's value without the recursion limit, for the argument order and newline of each variant
 UNLIMITED_ROUGE = {
     "trace_strict": "hyp_is_reference_no_recursion_limit",
     "treelora_prefix": "hyp_is_reference_newline_added_no_recursion_limit",
@@ -36,7 +36,7 @@ TRICKY = [
     "twenty-one", "<NUM_LIT>", "<STR_LIT:<NUM_LIT:5>>", "<EOL>", "<skipped>", "&quot;", "-\n", "\x00", "\ud83d",
     "1" * 5000, "(" * 500, "\\boxed{" + "-" * 3000 + "1}", "a " * 1500,
 ]  # fmt: skip
-# Short texts over the characters the scorers look at, and any text at all.
+# short texts of the characters that the scorers treat specially, and arbitrary text
 TEXTS = st.one_of(
     st.sampled_from(TRICKY),
     st.text(alphabet="ABCa b.,:=-/%$\\{}()<>_0123\n答案：boxed", max_size=30),
@@ -50,7 +50,7 @@ def score(scorer: str, variant: str, prediction: str, reference: str, prompt: st
 
 
 def expected_percent(scorer: str, variant: str, row: dict[str, Any]) -> float:
-    """The recorded headline, or what the row is worth where the published `eval` crashed on it."""
+    """Returns the recorded headline score, or the row's correct score where the published `eval` crashed on it."""
     recorded = row["scores"][variant]
     if recorded["headline_percent"] is not None:
         return recorded["headline_percent"]
@@ -224,7 +224,7 @@ def test_the_reference_itself_is_right_when_lenient(scorer: str, reference: str)
 @settings(max_examples=60, deadline=None)
 @given(prompt=TEXTS, reference=TEXTS)
 def test_the_reference_itself_keeps_and_adds_what_it_should(prompt: str, reference: str) -> None:
-    # The third part, deletion, is below 100 even then where a word of the source stays and another copy of it goes.
+    # the deletion part can be below 100 even so, if one copy of a word of the source is kept and another is deleted
     assert score("sari", "lenient", reference, reference, prompt) >= 200 / 3 - 1e-9
 
 

@@ -1,4 +1,4 @@
-"""The built-in sample: well-formed, fair, and something that a small model shows."""
+"""The built-in sample of general ability: well-formed and fair, with items of every kind in the quickstart."""
 
 import json
 from collections import Counter

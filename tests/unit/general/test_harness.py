@@ -1,4 +1,4 @@
-"""General ability: the harness's own class gives the same numbers; subsets are fixed; bad suites are named."""
+"""General ability: the same numbers as the harness's own class; deterministic subsets; errors that name bad suites."""
 
 import dataclasses
 import functools
@@ -89,7 +89,7 @@ def test_answers_are_those_the_harness_gets(ours: BatchedLM, theirs: HFLM) -> No
 def test_in_a_chat_template_it_is_asked_as_the_harness_asks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, theirs: HFLM, tmp_path: Path
 ) -> None:
-    """As `lm_eval --apply_chat_template --fewshot_as_multiturn`, with few-shot examples and answers of both kinds."""
+    """Equals `lm_eval --apply_chat_template --fewshot_as_multiturn`, with few-shot examples and both answer types."""
     template = find_chat_template(tokenizer, "auto")
     ask = functools.partial(answer_questions, model, tokenizer, batch_size=8)
     ours = BatchedLM(tokenizer, ask, 2048, template)

@@ -1,4 +1,4 @@
-"""Suites of one's own: the same examples each time, no code unless it is allowed, no sampling, and no way out."""
+"""Users' own suites: deterministic few-shot examples, no code unless allowed, no sampling, sandboxed templates."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SHOTS = {"training_split": "train", "fewshot_split": "train", "num_fewshot": 3}
 
 
 def with_examples(folder: Path, **changes: object) -> str:
-    """A suite that shows three of forty examples with each item."""
+    """Writes a suite that shows three of forty examples with each item; returns its file."""
     rows = [{"question": f"Train {n}?", "choices": ["it is even", "no"], "answer": n % 2} for n in range(40)]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = {split: str(folder / file) for split, file in (("test", "items.jsonl"), ("train", "train.jsonl"))}
@@ -37,7 +37,7 @@ def load(file: str, **settings: object) -> Suite:
 
 
 class Listener(BatchedLM):
-    """Keeps the prompts that it is asked about."""
+    """Records the prompts of all requests."""
 
     def __init__(self) -> None:
         super().__init__(None, lambda questions: [], 512)
@@ -56,7 +56,7 @@ def prompts_of(suite: Suite) -> list[str]:
 
 
 def failure_of(file: str, **settings: object) -> str:
-    """What is said of a suite that fails, when it is loaded or when it is scored."""
+    """Returns the error of a suite that fails, either while it is loaded or while it is scored."""
     try:
         scores, rows = score_suite(load(file, **settings), Listener())
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Answers kept beyond a run: known only for the same model and the same questions, and only while they are whole."""
+"""The cache of answers: used only for the same model and the same questions, and only if its files are intact."""
 
 import dataclasses
 from pathlib import Path

@@ -20,7 +20,7 @@ from tests.models import CONFIGS, tiny_model
 
 
 class NumberTokenizer:
-    """Spells token ids as numbers."""
+    """Decodes token ids as numbers."""
 
     pad_token_id, eos_token_id = 0, 2
 
@@ -32,7 +32,7 @@ class NumberTokenizer:
 
 
 def some_examples(n: int = 9) -> list[Example]:
-    """Prompts of 1 to 40 tokens, some beyond the tiny models' sliding window, and answers of 2 to 25."""
+    """Returns prompts of 1 to 40 tokens, some longer than the tiny models' sliding window, and answers of 2 to 25."""
     rng = random.Random(0)
     return [
         Example(
@@ -46,13 +46,13 @@ def some_examples(n: int = 9) -> list[Example]:
 def answer(
     model: PreTrainedModel, examples: list[Example], limit: int, stop: Sequence[str] = (), batch_size: int = 16
 ) -> list[Answered]:
-    """All examples with the same limit and stops."""
+    """Answers all examples with the same limit and stop strings."""
     questions = [Question(example, limit, stop) for example in examples]
     return answer_questions(model, NumberTokenizer(), questions, batch_size)
 
 
 def read_columns(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions each forward pass from here on goes through."""
+    """Returns a list that records the number of positions of each later forward pass."""
     columns: list[int] = []
     decoder = model.get_decoder()
     forward = decoder.forward
@@ -133,7 +133,7 @@ def test_rows_of_one_batch_keep_their_own_limits_and_stops() -> None:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_what_prompts_begin_with_is_read_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two groups of rows with a beginning of their own, and two rows with none; narrow windows read it each time."""
+    """Two groups of rows that share a prefix, and rows without one; models with narrow windows read it for each row."""
     model, rng = tiny_model(architecture), random.Random(1)
     shared = [[rng.randrange(3, 512) for _ in range(length)] for length in (70, 50)]
     examples = some_examples(9)
@@ -146,7 +146,7 @@ def test_what_prompts_begin_with_is_read_once(architecture: str, monkeypatch: py
     assert [each.text for each in together] == [each.text for each in alone]
     assert [each.loss for each in together] == pytest.approx([each.loss for each in alone], abs=1e-3)
     if architecture in ("llama", "gemma", "qwen3"):  # those without windows
-        assert columns[0] == 2 * 71  # with the begin mark
+        assert columns[0] == 2 * 71  # with the BOS token
         assert sum(columns[:2]) < 9 * max(len(example.prompt) for example in examples) * 0.7
 
 
@@ -175,7 +175,7 @@ def test_choices_of_one_prompt_share_its_row(monkeypatch: pytest.MonkeyPatch) ->
     together = answer(model, choices, 0, batch_size=4)
     assert [each.loss for each in together] == pytest.approx([each.loss for each in alone], abs=1e-3)
     longest = max(len(each.prompt) for each in examples)
-    assert columns == [4 * longest, 4 * 2, 4 * 1]  # a choice of one token takes no pass of its own
+    assert columns == [4 * longest, 4 * 2, 4 * 1]  # a choice of one token needs no additional pass
 
 
 def test_greedy_tells_whether_a_model_would_say_it() -> None:
@@ -200,7 +200,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_guesses_save_passes_and_change_no_answer(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long answers, some of which repeat themselves and some of which do not, beside those given without guesses."""
+    """Compares long answers, with and without repetition, with those given without guesses."""
     model, examples = tiny_model(architecture), some_examples(6)
     questions = [Question(example, limit) for example, limit in zip(examples, (150, 9, 200, 1, 150, 200), strict=True)]
     columns = read_columns(model, monkeypatch)
@@ -227,9 +227,9 @@ def test_a_guess_is_what_followed_the_last_two_tokens_before() -> None:
     assert draft.guess(9) == [3, 4, 5]
     assert draft.guess(2) == [3, 4]
     draft.settle([3, 4, 5], [3, 4, 7])
-    assert draft.guess(9) == []  # 4, 7 is new
+    assert draft.guess(9) == []  # (4, 7) has not occurred before
     draft.settle([], [1, 2])
-    assert draft.guess(9) == [3, 4, 7, 1, 2, 3, 4]  # the latest time; longer after a good guess, and round and round
+    assert draft.guess(9) == [3, 4, 7, 1, 2, 3, 4]  # the last occurrence; longer after a good guess, wraps around
     draft.settle([3, 4, 7, 1, 2, 3, 4], [9])
     draft.settle([], [1, 2])
     assert draft.guess(9) == [9, 1, 2]

@@ -1,4 +1,4 @@
-"""Judges: over HTTP, up, slow, confused or gone; and a model's likelihoods, against transformers."""
+"""Judges: an HTTP endpoint that works, is slow, replies nonsense or is down; likelihoods compared with transformers."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files of prompts: JSON lists and JSONL, and what malformed ones get."""
+"""Files of prompts: JSON lists and JSONL, and the errors for malformed ones."""
 
 import json
 from pathlib import Path

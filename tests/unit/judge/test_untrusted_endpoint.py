@@ -1,4 +1,4 @@
-"""An endpoint that is slow, endless, hostile or somewhere else; and secrets, which reach neither screen nor disk."""
+"""A slow, endless, hostile or redirecting endpoint; and secrets, which are neither printed nor written to disk."""
 
 import base64
 import gzip

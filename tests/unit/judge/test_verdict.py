@@ -1,4 +1,4 @@
-"""Verdicts in both orders become win, tie and lose; checks and phrases are counted as they say."""
+"""Verdicts in both orders become win, tie or lose; checks and phrases are counted as documented."""
 
 import itertools
 

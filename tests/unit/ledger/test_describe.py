@@ -1,4 +1,4 @@
-"""How far apart two ledgers are, summed or combined otherwise, and what has no difference."""
+"""The difference between two ledgers, summed or combined otherwise, and ledgers that cannot be compared."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ BASE = BaseModel("base", "0" * 64, "float32")
 
 
 def ledger_of(folder: Path, *entries: Deltas, **options: dict[str, str]) -> Ledger:
-    """A ledger whose entries hold these updates."""
+    """Writes entries with these updates; returns their ledger."""
     names = [f"{number:02d}-{folder.name}" for number in range(1, len(entries) + 1)]
     files = [write_entry(folder / name, updates, "base") for name, updates in zip(names, entries, strict=True)]
     held = [Entry(name, folder.name, digests, 1, 1, 1.0) for name, digests in zip(names, files, strict=True)]
@@ -23,7 +23,7 @@ def ledger_of(folder: Path, *entries: Deltas, **options: dict[str, str]) -> Ledg
 
 
 def update(value: float, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """An update of one projection whose Frobenius norm is the value's magnitude."""
+    """Returns an update of one projection whose Frobenius norm is |value|."""
     B, A = torch.zeros(outputs, 1), torch.zeros(1, 2)
     B[0, 0], A[0, 0] = value, 1.0
     return B, A

@@ -1,4 +1,4 @@
-"""An entry of the ledger as PEFT, which knows nothing of gates, reads it."""
+"""An entry of the ledger, read by PEFT, which has no gates."""
 
 import copy
 from pathlib import Path

@@ -19,7 +19,7 @@ TASKS = 8
 
 
 def small_updates(model: torch.nn.Module, seed: int, names: tuple[str, ...] = (Q, UP)) -> dict[str, Any]:
-    """Updates of a size that bf16 rounds much of away: a hundredth of the weight's."""
+    """Returns updates of a hundredth of the weights' size, much of which bf16 rounds away."""
     torch.manual_seed(seed)
     updates = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format as updates, against PEFT's own merge."""
+"""Adapters in PEFT's format read as updates, compared with PEFT's own merge."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(params=SETTINGS, ids=["plain", "rslora", "patterns"])
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A PEFT adapter on the disk, and the weights that PEFT merges it to."""
+    """Folder of a PEFT adapter, and the weights into which PEFT merges it."""
     config = LoraConfig(target_modules=["q_proj", "v_proj"], **request.param)
     model = get_peft_model(tiny_model(), config)
     torch.manual_seed(3)

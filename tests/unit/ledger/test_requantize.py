@@ -1,4 +1,4 @@
-"""Merging into a quantized base: the original plus all updates, quantized once, however many tasks there were."""
+"""Merging into a quantized base: the original plus all updates, quantized once, for any number of tasks."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ TASKS = 8
 
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Path]:
-    """Updates of every projection, each a hundredth of the weights' size: far less than a step of NF4."""
+    """Entries with updates of every projection, a hundredth of the weights' size: far less than a step of NF4."""
     model, folders = tiny_model(**WIDE), [tmp_path / f"{number:02d}-task" for number in range(1, TASKS + 1)]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def merge_task_by_task(base: Path, quantization: str, entries: list[Path]) -> nn
 
 
 def merge_what_is_held(base: Path, quantization: str, entries: list[Path]) -> nn.Module:
-    """As it would be without the original: each task's update is added to the weights as they are."""
+    """Merges without the original weights: each task's update is added to the dequantized weights."""
     model = load_model(str(base), quantization=quantization)
     for entry in entries:
         for name, (B, A) in read_entry(entry).items():
@@ -52,7 +52,7 @@ def merge_what_is_held(base: Path, quantization: str, entries: list[Path]) -> nn
 
 
 def sums(base: Path, entries: list[Path]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(original, sum of its updates) of each projection, in fp64."""
+    """Returns (original, sum of updates) of each projection, in fp64."""
     model = load_model(str(base))
     weights = {name: model.get_submodule(name).weight.detach().double() for name, _ in summed(entries)}
     return {name: (weights[name], B.double() @ A.double()) for name, (B, A) in summed(entries)}
@@ -74,7 +74,7 @@ def test_after_eight_tasks_the_bits_are_those_of_one_quantization(
 
 
 def test_without_the_original_four_bits_lose_the_updates(wide_folder: Path, entries: list[Path]) -> None:
-    """What share of the updates the weights moved by, in their direction; how far they are from where they should."""
+    """Measures the share of the updates by which the weights moved, and their distance from the exact sum."""
     base = load_model(str(wide_folder), quantization="nf4")
     ours, theirs = (merge(wide_folder, "nf4", entries) for merge in (merge_task_by_task, merge_what_is_held))
     kept, errors, one = {ours: 0.0, theirs: 0.0}, {ours: 0.0, theirs: 0.0}, 0.0

@@ -1,4 +1,4 @@
-"""Which entries of a ledger are wanted, and how much of each."""
+"""Selection of entries of a ledger, and their shares."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A ledger or an adapter from elsewhere: names that lead out, damage under a right hash, what the seal covers."""
+"""Untrusted ledgers and adapters: names that leave the folder, damage with a correct hash, what the seal covers."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ OUTSIDE = [
 
 @pytest.fixture
 def ledger(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A ledger of one entry."""
+    """Folder of a ledger with one entry."""
     folder = tmp_path / "run" / "ledger"
     torch.manual_seed(0)
     files = write_entry(folder / "01-one", {Q: (torch.randn(32, 2), torch.randn(2, 32))}, "base")
@@ -52,7 +52,7 @@ def ledger(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(ledger: Path, change: Callable[[dict[str, Any]], None], seal: bool = True) -> None:
-    """Changes ledger.json; sealed again as whoever knows the recipe can."""
+    """Changes ledger.json; with `seal`, updates its state hash as well, as anybody who knows the format can."""
     content = json.loads((ledger / "ledger.json").read_text())
     change(content)
     if seal:

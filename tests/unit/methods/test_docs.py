@@ -1,4 +1,4 @@
-"""The example of docs/methods.md is a whole method."""
+"""The example of docs/methods.md is a complete method."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ assert "decay.rate" in dict(config_fields())
 def test_a_file_has_the_name_of_its_method() -> None:
     for name, method in METHODS.items():
         if method.__module__.startswith("codyra_llm."):  # tests add others
-            assert method.__module__ == f"codyra_llm.methods.{name}"  # `--method` is checked by it
+            assert method.__module__ == f"codyra_llm.methods.{name}"  # `--method` is checked against the file names
 
 
 def test_every_method_is_in_the_table() -> None:

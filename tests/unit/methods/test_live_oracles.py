@@ -1,4 +1,4 @@
-"""Methods that gather something in each step, or have components of earlier tasks live: public numbers, properties."""
+"""Methods that accumulate state in each step, or use components of earlier tasks: public numbers, properties."""
 
 import json
 import random
@@ -76,7 +76,7 @@ def test_the_tree_of_treelora(golden: Path) -> None:
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_what_treelora_draws_and_where_it_pulls(repaired: bool) -> None:
-    """As released, the farther task is the likelier, and A is pushed away from what it is opposed to."""
+    """As released, the farther task is drawn more often, and A is pushed away from a vector opposed to it."""
     method: Any = method_of("treelora", **{"treelora.repaired": repaired, "treelora.strength": 1.0})
     method._steps = 600
     near, far = torch.full((1, 1, 8), 0.1), torch.full((1, 1, 8), 2.0)
@@ -102,7 +102,7 @@ def test_draws_of_treelora_depend_on_the_seed_alone() -> None:
 
 def test_the_atoms_of_moram(golden: Path) -> None:
     numbers = numbers_of(golden, "moram")
-    scale = int(numbers["alpha"]) / int(numbers["rank"])  # which the released code gives to new atoms alone
+    scale = int(numbers["alpha"]) / int(numbers["rank"])  # the released code applies it to new atoms only
     base = nn.Linear(8, 6, bias=False).double()
     base.weight.data.copy_(numbers["weight"])
     settings = {"moram.atoms": int(numbers["topk"]), "moram.temperature": float(numbers["temperature"])}
@@ -167,7 +167,7 @@ def ids_of(text: Example) -> torch.Tensor:
 
 
 class OwnTexts:
-    """Passes that know the second moments of inputs of width 16 to 32 alone."""
+    """Stand-in passes with fixed own texts and random diagonal second moments of every linear layer's inputs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -183,7 +183,7 @@ class OwnTexts:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_task_of_lora_null(frozen: bool) -> None:
-    """The model starts as it was, and the ledger's update is what the model has changed by."""
+    """The model's outputs are unchanged at the start, and the ledger's update is the change of the model."""
     model = tiny_model()
     ids = torch.randint(3, 700, (4, 12))
     before = model(input_ids=ids).logits.detach()
@@ -204,7 +204,7 @@ def test_a_task_of_lora_null(frozen: bool) -> None:
 
 
 def test_the_average_of_an_update() -> None:
-    """Of the products after each step, weighted by 0.9^(steps since), the weights summing to one."""
+    """The update averages the products after each step with weights 0.9^(steps since), normalized to sum to one."""
     model, method = tiny_model(), method_of("ema", **{"ema.decay": 0.9})
     ready = method.prepare(model, "first", 10)
     seen: list[dict[str, torch.Tensor]] = []
@@ -244,7 +244,7 @@ def test_branches_learn_first_and_then_gates_alone() -> None:
 
 
 def test_components_are_weighed_by_what_removing_them_changes() -> None:
-    """To second order: of small branches, the NLL and the divergence change by what was measured."""
+    """For small branches, the worth predicts to second order how the NLL and the divergence change."""
     model, method = tiny_model(), method_of("codyra_weighed", **{"codyra_weighed.harm": 3.0})
     rows = [Example([1, 5 + row, 9], [7 + row, 2]) for row in range(4)]
     texts = [Example([1], list(range(20 * text, 20 * text + 9))) for text in range(1, 4)]
@@ -261,7 +261,7 @@ def test_components_are_weighed_by_what_removing_them_changes() -> None:
 
     @torch.no_grad()
     def objective() -> float:
-        """NLL per answer token of the rows, plus 3 KL per token of the texts."""
+        """Returns the NLL per answer token of the rows plus 3 KL per token of the texts."""
         nll = sum(float(passes.nll([row])) for row in rows)
         kl = 0.0
         for text, known in zip(texts, before, strict=True):
@@ -287,7 +287,7 @@ def test_components_are_weighed_by_what_removing_them_changes() -> None:
 
 
 def test_atoms_that_no_token_chooses_end_a_task_as_they_began() -> None:
-    """Those of an earlier task have much larger keys; the branches are whole, although nothing reached them."""
+    """Atoms of an earlier task have much larger keys, so the new branches get no gradient and stay as they were."""
     model, method = (
         tiny_model(),
         method_of("moram", **{"moram.atoms": 2, "train.global_batch_size": 4, "train.per_device_train_batch_size": 4}),

@@ -1,4 +1,4 @@
-"""Methods that look at outputs, gradients or inputs, and those that merge otherwise: public numbers, and properties."""
+"""Methods that use outputs, gradients or inputs, or that merge differently: public numbers, and properties."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def cases(golden: Path, name: str, start: str = "case") -> list[dict[str, Any]]:
-    """The numbered cases of a file of numbers."""
+    """Returns the numbered cases of a golden file."""
     found: dict[str, dict[str, Any]] = {}
     for key, value in oracle(golden, name).items():
         if key.startswith(start):
@@ -30,7 +30,7 @@ def cases(golden: Path, name: str, start: str = "case") -> list[dict[str, Any]]:
 
 
 def in_parts(value: torch.Tensor, gradient: torch.Tensor) -> Slices:
-    """A parameter whose slices are of two ranks' sizes."""
+    """Returns a parameter in two slices of different sizes, as on two ranks."""
     middle = len(value) // 3
     bounds = ((0, middle), (middle, len(value)))
     return Slices([Slice("m.A", value[a:b], gradient[a:b], a) for a, b in bounds], partitioned=False)
@@ -112,14 +112,14 @@ def test_the_basis_of_ogd(golden: Path) -> None:
 
 
 def test_rows_without_gradient_give_ogd_no_direction() -> None:
-    """As pictures of a task that has one class, which is right whatever the model."""
+    """For example pictures of a task with one class, whose loss does not depend on the model."""
     none = ogd.extended(None, torch.zeros(3, 15))
     assert none.shape == (0, 15)
     torch.testing.assert_close(ogd.extended(none, torch.eye(15)[:2]), torch.eye(15, dtype=torch.float64)[:2])
 
 
 def test_ogd_leaves_stored_outputs_to_first_order() -> None:
-    """A tanh net: the change of a stored output falls with the square of the step."""
+    """In a tanh network, the change of a stored output falls with the square of the step size."""
     torch.manual_seed(0)
     w, inputs = torch.randn(12, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
 
@@ -142,7 +142,7 @@ def test_ogd_leaves_stored_outputs_to_first_order() -> None:
 
 
 def test_the_loss_of_derpp(golden: Path) -> None:
-    """On a linear classifier, with the replayed rows in the batch: loss and step are those of mammoth."""
+    """On a linear classifier with replayed rows in the batch, loss and step equal those of mammoth."""
     numbers = oracle(golden, "derpp")
     weight, bias = (numbers[name].clone().requires_grad_() for name in ("weight", "bias"))
     method: Any = method_of("derpp", **{"derpp.alpha": numbers["alpha"], "derpp.beta": numbers["beta"]})
@@ -382,7 +382,7 @@ def test_the_mask_of_migu(golden: Path) -> None:
 
 
 def test_osft_comes_to_the_weights_of_projected_parameters(golden: Path) -> None:
-    """30 steps of AdamW with the projection in the forward are those of the released form that projects parameters."""
+    """30 AdamW steps with the projection in the forward pass equal the released form, which projects parameters."""
     numbers = oracle(golden, "osft")
     rate, beta1, beta2, decay, epsilon = numbers["adamw"].tolist()
     for case in cases(golden, "osft"):
@@ -409,7 +409,7 @@ def test_osft_comes_to_the_weights_of_projected_parameters(golden: Path) -> None
 
 @pytest.mark.parametrize("by", ["mean", "ridge"])
 def test_a_router_is_that_of_all_tasks_at_once(by: str) -> None:
-    """Learned task by task, it chooses as one that has seen all prompts together."""
+    """A router that learns task by task makes the same choices as one that sees all prompts together."""
     draw = torch.Generator().manual_seed(0)
     centers = torch.randn(3, 12, generator=draw)
     states = [center + 0.6 * torch.randn(40, 12, generator=draw) for center in centers]

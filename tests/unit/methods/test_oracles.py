@@ -1,4 +1,4 @@
-"""The methods' own parts against what the published code gives, and their defining properties."""
+"""The methods' own parts compared with the published code, and their defining properties."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_its_own_gradient_makes_branches_orthogonal() -> None:
 
 
 def slices_of(values: torch.Tensor, gradients: torch.Tensor, bounds: list[int]) -> Slices:
-    """A parameter in parts, as ZeRO gives it to ranks."""
+    """Returns a parameter partitioned into slices, as by ZeRO."""
     starts = pairwise(bounds)
     return Slices([Slice("m.A", values[a:b], gradients[a:b], a) for a, b in starts], partitioned=False)
 
@@ -67,7 +67,7 @@ def slices_of(values: torch.Tensor, gradients: torch.Tensor, bounds: list[int]) 
 @pytest.mark.parametrize("task", [1, 2])
 def test_the_penalty_of_ewc(golden: Path, task: int, bounds: list[int]) -> None:
     numbers = oracle(golden, "ewc")
-    method = method_of("ewc", **{"ewc.strength": 2 * numbers["e_lambda"]})  # theirs leaves the half out
+    method = method_of("ewc", **{"ewc.strength": 2 * numbers["e_lambda"]})  # the published code has no factor 1/2
     of_task = {key.split("/")[1]: value for key, value in numbers.items() if key.startswith(f"task{task}/")}
     method.kept = {"m.A": of_task["params"], "m.A.fisher": of_task["fisher_accumulated"]}
     gradients = torch.zeros(24, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_ewc_rests_between_two_tasks_as_their_curvature_has_it() -> None:
 
 
 class OneRowAtATime:
-    """The empirical Fisher information of the golden classifier: mean over samples of the squared gradient."""
+    """Stand-in passes for the golden classifier: the mean over samples of a function of each sample's gradient."""
 
     def __init__(self, of_task: dict[str, Any]) -> None:
         self.of_task = of_task
@@ -135,7 +135,7 @@ def test_every_row_is_kept_with_the_same_probability(settings: ReplaySettings) -
 
 
 def learn(method: Method, model: nn.Module, task: str) -> dict[str, Any]:
-    """A task by plain AdamW, and its update in the ledger's form."""
+    """Trains a task with plain AdamW; returns its update in the ledger's form."""
     ready = method.prepare(model, task, 10)
     torch.manual_seed(len(task))
     ids = torch.randint(3, 700, (4, 12))
@@ -147,7 +147,7 @@ def learn(method: Method, model: nn.Module, task: str) -> dict[str, Any]:
 
 
 def test_entries_of_seqlora_telescope_to_one_adapter() -> None:
-    """The sum of three tasks' entries has the rank of one adapter, and is what one continued adapter has learned."""
+    """The sum of three tasks' entries has the rank of one adapter, and equals the update of one continued adapter."""
     model, method = tiny_model(), method_of("seqlora")
     sums: dict[str, torch.Tensor] = {}
     for task in ("first", "second", "the third"):

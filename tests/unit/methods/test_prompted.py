@@ -1,4 +1,4 @@
-"""L2P and DualPrompt: published numbers, which prompts learn, which are read, and that nothing else changes."""
+"""L2P and DualPrompt: published numbers, which prompts are trained and read, and that nothing else changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def passes_on(model: Any, steps: Sequence[int] = range(len(ROWS))) -> ModelPasse
 
 
 def prepared(name: str, rows: list[Example] = ROWS, **settings: Any) -> tuple[Any, Any, PromptedEmbedding]:
-    """A method, a tiny model with its prompts for a first task, and the layer that has them."""
+    """Returns a method, a tiny model prepared for a first task, and the layer with the prompts."""
     method, model = method_of(name, **settings), tiny_model()
     method.before_training(rows, passes_on(model))
     method.prepare(model, "first", 10)
@@ -98,7 +98,7 @@ def test_prompts_that_are_not_selected_learn_nothing(repaired: bool) -> None:
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_row_is_the_same_in_any_batch(repaired: bool) -> None:
-    """Its prompts are those of its own tokens: of prompt and answer in training as released, else of the prompt."""
+    """A row's prompts depend on its own tokens only: of prompt and answer as released, of the prompt if repaired."""
     method, model, layer = prepared("l2p", **{"l2p.repaired": repaired})
     together = loss_of(model, ROWS)
     apart = [loss_of(model, [row]) for row in ROWS]
@@ -111,7 +111,7 @@ def test_a_row_is_the_same_in_any_batch(repaired: bool) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma2", "gemma3"])
 def test_what_is_trained_is_what_is_scored_and_generated(architecture: str) -> None:
-    """The loss of training, that of scoring, and greedy answers with the cache are those of the plain model on ids."""
+    """Training loss, scoring loss and greedy answers with the KV cache equal those of the plain model."""
     model, rows = tiny_model(architecture), some_examples()
     method: Any = method_of("l2p", **{"l2p.repaired": True, "l2p.length": 2})
     torch.manual_seed(1)
@@ -133,7 +133,7 @@ def test_what_is_trained_is_what_is_scored_and_generated(architecture: str) -> N
 
 
 def trained(method: Method, model: Any, task: str, rows: list[Example]) -> dict[str, torch.Tensor]:
-    """What is kept after a task of three steps on the rows."""
+    """Trains a task on the rows; returns the tensors that the method keeps."""
     batches = GlobalBatches(rows, 4, 2, 1.5, 0, task)
     method.before_training(rows, passes_on(model))
     ready = method.prepare(model, task, batches.total_steps)
@@ -144,7 +144,7 @@ def trained(method: Method, model: Any, task: str, rows: list[Example]) -> dict[
 
 
 def test_prompts_of_dualprompt() -> None:
-    """General vectors learn from every task, a task's own from none but it; a row finds its task by the nearest key."""
+    """All tasks train the general vectors, a task's own only it; a row's task is that of the nearest key."""
     train = {"train.global_batch_size": 4, "train.per_device_train_batch_size": 2, "train.learning_rate": 0.1}
     method, model = method_of("dualprompt", **train), tiny_model()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -190,7 +190,7 @@ def test_nothing_is_live_before_the_first_task(name: str) -> None:
 
 
 def test_no_prompt_is_the_model_as_it_is() -> None:
-    """No prompts are selected: every loss is the model's own, and training moves nothing."""
+    """If no prompts are selected, every loss is the model's own, and training changes nothing."""
     model, method = tiny_model(), method_of("l2p", **{"l2p.selected": 0, "l2p.pull": 0.0})
     own = [float(loss_of(model, [row])) for row in ROWS]
     method.before_training(ROWS, passes_on(model))

@@ -1,4 +1,4 @@
-"""The controls that drop components: as many as they say, or as many as another run has kept."""
+"""The controls that drop components: a given share, or as many as another run dropped."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_pruned_drops_as_many_as_it_says() -> None:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """The folder of a run that kept, in its second task, one component less of each projection than in its first."""
+    """Folder of a run that kept one component less of each projection in its second task than in its first."""
     lines = ["task,module,rank,initial_rank,update_norm,bound,cumulative_norm"]
     names = [name for name, module in tiny_model().named_modules() if name.endswith("_proj")]
     for number, task in enumerate(("first", "second")):

@@ -1,4 +1,4 @@
-"""Model folders as people have them: keys too many, code, adapters, damage; and what a saved one must do."""
+"""Users' model folders: unexpected keys, code, adapters, damage; and requirements of a saved folder."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from tests.models import tiny_model
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that may be changed."""
+    """Folder with a copy of the tiny model, which tests may change."""
     shutil.copytree(tiny_folder, tmp_path / "model")
     return tmp_path / "model"
 
@@ -40,7 +40,7 @@ def add_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def use(folder: Path) -> None:
-    """As every command does."""
+    """Uses a model folder as every command does."""
     source = open_source(str(folder))
     assert source.tokenizer
     load_model(source)
@@ -203,7 +203,7 @@ def test_a_saved_model_stops_where_it_was_taught_to(folder: Path, tmp_path: Path
     assert model.generation_config.eos_token_id == [end, 5]
     weight = torch.zeros_like(model.lm_head.weight)
     weight[end] = model.model.norm.weight.sign()
-    model.lm_head.weight.data.copy_(weight)  # says its end mark, or nothing that is likelier
+    model.lm_head.weight.data.copy_(weight)  # EOS gets a nonzero logit, all other tokens zero
     ids = torch.tensor([[1, 7, 8, 9]])
     with torch.no_grad():
         first = model(ids).logits[0, -1].argmax()
@@ -243,7 +243,7 @@ def test_a_model_that_is_not_its_configurations_is_not_saved(
 
 
 def real_check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """The check, with the names as they should be."""
+    """The check of a saved folder's weight names, with the real function that reads them."""
     from codyra_llm.models import save
     from codyra_llm.models.shards import names_in_files
 

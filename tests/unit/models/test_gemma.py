@@ -1,4 +1,4 @@
-"""Gemma 3 270M: only for those who agree to its terms; what is tested of it needs it in the cache."""
+"""Gemma 3 270M, which requires agreement to its terms; tests that load it need it in the cache."""
 
 from pathlib import Path
 
@@ -48,5 +48,5 @@ def test_it_knows_english() -> None:
     model, tokenizer = load_model(GEMMA, "bfloat16"), open_source(GEMMA).tokenizer
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
-        likeliest = model(ids).logits[0, -1].topk(5).indices  # of 262,144: a small model that is not tuned to answer
+        likeliest = model(ids).logits[0, -1].topk(5).indices  # of 262,144; a small base model need not have it first
     assert "Paris" in [tokenizer.decode(token).strip() for token in likeliest]

@@ -1,4 +1,4 @@
-"""A model is known by its weights, not by its name."""
+"""A model is identified by its weights, not by its name."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def test_weights_of_other_kinds(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     found = model_hash(str(tmp_path / "pickled"))
     assert len(found) == 64
-    weights = (tmp_path / "pickled" / "pytorch_model.bin").rename(tmp_path / "blob")  # as the hub's cache keeps them
+    weights = (tmp_path / "pickled" / "pytorch_model.bin").rename(tmp_path / "blob")  # as in the hub's cache
     (tmp_path / "pickled" / "pytorch_model.bin").symlink_to(weights)
     assert model_hash(str(tmp_path / "pickled")) == found
     model.save_pretrained(tmp_path / "eight")

@@ -1,4 +1,4 @@
-"""The built-in model, GGUF files, and what a saved model looks like."""
+"""The built-in model, GGUF files, and the files of a saved model."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_the_builtin_model_is_an_ordinary_folder_with_210_projections() -> None:
 def test_a_cache_that_cannot_be_written_gives_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODYRA_CACHE", str(tmp_path))
     (tmp_path / BUILTIN).mkdir()
-    (tmp_path / f"{BUILTIN}.lock").mkdir()  # where no lock can be made
+    (tmp_path / f"{BUILTIN}.lock").mkdir()  # a folder of this name, so that no lock file can be created
     assert resolve_model(BUILTIN) == str(tmp_path / BUILTIN)
 
 

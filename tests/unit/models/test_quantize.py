@@ -1,4 +1,4 @@
-"""A quantized base: the bits that transformers gives, loaded in parts and saved as an ordinary folder."""
+"""A quantized base: the same bits as transformers', loaded in parts, and saved as an ordinary folder."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ def test_it_is_what_transformers_quantizes(architecture: str, quantization: str,
     found, expected = ours.state_dict(), theirs.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        if "quant_state" not in name:  # which names the dtype that was quantized from
+        if "quant_state" not in name:  # it contains the dtype before quantization
             assert torch.equal(found[name], tensor), name
     ids = torch.arange(3, 40)[None]
     assert torch.equal(ours(ids).logits, theirs(ids).logits)

@@ -1,4 +1,4 @@
-"""Safetensors files of our own writing and reading, against the safetensors library."""
+"""Our own writing and reading of safetensors files, compared with the safetensors library."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tests.models import tiny_model
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    """One of each dtype, in odd shapes, an empty one and a scalar among them."""
+    """A tensor of each dtype, in odd shapes, including an empty one and a scalar."""
     torch.manual_seed(0)
     shapes = [(), (3,), (5, 7), (0, 4), (2, 3, 5), (1,), (9,), (4, 4), (11,), (6,)]
     return {

@@ -1,4 +1,4 @@
-"""The plan against published parameter counts, and against what real passes and real DeepSpeed engines allocate."""
+"""The plan compared with published parameter counts, and with allocations of real passes and DeepSpeed engines."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ from codyra_llm.planning.memory import ModelSizes, rank_memory, step_traffic
 from codyra_llm.planning.quantized import stand_in
 from tests.models import CONFIGS, WIDE, tiny_model
 
-# as the models' cards and files state them
+# from the models' cards and files
 PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
@@ -90,7 +90,7 @@ def on_meta(config: PretrainedConfig, dtype: torch.dtype = torch.float32, rank: 
 
 
 def allocated(action: Callable[[], Any]) -> int:
-    """Peak of the bytes that torch's CPU allocator hands out while `action` runs, as its profiler sees them."""
+    """Returns the peak bytes that torch's CPU allocator hands out while `action` runs, from its profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         action()
     return peak_of(profiled)
@@ -118,7 +118,7 @@ def test_activations_on_meta_are_those_of_a_real_pass(architecture: str, checkpo
     ids = torch.arange(10, 10 + length).repeat(rows, 1)
     labels = torch.where(torch.arange(length) >= length - answer, ids, -100)
     loss = AnswerLoss(model)
-    loss(ids, labels).backward()  # gradients are there already
+    loss(ids, labels).backward()  # so that gradients already exist in the measured pass
     real = allocated(lambda: loss(ids, labels).backward())
     assert planned == pytest.approx(real, rel=0.05)
 
@@ -150,12 +150,12 @@ def test_memory_is_what_a_real_engine_allocates(way: str, length: int) -> None:
     between = planned.held + planned.host
     if zero["stage"] == 3:
         between += BUCKET * 4 + (0 if way.endswith("offload") else planned.gradients)
-    largest = 4 * 64 * 16 * (way == "2-offload")  # its copy on the device
+    largest = 4 * 64 * 16 * (way == "2-offload")  # the device's copy of the largest weight
     assert held == pytest.approx(between + largest, rel=0.02)
 
 
 def real_engine_bytes(config: Any, deepspeed_json: dict[str, Any], length: int) -> tuple[ModelSizes, int, int]:
-    """(sizes, bytes of all tensors between the second and third step, what the third step allocates on top)."""
+    """Returns (sizes, bytes of all tensors between the second and third step, peak of the third step on top)."""
     world = start()
     gc.collect()
     before = {pointer for pointer, _ in storages()}
@@ -180,9 +180,9 @@ def real_engine_bytes(config: Any, deepspeed_json: dict[str, Any], length: int) 
 
 
 def storages() -> list[tuple[int, int]]:
-    """(address, bytes) of the storage of every tensor that there is."""
+    """Returns (address, bytes) of the storage of every CPU tensor of this process."""
     tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.device.type == "cpu"]
-    # what a compiler of this process left behind has a size but no memory
+    # fake tensors left by a compiler have a size but no memory
     tensors = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor | FunctionalTensor)]
     return [(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
 
@@ -193,7 +193,7 @@ def test_quantized_weights_take_what_is_planned(quantization: str, tmp_path: Pat
     loaded = load_model(str(tmp_path), quantization=quantization)
     real = 0
     for name, tensor in loaded.state_dict().items():
-        if not name.endswith(("quant_map", "bitsandbytes__nf4", "weight_format")):  # tables, one for all in memory
+        if not name.endswith(("quant_map", "bitsandbytes__nf4", "weight_format")):  # tables shared by all layers
             real += tensor.nbytes
     planned = meta_model(tiny_model("llama", **WIDE).config, dtype=torch.float32)
     stand_in(planned, quantization)
@@ -249,7 +249,7 @@ def test_other_sizes_are_named(text: str) -> None:
 
 
 class Inputs:
-    """Passes that know what every projection reads, and nothing else."""
+    """Stand-in passes that only have the second moments of every projection's inputs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.moments = {
@@ -278,7 +278,7 @@ class Inputs:
     {"method": "osft", "osft.train": 0.3},
 ], ids=lambda settings: "-".join(map(str, settings.values())))  # fmt: skip
 def test_what_a_method_trains_is_planned(settings: dict[str, Any]) -> None:
-    """As many values, in as many tensors, as the method itself makes of a model."""
+    """The plan has as many trainable values and tensors as the method makes of a real model."""
     config = load_config(None, {"adapter.rank": 4, **settings})
     method, real = METHODS[config.method](config), tiny_model()
     if config.method != "routed":

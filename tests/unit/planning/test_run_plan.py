@@ -1,4 +1,4 @@
-"""What is found out before any weight is loaded: ids beyond the vocabulary, names too long, text that is lost."""
+"""Problems found before any weight is loaded: ids beyond the vocabulary, names that are too long, text that is lost."""
 
 import copy
 import json

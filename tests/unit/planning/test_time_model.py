@@ -1,4 +1,4 @@
-"""Times of the plan, against sums made by hand and operations that are counted."""
+"""Times of the plan, compared with sums made by hand and with counted operations."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_operations_of_a_pass() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gemma"])
 def test_operations_are_those_that_torch_counts(architecture: str, recompute: bool) -> None:
-    """All but attention, which torch's counter leaves out on a CPU, and gradients of the first layer's inputs."""
+    """Compares all but attention, which torch's counter omits on a CPU, and gradients of the first layer's inputs."""
     model = tiny_model(architecture, num_hidden_layers=8, hidden_size=64, intermediate_size=128, head_dim=16)
     inject(model, CoDyRAConfig(rank=4, impl="reference"))
     shape = dataclasses.replace(Shape.of(model, ModelSizes.of(model)), attention=0)
@@ -263,7 +263,7 @@ def test_more_gpus_take_less_time_until_the_network_is_what_counts() -> None:
         assert alone
         assert times[1][key].total < alone.total / 6, "eight of one node"
         assert alone.network == 0
-    for key in (("zero0", False), ("zero1", False)):  # what the others move depends on the number of micro batches
+    for key in (("zero0", False), ("zero1", False)):  # at other stages traffic depends on the number of micro batches
         assert times[2][key].network > times[1][key].network
     assert all(plan.time and plan.time.total > 0 for plan in plans)
     assert plans[0].as_dict()["ways"][0]["time"]["total"] == times[0]["zero0", False].total

@@ -1,4 +1,4 @@
-"""The page of a run: what it says, and that no name, answer, gap or size breaks it."""
+"""The page of a run: its content, and that no name, answer, missing value or size breaks it."""
 
 import json
 import math
@@ -30,7 +30,7 @@ VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
 def made(folder: Path, tasks: list[str], rows: int = 4, answer: str = "dovish", finished: bool = True) -> Run:
-    """A run whose tasks go from 0 to 75 and lose a row's worth of it, with every file that a page is made of."""
+    """Returns a run with all files of a page; its tasks go from 0 to 75 and then lose the score of one row."""
     data = Data("trace", "1", [TaskData(task, 9, 0, rows, 3, {"test": "0" * 64}) for task in tasks])
     source: dict[str, Any] = {
         "schema_version": 1,
@@ -72,7 +72,7 @@ def made(folder: Path, tasks: list[str], rows: int = 4, answer: str = "dovish", 
 
 
 class Checked(HTMLParser):
-    """Fails where an element is not closed in order, or an id comes twice."""
+    """A parser that fails if an element is not closed in order or an id occurs twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Checked(HTMLParser):
 
 
 def check(page: str) -> Checked:
-    """Well-formed, with nothing from the network and no script but ours."""
+    """Asserts that a page is well-formed, loads nothing from the network and has no script but ours."""
     found = Checked()
     found.feed(page)
     found.close()

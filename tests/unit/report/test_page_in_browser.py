@@ -1,4 +1,4 @@
-"""The page in headless Chromium: its script runs without an error, and no other does, whatever a model has answered."""
+"""The page in headless Chromium: its script runs without errors, and no script in a model's answers is run."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ def browser() -> str:
 
 
 def opened(browser: str, page: Path, profile: Path, *options: str) -> tuple[str, str]:
-    """The page's elements once its script has run, and what went to the console."""
+    """Returns the page's elements after its script has run, and the console output."""
     how = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--enable-logging=stderr"]
     command = [browser, *how, "--virtual-time-budget=2000", *options, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

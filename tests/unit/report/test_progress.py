@@ -1,4 +1,4 @@
-"""Progress in a file is a plain line now and then."""
+"""Progress written to a file is an occasional plain line."""
 
 import re
 

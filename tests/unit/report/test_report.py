@@ -1,4 +1,4 @@
-"""Tables made of results, and the run folder: what is written, cleared and refused."""
+"""Tables made of results, and the run folder: what is written, deleted and refused."""
 
 import dataclasses
 from pathlib import Path
