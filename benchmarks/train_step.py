@@ -1,7 +1,7 @@
 """Compares a forward and backward pass with branches and without: time, kept activations, operator traffic.
 
-    python -m benchmarks.train_step.py                              # all models, 15 rounds
-    python -m benchmarks.train_step.py --models group --rounds 1    # only the counted figures of a q/k/v group
+    python -m benchmarks.train_step                              # all models, 15 rounds
+    python -m benchmarks.train_step --models group --rounds 1    # only the counted figures of a q/k/v group
 
 All contestants run in turn in every round, in one process. `bound` is the frozen base where only activations receive
 gradients; `reference` and `fused` are ours; `PEFT` is PEFT's LoRA with the same rank and target modules. Models: two
