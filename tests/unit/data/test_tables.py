@@ -95,8 +95,8 @@ def test_columns_are_mapped_and_others_named_once() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("train.csv", "prompt,answer\nx,y,z\n", "line 2: 3 fields, the header has 2; put texts that hold commas"),
-        ("train.tsv", "prompt\tanswer\nx\n", "line 2: 1 fields, the header has 2; put texts that hold tabs"),
+        ("train.csv", "prompt,answer\nx,y,z\n", "line 2: 3 fields, the header has 2; put texts that contain commas"),
+        ("train.tsv", "prompt\tanswer\nx\n", "line 2: 1 fields, the header has 2; put texts that contain tabs"),
         ("train.csv", 'prompt,answer\n"x,y\n', "line 2: not valid CSV"),
         ("train.csv", "prompt,prompt\nx,y\n", "line 1: a column has no name, or has that of another"),
         ("train.csv", "prompt,answer\n", "no rows"),
