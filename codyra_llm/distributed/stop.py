@@ -16,8 +16,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Records, within its `with` block, that this process was asked to stop; `agreed` returns the same on every rank.
 
-    If blocks are nested, the outer one records a signal as well: a signal that comes too late for a run still stops the
-    comparison around it.
+    If blocks are nested, what asks one asks the other: a signal or a file that stops a comparison stops its run, and a
+    signal that comes too late for the run still stops the comparison.
 
     Args:
         ranks: the ranks that must agree.
@@ -27,11 +27,14 @@ class StopRequest:
     def __init__(self, ranks: Ranks, trigger: Path | None) -> None:
         self.ranks, self.trigger = ranks, trigger
         self._signalled = False
+        self._outer: StopRequest | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python sets signal handlers in this thread only
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            outer = getattr(self._before[SIGNALS[0]], "__self__", None)
+            self._outer = outer if isinstance(outer, StopRequest) else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,15 +43,17 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Returns whether any rank was asked to stop, the same on all ranks. Every rank must call it."""
+        return any_rank(self._asked(), self.ranks.device)
+
+    def _asked(self) -> bool:
         asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
-        return any_rank(asked, self.ranks.device)
+        return asked or (self._outer is not None and self._outer._asked())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signalled:  # a second Ctrl-C
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.ranks.is_main:
             print("\nstopping as soon as all is saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
-        self._signalled = True
-        outer = getattr(self._before[number], "__self__", None)
-        if isinstance(outer, StopRequest):
-            outer._signalled = True
+        noted: StopRequest | None = self
+        while noted:
+            noted._signalled, noted = True, noted._outer

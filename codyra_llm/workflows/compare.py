@@ -69,15 +69,13 @@ def compare(base: RunConfig, grid: Grid) -> list[Contestant]:
 
 def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: StopRequest) -> list[Contestant]:
     on_rank_0(ranks, lambda: (output / "stop").unlink(missing_ok=True))
-    tuned = _sweep(base, grid, ranks, output)
+    tuned = _sweep(base, grid, ranks, output, stop)
     runs = list(grid_runs(grid))
     found = {point.name: Finished() for point in points(grid)}
     untouched: dict[RunKey, list[RowLosses]] = {}
     begun = time.monotonic()
     for number, each in enumerate(runs):
-        if stop.agreed():
-            _say(ranks, f"\nstopped after run {number} of {len(runs)}, as asked; the same command resumes from there")
-            raise Stopped(f"after run {number} of {len(runs)}")
+        _check_stop(stop, f"after run {number} of {len(runs)}", ranks)
         left = (time.monotonic() - begun) / max(number, 1) * (len(runs) - number)
         about = f", about {datetime.timedelta(seconds=round(left))} left" if number else ""
         _say(ranks, f"\nrun {number + 1} of {len(runs)}: {each.folder}{about}")
@@ -95,6 +93,12 @@ def _compare(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: Stop
 
     on_rank_0(ranks, write)
     return contestants
+
+
+def _check_stop(stop: StopRequest, where: str, ranks: Ranks) -> None:
+    if stop.agreed():
+        _say(ranks, f"\nstopped {where}, as asked; the same command resumes from there")
+        raise Stopped(where)
 
 
 def _run(
@@ -119,7 +123,7 @@ def _run(
     on_rank_0(ranks, read)
 
 
-def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str, Settings]:
+def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path, stop: StopRequest) -> dict[str, Settings]:
     """Returns the best setting of each variant, by the NLL after the last task on rows taken from train.
 
     The test split is not used: rows of train that are not trained on replace it. A variant with its own value of the
@@ -136,6 +140,7 @@ def _sweep(base: RunConfig, grid: Grid, ranks: Ranks, output: Path) -> dict[str,
         usual = operator.attrgetter(name)(base)
         for value in [value * point.settings.get(name, usual) / usual for value in values] if usual else values:
             folder = f"sweep/{point.name}/{name.rpartition('.')[2]}={value:g}"
+            _check_stop(stop, f"before {folder}", ranks)
             _say(ranks, f"\nsweep: {folder}")
             config = config_of_run(base, GridRun(point, order, seed), {name: value})
             config = dataclasses.replace(

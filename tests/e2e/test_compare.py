@@ -94,6 +94,24 @@ def test_a_signal_that_comes_too_late_for_a_run_stops_the_comparison(
     assert [path.parent.parent.name for path in (tmp_path / "grid").glob("*/*/model")] == ["lora"]
 
 
+def test_the_file_of_a_comparison_stops_a_run_of_its_sweep(
+    grid: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    progress = Reporter.progress
+
+    def stop_in_the_first(self: Reporter, task: str, total: int, done: int) -> object:
+        begun.append(task)
+        (tmp_path / "grid" / "stop").touch()
+        return progress(self, task, total, done)
+
+    monkeypatch.setattr(Reporter, "progress", stop_in_the_first)
+    with pytest.raises(SystemExit) as stop:
+        command("compare.py", "--config", grid, "--seeds", 1, "--orders", "two", "--sweep", "learning_rate")
+    assert stop.value.code == 75
+    assert begun == ["FOMC"]
+
+
 def test_a_variant_that_fails_is_listed(grid: Path, tmp_path: Path, command: Command) -> None:
     content = yaml.safe_load(grid.read_text())
     content["compare"] |= {"methods": ["lora", "hasty"], "seeds": [1], "orders": ["two"], "curves": {}}

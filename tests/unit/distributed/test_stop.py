@@ -28,6 +28,27 @@ def test_a_file_asks_as_well(tmp_path: Path) -> None:
         assert stop.agreed()
 
 
+def test_what_asks_the_outer_of_two_asks_the_inner_one(tmp_path: Path) -> None:
+    with StopRequest(start(), tmp_path / "stop") as outer:
+        with StopRequest(start(), None) as inner:
+            (tmp_path / "stop").touch()
+            assert inner.agreed()
+            (tmp_path / "stop").unlink()
+            assert not inner.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopRequest(start(), None) as inner:
+            assert inner.agreed(), "the signal came before the inner one began"
+        assert outer.agreed()
+
+
+def test_a_signal_within_the_inner_of_two_asks_both() -> None:
+    with StopRequest(start(), None) as outer:
+        with StopRequest(start(), None) as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert inner.agreed()
+        assert outer.agreed()
+
+
 def test_in_another_thread_no_handler_is_set() -> None:
     world, before, found = start(), signal.getsignal(signal.SIGTERM), []
 
