@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,15 @@ from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from tests.models import WIDE, tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def write_from_every_rank(file: Path, text: str) -> None:
+    """Writes a file that all ranks write with the same content: a rank that reads it never finds half of it."""
+    own = file.with_name(f"{file.name}.{os.getpid()}")
+    own.write_text(text)
+    own.replace(file)
+
+
 SAMPLE = REPOSITORY / "tasks" / "trace" / "sample"
 SHARED = REPOSITORY.parent / "shared"
 

@@ -22,7 +22,7 @@ from codyra_llm.models import head
 from codyra_llm.models.load import original_weights
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.workflows.retention import prepare_retention, protect
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_from_every_rank
 from tests.distributed.extra_methods import register
 from tests.distributed.forked import fork_ranks
 
@@ -112,7 +112,7 @@ def deepspeed_json(zero: str, file: Path) -> str | None:
     content = json.loads((REPOSITORY / "ds_configs" / f"{zero}.json").read_text())
     if content["zero_optimization"]["stage"] == 3:
         content["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    file.write_text(json.dumps(content))
+    write_from_every_rank(file, json.dumps(content))
     return str(file)
 
 

@@ -45,6 +45,7 @@ from codyra_llm.models.load import load_model, original_weights
 from codyra_llm.models.save import save_model
 from codyra_llm.planning.run_plan import plan_run
 from codyra_llm.workflows.train import run
+from tests.conftest import write_from_every_rank
 
 LARGEST_FILES = (50_000, 10**9)
 
@@ -84,7 +85,8 @@ def peak_growth(action: Callable[[], object]) -> int:
 def config_for(folder: Path, name: str, **fields: Any) -> RunConfig:
     """Returns the configuration of a run of two short tasks."""
     ds_config = folder / "zero3.json"
-    ds_config.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    section = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    write_from_every_rank(ds_config, json.dumps({"zero_optimization": section}))
     values = {
         "model.name_or_path": str(folder / name),
         "order": ["FOMC", "NumGLUE-cm"],
