@@ -20,7 +20,7 @@ from codyra_llm.selfcheck.report import table
 
 TABLES = {
     "cost": ("trainable", "bytes_kept", "nll_learned", "nll_forgotten", "nll_final", "general"),
-    "results": ("nll_learned", "nll_forgotten", "nll_final", "general", "text_bits", "rank", "kl_earlier"),
+    "results": ("nll_learned", "nll_forgotten", "nll_final", "general", "text_bits", "rank"),
 }
 
 

@@ -18,6 +18,7 @@ from codyra_llm.results.measures import MEASURES
 from codyra_llm.results.schema import check_version
 from codyra_llm.text import align
 
+IN_LEGEND = 20  # variants
 SHOWN = (
     "OP",
     "BWT",
@@ -200,10 +201,12 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
 
     Learning is the NLL right after each task, on an inverted axis, so that more learning is to the right. The variant
     `line` (plain LoRA) is shaded by a standard deviation over runs; a variant below it forgets less than a LoRA that is
-    shrunk to the same learning.
+    shrunk to the same learning. If there are more variants than a legend can list, only their points are named.
     """
-    figure, axes = plots.make_figure((9, 5.5))
-    for number, variant in enumerate(dict.fromkeys(each.variant for each in contestants)):
+    variants = list(dict.fromkeys(each.variant for each in contestants))
+    has_legend = len(variants) <= IN_LEGEND
+    figure, axes = plots.make_figure((9, 5.5) if has_legend else (11, 8))
+    for number, variant in enumerate(variants):
         found = [
             (each.mean["nll_learned"], each.mean["nll_forgotten"], each.deviation["nll_forgotten"])
             for each in contestants
@@ -231,7 +234,7 @@ def forgetting_figure(contestants: Sequence[Contestant], line: str) -> Any:
     axes.invert_xaxis()
     axes.set_xlabel("NLL of the true answers right after learning (nats a token): further right, more learned")
     axes.set_ylabel("rise of that NLL until the end: forgotten")
-    if axes.has_data():  # there is none if no run has finished, or if there is only one task
+    if has_legend and axes.has_data():  # there is none if no run has finished, or if there is only one task
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Forgetting against learning")
     return figure

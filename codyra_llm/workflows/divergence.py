@@ -24,8 +24,7 @@ ROLLING = "loglikelihood_rolling"  # lm-eval's name for whole texts
 def measure_divergence(run: RunState, stage: Stage) -> TaskDivergence:
     """Measures how far a stage's task, which is merged, has moved the model's outputs.
 
-    Parts of a method that are active at inference only (`Hooks.serving`) are left out: for a method that merges
-    nothing, all values are zero.
+    It is not for methods with parts that are active at inference only (`Hooks.serving`), which it would leave out.
     """
     ranks, plan, config = run.session.ranks, run.plan, run.config.evaluate
     updates: Deltas = broadcast(run.session.on_rank_0(lambda: _last_change(run.entry_folders, run.combine)))

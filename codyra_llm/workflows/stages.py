@@ -184,7 +184,7 @@ def evaluate(run: RunState, stage: Stage) -> None:
     if run.plan.measures_general(stage, config):
         _evaluate_general(run, stage)
     run.report.scores(results, stage)
-    if stage.number and config.evaluate.divergence:
+    if stage.number and config.evaluate.divergence and not overrides(run.method, "serving"):
         results.divergence.append(measure_divergence(run, stage))
     if stage.number:
         row = zip(results.tasks, results.matrix[stage.number], strict=True)

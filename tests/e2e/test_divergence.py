@@ -48,6 +48,11 @@ def test_it_is_that_of_the_two_models(method: str, tiny_folder: Path, tmp_path: 
     assert first.earlier is None and first.text is None and second.text is None
 
 
+def test_what_the_merged_weights_do_not_show_is_not_measured(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, tmp_path / "run", method="routed", order=["FOMC"])
+    assert run(config).divergence == []
+
+
 def test_on_text(tiny_folder: Path, tmp_path: Path) -> None:
     settings = {"general.suites": ["text"], "general.data_dir": "tasks/general/sample", "order": ["FOMC"]}
     (found,) = run(config_of(tiny_folder, tmp_path / "run", **settings)).divergence
