@@ -181,8 +181,10 @@ def shown_cell(each: Contestant, name: str) -> str:
     mean, deviation = each.mean[name], each.deviation[name]
     if mean is None:
         return ""
-    form = f"{{:.{_decimals(name)}f}}" if abs(mean) < 1e5 else "{:.2e}"
-    return form.format(mean) + (f" +- {form.format(deviation)}" if deviation else "")
+    is_large = abs(mean) >= 1e5
+    form = "{:.2e}" if is_large else f"{{:.{_decimals(name)}f}}"
+    is_shown = deviation and (deviation >= abs(mean) / 200 if is_large else float(form.format(deviation)))
+    return form.format(mean) + (f" +- {form.format(deviation)}" if is_shown else "")
 
 
 def _decimals(name: str) -> int:
