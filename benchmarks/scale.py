@@ -35,7 +35,6 @@ from codyra_llm.text import align
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 4096}
 # as many weights gathered at stage 3 (branches and norms are not gathered), and little to compute or to move
 NARROW = SHAPE | {"hidden_size": 128, "intermediate_size": 128}
-NARROW_PERSISTENCE = 8000  # values: branches have fewer, projections more
 LENGTH, ANSWER, ACCUMULATION = 192, 32, 2
 ROWS, PROMPT, NEW = 8, 128, 32  # of a batch of answers
 
@@ -67,11 +66,11 @@ def measure(way: str, recompute: bool, steps: int, clock: str, output: Path) -> 
         time.perf_counter = time.process_time
     before = ceilings_here(ranks)
     answers = seconds_of_answers(AutoModelForCausalLM.from_config(model_config(SHAPE)).eval())
-    taken = seconds_of_steps(_section(way), SHAPE, recompute, steps, ranks)
+    taken = seconds_of_steps(way, SHAPE, recompute, steps, ranks)
     fetching = 0.0
-    if _section(way)["stage"] == 3:
-        fetching = seconds_of_steps(_section(way, NARROW), NARROW, recompute, steps, ranks)
-        fetching -= seconds_of_steps(_section("zero0"), NARROW, recompute, steps, ranks)
+    if _section(way, SHAPE)["stage"] == 3:
+        fetching = seconds_of_steps(way, NARROW, recompute, steps, ranks)
+        fetching -= seconds_of_steps("zero0", NARROW, recompute, steps, ranks)
     after = ceilings_here(ranks)
     found = {what: (before[what] + after[what]) / 2 for what in before}
     if ranks.is_main:
@@ -134,7 +133,7 @@ def _median(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: bool, steps: int, ranks: Any) -> float:
+def seconds_of_steps(way: str, shape: dict[str, int], recompute: bool, steps: int, ranks: Any) -> float:
     """Returns the median seconds of an optimizer step, without the first two steps."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -148,7 +147,7 @@ def seconds_of_steps(zero: dict[str, Any], shape: dict[str, int], recompute: boo
     from codyra_llm.methods import METHODS
     from codyra_llm.models.load import load_model
 
-    config, section = settings(ranks.size, recompute), {"zero_optimization": zero}
+    config, section = settings(ranks.size, recompute), {"zero_optimization": _section(way, shape)}
     with tempfile.TemporaryDirectory() as own:
         AutoModelForCausalLM.from_config(model_config(shape), dtype=torch.float32).save_pretrained(own)
         folder = broadcast(own)  # transformers writes on rank 0 alone
@@ -187,17 +186,16 @@ def seconds_of_answers(model: Any) -> float:
         return _median(lambda: answer_questions(model, tokenizer, questions, ROWS), 3)
 
 
-def _section(way: str, shape: dict[str, int] = SHAPE) -> dict[str, Any]:
+def _section(way: str, shape: dict[str, int]) -> dict[str, Any]:
     """Returns the ZeRO section of DeepSpeed's configuration.
 
     Communication does not overlap computation, since gloo runs on the same cores. At stage 3 a weight is gathered for
-    each use.
+    each use; projections are partitioned, branches, which are smaller, are not.
     """
     section = {**zero_section(way), "overlap_comm": False}
     if section["stage"] == 3:
         section |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
-        if shape is NARROW:
-            section["stage3_param_persistence_threshold"] = NARROW_PERSISTENCE
+        section["stage3_param_persistence_threshold"] = shape["hidden_size"] ** 2 // 2 - 1  # k and v have a value more
     return section
 
 
@@ -228,7 +226,7 @@ def modelled(way: str, ranks: int, recompute: bool, measured: dict[str, Any]) ->
     from codyra_llm.planning.run_time import StepModel
     from codyra_llm.planning.time_model import Questions, Shape, batch_seconds
 
-    config, zero = settings(ranks, recompute), DeepSpeedZeroConfig(**_section(way))
+    config, zero = settings(ranks, recompute), DeepSpeedZeroConfig(**_section(way, SHAPE))
     model = meta_model(model_config(SHAPE), dtype=torch.float32)
     METHODS[config.method](config).wrap(model)
     sizes = ModelSizes.of(model)

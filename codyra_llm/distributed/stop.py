@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,17 +44,20 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Returns whether any rank was asked to stop, the same on all ranks. Every rank must call it."""
-        return any_rank(self._asked(), self.ranks.device)
+        asked = any(each._signalled or (each.trigger and os.path.exists(each.trigger)) for each in self._chain())
+        return any_rank(asked, self.ranks.device)
 
-    def _asked(self) -> bool:
-        asked = self._signalled or (self.trigger is not None and os.path.exists(self.trigger))
-        return asked or (self._outer is not None and self._outer._asked())
+    def _chain(self) -> "Iterator[StopRequest]":
+        """Yields this block and those around it."""
+        each: StopRequest | None = self
+        while each:
+            yield each
+            each = each._outer
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signalled:  # a second Ctrl-C
+        if number == signal.SIGINT and any(each._signalled for each in self._chain()):  # a second Ctrl-C
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.ranks.is_main:
             print("\nstopping as soon as all is saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
-        noted: StopRequest | None = self
-        while noted:
-            noted._signalled, noted = True, noted._outer
+        for each in self._chain():
+            each._signalled = True

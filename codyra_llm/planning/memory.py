@@ -263,10 +263,10 @@ def step_traffic(
     ZeRO-3 for each pass over a layer, and `optimizer` is the gathering of the updated values.
     """
     stage, n = int(zero.stage), sizes.adapter_bytes
+    host = _from_host(sizes, zero, ranks, accumulation, recompute) if stage >= 2 else 0
+    gathered, calls = _gathers(sizes, zero, recompute) if stage == 3 else (0, 0)
     if ranks == 1:
-        host = 0 if stage < 2 else _from_host(sizes, zero, ranks, accumulation, recompute)
-        fetched = accumulation * _gathers(sizes, zero, recompute)[1] if stage == 3 else 0
-        return Traffic(0, 0, 0, host, weight_calls=fetched)
+        return Traffic(0, 0, 0, host, weight_calls=calls * accumulation)
 
     def share(size: int) -> int:
         return size * (ranks - 1) // ranks
@@ -275,11 +275,9 @@ def step_traffic(
         return Traffic(
             2 * share(n), 0, share(n) * stage, 0, ceil(n / FP32 / STAGE_0_BUFFER), 0, GROUPS * stage, 3 + stage
         )
-    host = _from_host(sizes, zero, ranks, accumulation, recompute)
     buckets = accumulation * ceil(n / FP32 / zero.reduce_bucket_size)
     if stage == 2:
         return Traffic(2 * share(n) * accumulation, 0, share(n), host, buckets, 0, GROUPS, 4)
-    gathered, calls = _gathers(sizes, zero, recompute)
     small = sizes.persistent(zero)
     moved = (share(n) * accumulation, share(gathered) * accumulation, share(sum(p.bytes for p in small)), host)
     return Traffic(*moved, buckets, calls * accumulation, len(small), 4 + accumulation)

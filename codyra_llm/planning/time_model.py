@@ -17,13 +17,13 @@ A ring enters a node once, through all its network adapters together. All functi
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from codyra_llm.adapter.layer import CoDyRALinear
+from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.planning.ceilings import Ceilings
 from codyra_llm.planning.memory import ModelSizes, Traffic
 
@@ -66,7 +66,6 @@ class Shape:
         heads, kept = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         of_head = getattr(text, "head_dim", None) or text.hidden_size // heads
         linear = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
-        branches = [part for part in model.modules() if isinstance(part, CoDyRALinear)]
         width = model.dtype.itemsize
         return cls(
             layers=text.num_hidden_layers,
@@ -77,7 +76,7 @@ class Shape:
             cached=2 * text.num_hidden_layers * kept * of_head * width,
             weights=sizes.bytes_of(trains=False),
             width=width,
-            spanned=sum(branch.in_features + branch.out_features for branch in branches),
+            spanned=sum(layer.A.shape[1] + layer.B.shape[0] for _, layer in gated_layers(model)),
         )
 
 
@@ -110,8 +109,9 @@ def micro_batch_seconds(
         touched: bytes read and written by all operations except matrix products (`activations.pass_bytes`).
     """
     passes = 3 if recompute else 2
-    of_branches = tokens * shape.branches * (6 + 2 * recompute)
-    of_base = training_flops(shape, tokens, length, answers, recompute) - of_branches
+    rows = (tokens, length, answers, recompute)
+    of_base = training_flops(replace(shape, branches=0), *rows)
+    of_branches = training_flops(shape, *rows) - of_base
     products = max(of_base / ceilings.flops, passes * shape.weights / ceilings.memory)
     # products of a small rank are limited by their inputs and outputs: once in a forward, twice in a backward pass
     spanned = tokens * shape.spanned * shape.width * (passes + 1)

@@ -49,6 +49,13 @@ def test_a_signal_within_the_inner_of_two_asks_both() -> None:
         assert outer.agreed()
 
 
+def test_a_second_ctrl_c_ends_at_once_though_the_first_came_before_the_inner_of_two() -> None:
+    with StopRequest(start(), None):
+        os.kill(os.getpid(), signal.SIGINT)
+        with StopRequest(start(), None), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_in_another_thread_no_handler_is_set() -> None:
     world, before, found = start(), signal.getsignal(signal.SIGTERM), []
 

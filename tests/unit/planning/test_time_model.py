@@ -10,6 +10,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from codyra_llm.adapter import CoDyRAConfig, inject
+from codyra_llm.adapter.layer import gated_layers
+from codyra_llm.adapter.prompts import add_prompts
 from codyra_llm.config import EvaluateConfig, load_config
 from codyra_llm.engine.loss import AnswerLoss
 from codyra_llm.errors import UserError
@@ -39,6 +41,15 @@ def test_operations_of_a_pass() -> None:
     assert time_model.training_flops(SHAPE, 10, 5, 4, recompute=False) == 80_000 + 12_000 + 5_600 + 8_000
     again = 44_000 + 1_600
     assert time_model.training_flops(SHAPE, 10, 5, 4, recompute=True) == 105_600 + again
+
+
+def test_branches_span_their_inputs_and_outputs_and_prompts_the_states_of_a_token() -> None:
+    branches, prompts = (tiny_model("llama", num_hidden_layers=2) for _ in range(2))
+    inject(branches, CoDyRAConfig(rank=4))
+    _, layer = add_prompts(prompts, 5, 3, lambda queries, keys: queries)
+    found = [Shape.of(model, ModelSizes.of(model)).spanned for model in (branches, prompts)]
+    spans = [each.in_features + each.out_features for _, each in gated_layers(branches)]
+    assert found == [sum(spans), 2 * layer.out_features]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
