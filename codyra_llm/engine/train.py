@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from codyra_llm.data.batches import GlobalBatches
 from codyra_llm.distributed.ranks import Ranks, local_rank_in_environment
 from codyra_llm.engine.attach import Attached
 from codyra_llm.engine.ds_config import complete
-from codyra_llm.engine.learning import ANSWERS, Learning
+from codyra_llm.engine.learning import ANSWERS, Learning, Objective
 from codyra_llm.engine.retention import KINDS, STATE, Retention
 from codyra_llm.engine.state import TaskState, clear_padding, read_state, trainable, write_branches, write_moments
 from codyra_llm.engine.validate import BEST, Validation
@@ -111,58 +111,25 @@ def train_task(
     Raises:
         UserError: loss, gradient or branches are no longer finite; or a branch got no gradient in any step.
     """
+    first_step = resumed.step if resumed else 0
     peaks = [group["lr"] for group in optimizer.param_groups]
     initial_ranks = [layer.rank for _, layer in gated_layers(model)]
-    first_step = resumed.step if resumed else 0
     engine = _engine(learning.module(model, hooks), optimizer, complete(deepspeed_json, train, ranks.size), resumed)
     attached = Attached(hooks, model, engine, optimizer, batches, ranks, learning.passes)
     engine.train()
     measured = retention if retention and retention.config.measures else None
     objective = learning.objective(engine, batches, ranks, measured)
-    partitioned = engine.zero_optimization_stage() > 0
+    steps = _Steps(
+        model, engine, optimizer, schedule, batches, train, ranks, objective, attached, retention, peaks, initial_ranks
+    )
     reports = []
     for step in range(first_step, batches.total_steps):
         if validation and validation.stops:
             break
-        began = time.perf_counter()
-        # a model's random draws (dropout) depend on the step alone, not on what ran before it
-        torch.manual_seed(batches.draw_seed(step, ranks.rank))
-        factor = cosine_factor(step, batches.total_steps, train.warmup_steps)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        threshold = schedule.apply(optimizer, step) if schedule else 0.0
-        if schedule and schedule.compacts(step):
-            compact_branches(model)
-        penalty = attached.begin_step(step)
-        sums = torch.zeros(2 + len(KINDS), dtype=torch.float64, device=ranks.device)  # loss, divergences, live gates
-        for loss, parts in objective.passes(step):
-            sums[:-1] += parts.double()
-            engine.backward(loss)
-            engine.step()
-        sums[-1] = optimizer.live_gates  # converted to float64 before it is divided
-        sums[-1] /= 1 if partitioned else ranks.size
-        dist.all_reduce(sums)
-        summed, *of_kinds, live_gates = sums.tolist()  # one read, as each is a synchronization with the device
-        divergences = retention.means(step, of_kinds) if retention else {}
-        mean_loss = objective.mean(step, summed)
-        grad_norm = float(engine.get_global_grad_norm())
-        _check_step(batches.task, step, mean_loss, grad_norm, model.dtype)
-        report = StepReport(
-            step,
-            loss=mean_loss,
-            learning_rate=train.learning_rate * factor,
-            threshold=threshold,
-            live_rank=(live_gates if schedule else sum(initial_ranks)) / len(initial_ranks),
-            grad_norm=grad_norm,
-            tokens=batches.tokens(step),
-            penalty=penalty,
-            seconds=time.perf_counter() - began,
-            divergences=divergences,
-            retention_factor=retention.factor if retention else None,
-        )
-        hooks.end_step(mean_loss)
+        report = steps.take(step)
+        hooks.end_step(report.loss)
         if retention:
-            retention.update(divergences)
+            retention.update(report.divergences)
         if validation and validation.is_due(step + 1, batches.total_steps):
             found = validation.measure(step + 1, attached.passes, batches.micro_batch_size, ranks)
             report = dataclasses.replace(report, validation=found)
@@ -178,6 +145,84 @@ def train_task(
         validation.restore_best(model)
     _check_branches(batches.task, model)
     return reports
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The optimizer steps of a task.
+
+    Attributes:
+        peaks: the peak learning rate of each parameter group.
+        initial_ranks: the rank of each branch before the first step.
+    """
+
+    model: PreTrainedModel
+    engine: Any
+    optimizer: Proximal
+    schedule: ThresholdSchedule | None
+    batches: GlobalBatches
+    train: TrainConfig
+    ranks: Ranks
+    objective: Objective
+    attached: Attached
+    retention: Retention | None
+    peaks: Sequence[float]
+    initial_ranks: Sequence[int]
+
+    def take(self, step: int) -> StepReport:
+        """Takes one step, without what a method and retention do at its end.
+
+        Raises:
+            UserError: its loss or gradient is not finite.
+        """
+        began = time.perf_counter()
+        # a model's random draws (dropout) depend on the step alone, not on what ran before it
+        torch.manual_seed(self.batches.draw_seed(step, self.ranks.rank))
+        factor, threshold = self._schedule(step)
+        penalty = self.attached.begin_step(step)
+        summed, of_kinds, live_gates = self._pass_and_update(step)
+        mean_loss = self.objective.mean(step, summed)
+        grad_norm = float(self.engine.get_global_grad_norm())
+        _check_step(self.batches.task, step, mean_loss, grad_norm, self.model.dtype)
+        retention = self.retention
+        return StepReport(
+            step,
+            loss=mean_loss,
+            learning_rate=self.train.learning_rate * factor,
+            threshold=threshold,
+            live_rank=(live_gates if self.schedule else sum(self.initial_ranks)) / len(self.initial_ranks),
+            grad_norm=grad_norm,
+            tokens=self.batches.tokens(step),
+            penalty=penalty,
+            seconds=time.perf_counter() - began,
+            divergences=retention.means(step, of_kinds) if retention else {},
+            retention_factor=retention.factor if retention else None,
+        )
+
+    def _schedule(self, step: int) -> tuple[float, float]:
+        """Sets the step's learning rates and threshold; returns (factor on the peak rates, threshold)."""
+        factor = cosine_factor(step, self.batches.total_steps, self.train.warmup_steps)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        if not self.schedule:
+            return factor, 0.0
+        threshold = self.schedule.apply(self.optimizer, step)
+        if self.schedule.compacts(step):
+            compact_branches(self.model)
+        return factor, threshold
+
+    def _pass_and_update(self, step: int) -> tuple[float, list[float], float]:
+        """Returns (summed loss, summed divergences of retention, number of live gates), over all ranks."""
+        sums = torch.zeros(2 + len(KINDS), dtype=torch.float64, device=self.ranks.device)
+        for loss, parts in self.objective.passes(step):
+            sums[:-1] += parts.double()
+            self.engine.backward(loss)
+            self.engine.step()
+        sums[-1] = self.optimizer.live_gates  # converted to float64 before it is divided
+        sums[-1] /= 1 if self.engine.zero_optimization_stage() > 0 else self.ranks.size
+        dist.all_reduce(sums)
+        loss, *divergences, live_gates = sums.tolist()  # one read, as each is a synchronization with the device
+        return loss, divergences, live_gates
 
 
 def _state(

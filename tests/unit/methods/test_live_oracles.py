@@ -21,9 +21,7 @@ from codyra_llm.engine.train import train_task
 from codyra_llm.example import Example
 from codyra_llm.methods import lora_null, moram, treelora
 from tests.models import tiny_model
-from tests.unit.methods.test_oracles import method_of
-
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+from tests.oracles import CLOSE, method_of
 
 
 def numbers_of(golden: Path, name: str) -> dict[str, Any]:

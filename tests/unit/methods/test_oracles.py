@@ -20,15 +20,7 @@ from codyra_llm.methods.base import Needs
 from codyra_llm.methods.hooks import Slice, Slices
 from codyra_llm.methods.replay import ReplaySettings, reservoir
 from tests.models import tiny_model
-
-
-def method_of(name: str, **settings: object) -> Method:
-    return METHODS[name](load_config(None, {"method": name, "adapter.rank": 4, **settings}))
-
-
-def oracle(golden: Path, name: str) -> dict[str, Any]:
-    with numpy.load(golden / "baselines" / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) if file[key].ndim else float(file[key]) for key in file.files}
+from tests.oracles import learn, method_of, oracle
 
 
 def test_the_penalty_of_olora(golden: Path) -> None:
@@ -132,18 +124,6 @@ def test_every_row_is_kept_with_the_same_probability(settings: ReplaySettings) -
         for row in kept:
             counts[row.prompt[0]] += 1
     assert all(0.08 < count / 2000 < 0.12 for count in counts)  # 0.1 within three standard deviations
-
-
-def learn(method: Method, model: nn.Module, task: str) -> dict[str, Any]:
-    """Trains a task with plain AdamW; returns its update in the ledger's form."""
-    ready = method.prepare(model, task, 10)
-    torch.manual_seed(len(task))
-    ids = torch.randint(3, 700, (4, 12))
-    for _ in range(10):
-        model(input_ids=ids, labels=ids).loss.backward()
-        ready.optimizer.step()
-        ready.optimizer.zero_grad()
-    return method.finish(model)[1]
 
 
 def test_entries_of_seqlora_telescope_to_one_adapter() -> None:

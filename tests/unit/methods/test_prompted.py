@@ -21,9 +21,9 @@ from codyra_llm.methods import METHODS, Method
 from codyra_llm.methods.prompting import similarity
 from codyra_llm.planning.run_plan import RunPlan, plan_run
 from tests.models import tiny_model
+from tests.oracles import method_of
 from tests.unit.generation.test_generate import NumberTokenizer, answer, some_examples
 from tests.unit.methods.test_live_oracles import CLOSE, numbers_of
-from tests.unit.methods.test_oracles import method_of
 
 ROWS = [Example([1, *range(5 + 9 * row, 9 + 9 * row + row)], [7 + row, 30, 2]) for row in range(8)]
 OTHERS = [Example([1, *range(300 + 7 * row, 305 + 7 * row)], [400 + row, 2]) for row in range(8)]

@@ -9,7 +9,7 @@ import torch
 from codyra_llm.adapter.layer import gated_layers
 from codyra_llm.errors import UserError
 from tests.models import tiny_model
-from tests.unit.methods.test_oracles import learn, method_of
+from tests.oracles import learn, method_of
 
 
 def test_pruned_drops_as_many_as_it_says() -> None:
