@@ -29,6 +29,7 @@ from codyra_llm.example import Example
 from codyra_llm.files import LONGEST_NAME
 from codyra_llm.methods import METHODS
 from codyra_llm.methods.base import Method
+from codyra_llm.methods.hooks import overrides
 from codyra_llm.models.load import meta_model
 from codyra_llm.models.quantize import check_widths
 from codyra_llm.models.source import Source
@@ -174,6 +175,8 @@ def plan_run(
     suites = domain.suites(config, source, stream.names)
     _check_file_names(stream, suites)
     notes = [*stream.notes, *rows.notes]
+    if to_train and config.evaluate.divergence and overrides(method, "serving"):
+        notes.append(f"evaluate.divergence is not measured with method {method.name}, of which parts are not merged")
     how = (rows.test, rows.validation, suites, rows.templates, general_template, notes)
     return RunPlan(source, domain, stream, deepspeed_json, batches, *how)
 

@@ -51,6 +51,7 @@ def test_it_is_that_of_the_two_models(method: str, tiny_folder: Path, tmp_path: 
 def test_what_the_merged_weights_do_not_show_is_not_measured(tiny_folder: Path, tmp_path: Path) -> None:
     config = config_of(tiny_folder, tmp_path / "run", method="routed", order=["FOMC"])
     assert run(config).divergence == []
+    assert "evaluate.divergence is not measured with method routed" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_on_text(tiny_folder: Path, tmp_path: Path) -> None:
