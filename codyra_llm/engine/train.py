@@ -292,7 +292,8 @@ def _check_step(task: str, step: int, loss: float, grad_norm: float, dtype: torc
 def _check_branches(task: str, model: PreTrainedModel) -> None:
     """Raises UserError if a branch has invalid values, or training never reached it: its B is still zero.
 
-    Components that tokens choose among (`mix`) are exempt from the second check: they may never be chosen.
+    Exempt from the second check: components that tokens choose among (`mix`), which may never be chosen, and branches
+    whose A is zero, which a method has left nothing to read.
     """
     layers = list(gated_layers(model))
     for name, layer in layers:
@@ -301,7 +302,7 @@ def _check_branches(task: str, model: PreTrainedModel) -> None:
                 f"task {task}: {name}: after the last step, the branch holds values that are not finite or whose "
                 "squares are not; lower train.learning_rate"
             )
-    untouched = [name for name, layer in layers if layer.mix is None and not layer.B.any()]
+    untouched = [name for name, layer in layers if layer.mix is None and layer.A.any() and not layer.B.any()]
     if untouched:
         raise UserError(
             f"task {task}: no gradient reached {len(untouched)} of {len(layers)} projections, first {untouched[0]}; "

@@ -1,5 +1,6 @@
 """InfLoRA: branches that read only input directions that earlier tasks do not use (arXiv 2404.00228)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,12 +10,15 @@ from torch import nn
 
 from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merging import Deltas, ModuleRank
+from codyra_llm.errors import UserError
 from codyra_llm.methods.base import Method, Needs
 from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
 
 if TYPE_CHECKING:
     from codyra_llm.example import Example
+
+LOG = logging.getLogger(__name__)
 
 ABSENT = 1e-12  # share of the largest squared singular value, of directions that are rounding errors
 LARGE = 1024  # rows
@@ -51,12 +55,27 @@ class InfLoRA(Method):
     _found: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Computes each A from the inputs of the projections before the task."""
+        """Computes each A from the inputs of the projections before the task.
+
+        Raises:
+            UserError: no projection has a direction that is not protected.
+        """
         moments = passes.input_moments(self._drawn(rows))
         rank = self.config.adapter.rank
         self._designs = of_inputs(
             moments, lambda name, moment: design(moment.double(), *self._basis(name), rank).float()
         )
+        full = [name for name, A in self._designs.items() if not len(A)]
+        if len(full) == len(self._designs):
+            raise UserError(
+                f"method {self.name}: all that the projections read is protected by earlier tasks: nothing more can "
+                f"be learned; lower {self.name}.threshold"
+            )
+        if full:
+            LOG.warning(
+                f"{self.name}: {len(full)} of {len(self._designs)} projections learn nothing from this task, first "
+                f"{full[0]}: all that they read is protected by earlier tasks"
+            )
 
     def _drawn(self, rows: "Sequence[Example]") -> "list[Example]":
         return self.drawn(rows, self.settings.rows, f"inputs/{len(rows)}")

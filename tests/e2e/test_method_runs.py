@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from codyra_llm import run
 from codyra_llm.config import RunConfig
-from codyra_llm.errors import Stopped
+from codyra_llm.errors import Stopped, UserError
 from codyra_llm.ledger.describe import describe
 from codyra_llm.ledger.entry import read_entry
 from codyra_llm.ledger.ledger import read_ledger
@@ -227,3 +227,18 @@ def test_components_are_weighed_where_the_best_step_is_kept(tiny_folder: Path, t
         tiny_config(tiny_folder, tmp_path / "run", **{"method": "codyra_weighed", "order": ["FOMC"], **whole})
     )
     assert results.finished and results.losses[0].kept_step
+
+
+def test_a_model_whose_inputs_are_all_protected_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    order = ["FOMC", "NumGLUE-cm", "C-STANCE"]
+    config = tiny_config(
+        tiny_folder,
+        tmp_path / "run",
+        method="inflora",
+        order=order,
+        **{"inflora.threshold": 1.0, "evaluate.tasks": "last"},
+    )
+    with pytest.raises(UserError, match=r"lower inflora\.threshold"):
+        run(config)
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "inflora: 1 of 14 projections learn nothing from this task, first model.layers.0.self_attn.o_proj" in log
