@@ -70,7 +70,7 @@ def leading_directions(moments: dict[str, torch.Tensor], share: float, softly: b
 
     def leading(name: str, moment: torch.Tensor) -> torch.Tensor:
         energies, vectors = (part.flip(-1) for part in torch.linalg.eigh(moment.double()))
-        count = round(share * len(moment))
+        count = min(round(share * len(moment)), len(moment) - 1)  # something is left to read
         if softly:
             energies = energies.clamp(min=0)
             end = energies[max(0, count - 1)].clamp(min=torch.finfo(energies.dtype).tiny)

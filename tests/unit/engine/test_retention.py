@@ -166,6 +166,7 @@ def test_branches_do_not_read_protected_directions() -> None:
     values, vectors = np.linalg.eigh(moment.double().numpy())
     expected = vectors[:, np.argsort(values)[-8:]]
     np.testing.assert_allclose(directions[name] @ directions[name].T, expected @ expected.T, atol=1e-5)
+    assert leading_directions({name: moment}, 0.999)[name].shape == (32, 31)
     inject(model, CoDyRAConfig(rank=4, target_modules=(name,)), seed="0")
     ((_, layer),) = gated_layers(model)
     norms = layer.A.norm(dim=1).clone()
