@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from codyra_llm.config import RunConfig
 
 OWN = ("methods", "seeds", "orders", "sweep", "line", "write_runs")
+OF_ONE_RUN = {"method": "--methods", "seed": "--seeds", "order": "--orders"}
 FACTORS = (0.5, 1.0, 2.0)
 
 
@@ -37,7 +38,7 @@ def make_parser() -> Parser:
     parser = SettingsParser(__doc__)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="variants of the configuration, or methods")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of each method")
-    parser.add_argument("--orders", nargs="+", metavar="NAME", help="orders of the task file")
+    parser.add_argument("--orders", nargs="+", metavar="NAME", help="orders of the task file, or A,B (tasks)")
     parser.add_argument("--line", metavar="NAME", help="the variant whose curve is the line to beat (default: lora)")
     parser.add_argument("--sweep", metavar="SETTING[=A,B]", help="setting that is chosen for each variant")
     parser.add_argument("--write_runs", action="store_true", help="leave the runs' configurations, and run nothing")
@@ -51,6 +52,8 @@ def parse_arguments(arguments: list[str]) -> "tuple[RunConfig, Grid, bool]":
         raise UserError("command line: --config is needed: a configuration, with a section `compare` or without")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in ("methods", "seeds", "orders", "line")}
     overrides = overrides_of({name: value for name, value in vars(options).items() if name not in OWN})
+    for name in overrides.keys() & OF_ONE_RUN.keys():
+        raise UserError(f"command line: --{name} is for a single run; a comparison takes {OF_ONE_RUN[name]}")
     if options.sweep:
         chosen["sweep"] = _sweep(options, overrides)
     if options.sweep and options.write_runs:

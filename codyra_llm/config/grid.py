@@ -5,7 +5,7 @@ A comparison's YAML file is a run's configuration with one more section:
     compare:
       methods: [lora, seqlora, codyra]       # what is compared: variants from below, or methods without changes
       seeds: [0, 1, 2]
-      orders: [order1]
+      orders: [order1]                       # without this key: the configuration's order
       line: lora                             # the method whose curve is the line to beat
       variants:                              # a name, and the settings in which it differs
         replay-10: {method: replay, replay.fraction: 0.1}
@@ -40,7 +40,7 @@ class Grid:
     Attributes:
         methods: the variants or methods to compare.
         seeds: the seeds of each.
-        orders: the orders of tasks of each.
+        orders: the orders of tasks of each, by name or as tasks with commas between; none: that of the configuration.
         line: the method whose curve is the line to beat.
         variants: settings of each variant, by its name.
         curves: variant -> setting -> the values of a curve.
@@ -50,7 +50,7 @@ class Grid:
 
     methods: tuple[str, ...] = ("lora", "codyra")
     seeds: tuple[int, ...] = (0, 1, 2)
-    orders: tuple[str, ...] = ("order1",)
+    orders: tuple[str, ...] = ()
     line: str = "lora"
     variants: dict[str, Settings] = field(default_factory=dict)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -116,6 +116,8 @@ def read_grid(path: str, overrides: Settings, chosen: Mapping[str, Any]) -> "tup
         raise UserError(f"{file}: compare: sweep: names {len(grid.sweep)} settings; give one")
     contestants = points(grid)
     base = load_config(file, overrides, content)
+    if not grid.orders:
+        grid = dataclasses.replace(grid, orders=(base.order if isinstance(base.order, str) else ",".join(base.order),))
     for point in contestants:
         try:
             config_of_run(base, GridRun(point, grid.orders[0], grid.seeds[0]))
@@ -130,8 +132,8 @@ def points(grid: Grid) -> list[Point]:
     Raises:
         UserError: a name (or the line's) is neither a variant nor a method, or is not valid as a folder name.
     """
-    if not (grid.methods and grid.seeds and grid.orders):
-        raise UserError("compare: methods, seeds and orders each need at least one")
+    if not (grid.methods and grid.seeds):
+        raise UserError("compare: methods and seeds each need at least one")
     if grid.line not in (*grid.methods, *grid.variants, *method_names()):
         raise UserError(f"compare: line {shown(grid.line)} is neither a variant nor a method; name one of methods")
     found = []

@@ -303,7 +303,7 @@ def read_entry(kind: type[Spec], path: Path, name: str, entry: Any, but: Sequenc
 def resolve_order(
     order: str | Sequence[str], orders: dict[str, list[str]], specs: Mapping[str, Any], path: str
 ) -> list[str]:
-    """Returns the tasks of `order`: the name of an order in the task file, one task, or a list of tasks.
+    """Returns the tasks of `order`: the name of an order in the task file, a task, or several (a list, or "A,B").
 
     Raises:
         UserError: there is no such order or task, or one is named twice.
@@ -315,6 +315,8 @@ def resolve_order(
             order = [order]
         elif order == "order1" and not orders:
             order = list(specs)
+        elif "," in order:
+            order = [name.strip() for name in order.split(",")]
         else:
             raise UserError(f'order: "{order}" is neither an order nor a task of {path}; it has '
                             f"{', '.join([*orders, *specs])}")  # fmt: skip

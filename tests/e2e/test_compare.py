@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from codyra_llm.cli.compare import parse_arguments
 from codyra_llm.config import to_yaml
+from codyra_llm.config.grid import config_of_run, grid_runs
+from codyra_llm.data.stream import resolve_order
 from codyra_llm.report.reporter import Reporter
 from codyra_llm.results.measures import measures
 from codyra_llm.results.schema import read_results
@@ -144,6 +147,7 @@ def test_each_variant_gets_its_own_learning_rate(grid: Path, tmp_path: Path, com
     [
         ([], "--config is needed"),
         (["--config", "quickstart", "--methods", "magic"], "magic is neither a variant of the file nor a method"),
+        (["--config", "compare_nano", "--seed", "1"], "--seed is for a single run; a comparison takes --seeds"),
         (["--config", "quickstart", "--sweep", "nothing"], "--sweep nothing: names 0 settings"),
         (["--config", "quickstart", "--sweep", "learning_rate=a"], "a are not numbers"),
         (["--config", "compare_nano", "--orders", "zz"], '"zz" is neither an order nor a task of tasks/nano/nano.yaml'),
@@ -153,6 +157,17 @@ def test_each_variant_gets_its_own_learning_rate(grid: Path, tmp_path: Path, com
 )
 def test_a_wrong_call_is_one_line(options: list[str], problem: str, refused: Command) -> None:
     assert problem in refused("compare.py", *options)
+
+
+def test_orders_are_the_configuration_s_where_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("order: [FOMC, NumGLUE-cm]\n")
+    base, grid, _ = parse_arguments(["--config", str(tmp_path / "two.yaml"), "--methods", "lora"])
+    assert grid.orders == ("FOMC,NumGLUE-cm",)
+    order = config_of_run(base, next(grid_runs(grid))).order
+    tasks = ["C-STANCE", "FOMC", "NumGLUE-cm"]
+    assert resolve_order(order, {}, dict.fromkeys(tasks), "tasks.yaml") == ["FOMC", "NumGLUE-cm"]
+    _, grid, _ = parse_arguments(["--config", "compare_nano"])
+    assert grid.orders == ("order1",)
 
 
 def test_runs_that_were_made_one_by_one_are_read_and_probed(grid: Path, tmp_path: Path, command: Command) -> None:
