@@ -19,9 +19,15 @@ def method_of(name: str, **settings: object) -> Method:
 
 
 def oracle(golden: Path, name: str) -> dict[str, Any]:
-    """Returns the numbers that published code of a method gave."""
+    """Returns what published code of a method gave: tensors, floats, and texts as arrays."""
     with numpy.load(golden / "baselines" / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) if file[key].ndim else float(file[key]) for key in file.files}
+        return {key: _plain(value) for key, value in file.items()}
+
+
+def _plain(value: numpy.ndarray) -> Any:
+    if value.dtype.kind == "U":
+        return value
+    return torch.from_numpy(value) if value.ndim else float(value)
 
 
 def cases(golden: Path, name: str, start: str = "case") -> list[dict[str, Any]]:

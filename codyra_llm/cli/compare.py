@@ -52,8 +52,9 @@ def parse_arguments(arguments: list[str]) -> "tuple[RunConfig, Grid, bool]":
         raise UserError("command line: --config is needed: a configuration, with a section `compare` or without")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in ("methods", "seeds", "orders", "line")}
     overrides = overrides_of({name: value for name, value in vars(options).items() if name not in OWN})
-    for name in overrides.keys() & OF_ONE_RUN.keys():
-        raise UserError(f"command line: --{name} is for a single run; a comparison takes {OF_ONE_RUN[name]}")
+    for name, own in OF_ONE_RUN.items():
+        if name in overrides:
+            raise UserError(f"command line: --{name} is for a single run; a comparison takes {own}")
     if options.sweep:
         chosen["sweep"] = _sweep(options, overrides)
     if options.sweep and options.write_runs:

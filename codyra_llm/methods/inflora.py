@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 ABSENT = 1e-12  # share of the largest squared singular value, of directions that are rounding errors
 LARGE = 1024  # rows
-GUESSES = (64, 256)  # directions of a large input that are computed first, as few have 99 % of the squares
+GUESS = 64  # directions of a large input that are computed first, as few have 99 % of the squares
 ITERATIONS = 8  # directions of real inputs are then exact to 1e-9
 
 
@@ -171,11 +171,11 @@ def extended(
 
 def _leading_with(matrix: torch.Tensor, energy: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `_leading` of so many directions that their squared singular values sum to `energy`, or of all."""
-    for count in (*(GUESSES if len(matrix) > LARGE else ()), len(matrix)):
-        directions, squares = _leading(matrix, count)
+    if len(matrix) > LARGE:
+        directions, squares = _leading(matrix, GUESS)
         if float(squares.sum()) >= energy:
-            break
-    return directions, squares
+            return directions, squares
+    return _leading(matrix, len(matrix))
 
 
 def _leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

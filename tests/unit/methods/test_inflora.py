@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,8 +23,7 @@ def test_the_designs_and_bases_of_inflora(golden: Path) -> None:
             torch.testing.assert_close(ours.T @ ours, theirs.T @ theirs, rtol=1e-7, atol=1e-9)
             basis, is_free = inflora.extended(moment, basis, is_free, numbers[f"task{task}/threshold"])
             expected = numbers[f"{of_task}/basis_after"]
-            retained = str(np.load(golden / "baselines" / "inflora.npz")[f"{of_task}/type_is_retain"]) == "True"
-            assert is_free == retained
+            assert is_free == bool(numbers[f"{of_task}/type_is_retain"])
             torch.testing.assert_close(basis @ basis.T, expected @ expected.T, rtol=1e-7, atol=1e-9)
             kinds.add(is_free)
     assert kinds == {True, False}
@@ -69,7 +67,7 @@ def test_the_directions_of_a_large_input_are_those_of_its_whole_decomposition(mo
 
     whole = found()
     monkeypatch.setattr(inflora, "LARGE", 100)
-    monkeypatch.setattr(inflora, "GUESSES", (2, 20))
+    monkeypatch.setattr(inflora, "GUESS", 10)  # enough for the first extension, too few for the second
     state = torch.get_rng_state()
     for leading, full in zip(found(), whole, strict=True):
         torch.testing.assert_close(leading, full, rtol=0, atol=1e-6)

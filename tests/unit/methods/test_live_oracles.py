@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,16 +20,11 @@ from codyra_llm.engine.train import train_task
 from codyra_llm.example import Example
 from codyra_llm.methods import lora_null, moram, treelora
 from tests.models import tiny_model
-from tests.oracles import CLOSE, method_of
-
-
-def numbers_of(golden: Path, name: str) -> dict[str, Any]:
-    with np.load(golden / "baselines" / f"{name}.npz") as file:
-        return {key: value if value.dtype.kind == "U" else torch.from_numpy(value) for key, value in file.items()}
+from tests.oracles import CLOSE, method_of, oracle
 
 
 def test_the_term_of_treelora_with_the_recorded_draws(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = numbers_of(golden, "treelora")
+    numbers = oracle(golden, "treelora")
     steps, modules = int(numbers["rounds_per_epoch"]), [f"m{level}" for level in range(int(numbers["depth"]))]
     method: Any = method_of("treelora", **{"treelora.strength": float(numbers["reg"])})
     for task in range(int(numbers["num_tasks"])):
@@ -57,7 +51,7 @@ def test_the_term_of_treelora_with_the_recorded_draws(golden: Path, monkeypatch:
 
 
 def test_the_tree_of_treelora(golden: Path) -> None:
-    numbers = numbers_of(golden, "treelora")
+    numbers = oracle(golden, "treelora")
     stored = torch.stack([numbers[f"task{task}/stored_vector"] for task in range(4)])  # [tasks, modules, values]
     found = 0
     for last in range(1, 4):
@@ -99,7 +93,7 @@ def test_draws_of_treelora_depend_on_the_seed_alone() -> None:
 
 
 def test_the_atoms_of_moram(golden: Path) -> None:
-    numbers = numbers_of(golden, "moram")
+    numbers = oracle(golden, "moram")
     scale = int(numbers["alpha"]) / int(numbers["rank"])  # the released code applies it to new atoms only
     base = nn.Linear(8, 6, bias=False).double()
     base.weight.data.copy_(numbers["weight"])

@@ -21,9 +21,8 @@ from codyra_llm.methods import METHODS, Method
 from codyra_llm.methods.prompting import similarity
 from codyra_llm.planning.run_plan import RunPlan, plan_run
 from tests.models import tiny_model
-from tests.oracles import method_of
+from tests.oracles import CLOSE, method_of, oracle
 from tests.unit.generation.test_generate import NumberTokenizer, answer, some_examples
-from tests.unit.methods.test_live_oracles import CLOSE, numbers_of
 
 ROWS = [Example([1, *range(5 + 9 * row, 9 + 9 * row + row)], [7 + row, 30, 2]) for row in range(8)]
 OTHERS = [Example([1, *range(300 + 7 * row, 305 + 7 * row)], [400 + row, 2]) for row in range(8)]
@@ -50,7 +49,7 @@ def loss_of(model: Any, rows: list[Example]) -> torch.Tensor:
 
 
 def test_the_pool_of_l2p(golden: Path) -> None:
-    numbers = numbers_of(golden, "l2p")
+    numbers = oracle(golden, "l2p")
     pool, length, width = numbers["prompt_pool"].shape
     method: Any = method_of(
         "l2p", **{"l2p.selected": int(numbers["top_k"]), "l2p.pull": float(numbers["pull_coefficient"])}
