@@ -137,7 +137,7 @@ def test_a_grid_that_makes_no_sense(section: Any, problem: str, tmp_path: Path) 
 
 def test_a_configuration_without_the_section_is_compared_by_default(tmp_path: Path) -> None:
     _, grid = read_grid("quickstart", {}, {"methods": ["lora", "seqlora"]})
-    assert grid == Grid(methods=("lora", "seqlora"))
+    assert grid == Grid(methods=("lora", "seqlora"), orders=("order1",))
 
 
 def test_one_task_and_losses_that_are_not_finite() -> None:

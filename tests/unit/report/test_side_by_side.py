@@ -59,7 +59,7 @@ def test_a_run_that_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    grid = Grid(methods=("lora", "codyra"), seeds=(0,), curves={"lora": {"merge.scale": [0.5]}})
+    grid = Grid(methods=("lora", "codyra"), seeds=(0,), orders=("order1",), curves={"lora": {"merge.scale": [0.5]}})
     values = dict.fromkeys(MEASURES, 1.0)
     excess = Estimate(-0.5, -0.75, -0.25)
     contestants = [
