@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codyra_llm.adapter.layer import CoDyRALinear
 from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.errors import UserError
-from codyra_llm.methods.base import Method, Needs
+from codyra_llm.methods.designed import DesignedLoRA
 from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
 
@@ -36,23 +35,19 @@ class InfLoRASettings:
     rows: int = option(200, "rows of a task that inputs are measured on, at most", within=AT_LEAST_ONE)
 
 
-class InfLoRA(Method):
+class InfLoRA(DesignedLoRA):
     """A is computed before the task and frozen, only B trains, so that B A x = 0 for inputs x of earlier tasks.
 
     A spans the task's inputs outside the protected directions (as in the vision code: the leading directions of the
     rest of their second moment, over sqrt(3)). After the task a second pass protects the directions that its inputs
     use (DualGPM). The threshold is the same for all tasks (released: it rises with the task's number and requires the
     number of tasks). Kept: "<projection>.basis" [in_features, directions] and "<projection>.free": 1 if the basis spans
-    the free directions, 0 if the protected ones. Projections that read the same input share theirs. For images, inputs
-    of the image tower are measured on pictures, those of the text tower on the prompts of the task's classes.
+    the free directions, 0 if the protected ones. Projections that read the same input share theirs.
     """
 
     name = "inflora"
     summary = "InfLoRA: B alone trains, over inputs that earlier tasks do not use"
     Settings = InfLoRASettings
-    needs = Needs(first_task=True)
-    _designs: dict[str, torch.Tensor]
-    _found: dict[str, torch.Tensor]
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Computes each A from the inputs of the projections before the task.
@@ -60,11 +55,7 @@ class InfLoRA(Method):
         Raises:
             UserError: no projection has a direction that is not protected.
         """
-        moments = passes.input_moments(self._drawn(rows))
-        rank = self.config.adapter.rank
-        self._designs = of_inputs(
-            moments, lambda name, moment: design(moment.double(), *self._basis(name), rank).float()
-        )
+        super().before_training(rows, passes)
         full = [name for name, A in self._designs.items() if not len(A)]
         if len(full) == len(self._designs):
             raise UserError(
@@ -77,33 +68,19 @@ class InfLoRA(Method):
                 f"{full[0]}: all that they read is protected by earlier tasks"
             )
 
-    def _drawn(self, rows: "Sequence[Example]") -> "list[Example]":
-        return self.drawn(rows, self.settings.rows, f"inputs/{len(rows)}")
+    def design(self, name: str, moment: torch.Tensor) -> torch.Tensor:
+        """Returns the leading directions of the input outside the protected ones."""
+        return design(moment, *self._basis(name), self.config.adapter.rank)
 
     def _basis(self, name: str) -> tuple[torch.Tensor | None, bool]:
         basis = self.kept.get(f"{name}.basis")
         return (None, False) if basis is None else (basis.double(), bool(self.kept[f"{name}.free"]))
 
-    def start_branch(self, name: str, layer: CoDyRALinear) -> None:
-        """Writes the computed A and freezes it; rows without a direction are zero."""
-        designed = self._designs[name].to(layer.A)
-        layer.A.zero_()
-        layer.A[: len(designed)].copy_(designed)
-        layer.A.requires_grad_(False)
-
-    def size_branch(self, layer: CoDyRALinear) -> None:
-        """Freezes A."""
-        layer.A.requires_grad_(False)
-
-    def after_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
-        """Measures the second moments of the inputs after the task."""
-        self._found = passes.input_moments(self._drawn(rows))
-
     def finish(self, model: nn.Module) -> tuple[list[ModuleRank], Deltas]:
         """Finishes as fixed-rank LoRA, and protects the directions that the task's inputs use."""
         report, updates = super().finish(model)
         threshold = self.settings.threshold
-        bases = of_inputs(self._found, lambda name, moment: extended(moment.double(), *self._basis(name), threshold))
+        bases = of_inputs(self.found, lambda name, moment: extended(moment.double(), *self._basis(name), threshold))
         for name, (basis, is_free) in bases.items():
             self.kept |= {f"{name}.basis": basis.float().cpu(), f"{name}.free": torch.tensor(is_free)}
         return report, updates
