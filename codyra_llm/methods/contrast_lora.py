@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST = 4.0  # length of a row of A, at most, relative to that of a random one
 ABSENT = 1e-9  # share of an input's energy, of directions that are rounding errors
+LARGE = 1024  # inputs of more features have their leading directions computed alone, which takes a fifth of the time
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,19 @@ def contrast(moment: torch.Tensor, earlier: torch.Tensor, rank: int) -> torch.Te
         rank: the largest number of directions.
     """
     total = moment.trace()
-    directions = torch.linalg.eigh(moment - earlier)[1].flip(1)[:, :rank]
+    directions = _leading(moment - earlier, rank)
     energy = (directions * (moment @ directions)).sum(0)
     directions, energy = directions[:, energy > ABSENT * total], energy[energy > ABSENT * total]
     length = (total / len(moment) / energy).sqrt().clamp(max=LONGEST)
     return (directions * length).T / 3**0.5
+
+
+def _leading(matrix: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns the eigenvectors [rows, count] of a symmetric matrix that have the largest eigenvalues."""
+    if len(matrix) <= LARGE or 4 * count > len(matrix):
+        return torch.linalg.eigh(matrix)[1].flip(1)[:, :count]
+    from scipy.sparse.linalg import eigsh  # takes half a second
+
+    start = np.random.default_rng(0).standard_normal(len(matrix))  # the same on every rank, and when a task is repeated
+    _, vectors = eigsh(matrix.cpu().numpy(), k=count, which="LA", v0=start)
+    return torch.from_numpy(vectors).flip(1).to(matrix)

@@ -27,6 +27,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 5},
     "codyra_protected": {"codyra_protected.rows": 5},
+    "contrast_lora": {"contrast_lora.rows": 5, "contrast_lora.texts": 4, "contrast_lora.text_length": 8},
+    "codyra_contrast": {"codyra_contrast.rows": 5, "codyra_contrast.texts": 0},
     "osft_lora": {"osft_lora.keep": 0.25},
     "osft": {"train.learning_rate": 1e-3},
     "ewc_lora": {"ewc_lora.strength": 300.0, "ewc_lora.rows": 7},

@@ -71,8 +71,8 @@ def data(tmp_path: Path) -> Path:
         (["--adapter.rank", "many"], "adapter.rank: Input should be a valid integer.*found 'many'"),
         (
             ["--method", "magic"],
-            "method is 'magic'; there are agem, codyra, codyra_protected, codyra_refit, codyra_weighed, dare, derpp, "
-            "dualprompt",
+            "method is 'magic'; there are agem, codyra, codyra_contrast, codyra_protected, codyra_refit, "
+            "codyra_weighed, contrast_lora, dare",
         ),
         (
             ["--method", "l2p", "--data.packing", "pack"],

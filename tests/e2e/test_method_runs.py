@@ -45,6 +45,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 6},
     "codyra_protected": {"codyra_protected.rows": 6},
+    "contrast_lora": {"contrast_lora.rows": 6, "contrast_lora.texts": 4, "contrast_lora.text_length": 12},
+    "codyra_contrast": {"codyra_contrast.rows": 6, "codyra_contrast.texts": 4, "codyra_contrast.text_length": 12},
     "osft_lora": {},
     "osft": {},
     "ewc_lora": {"ewc_lora.rows": 6},

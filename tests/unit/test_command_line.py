@@ -30,7 +30,7 @@ WRONG = {
     "train --train.learning_rate -3": "train.learning_rate is -3.0; it must be above 0",
     "train --train.learning_rate fast": "found 'fast'",
     "train --config smke": "did you mean smoke?",
-    "train --method ewcc": "method is 'ewcc'; there are agem, codyra, codyra_protected,",
+    "train --method ewcc": "method is 'ewcc'; there are agem, codyra, codyra_contrast,",
     "train --method memory": "method is 'memory'",
     "train --config {folder}/config.yaml": 'config.yaml: unknown key "adapter.rnk"; did you mean "adapter.rank"?',
     "evaluate --model x --adapter.rank 0": "adapter.rank is 0; it must be at least 1",

@@ -197,6 +197,6 @@ def test_a_saved_configuration_has_the_section_of_its_method_alone(tmp_path: Pat
 def test_settings_of_another_method_are_refused() -> None:
     with pytest.raises(UserError, match="ewc: is set, but method is lora"):
         load_config(None, {"method": "lora", "ewc.strength": 2.0})
-    methods = "agem, codyra, codyra_protected, codyra_refit, codyra_weighed, dare, derpp"
+    methods = "agem, codyra, codyra_contrast, codyra_protected, codyra_refit, codyra_weighed, contrast_lora"
     with pytest.raises(UserError, match=f"method is 'magic'; there are {methods}"):
         load_config(None, {"method": "magic"})
