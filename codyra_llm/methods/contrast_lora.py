@@ -39,12 +39,11 @@ class ContrastSettings:
 class ContrastLoRA(DesignedLoRA):
     """A reads the contrastive principal components of the task's inputs against all earlier ones, and is frozen.
 
-    These are the leading eigenvectors u of M - weight P (contrastive PCA, Abid et al., Nature Communications 9:2134,
-    2018), where M is the second moment of the task's inputs and P the sum of those of the earlier tasks' inputs and of
-    the inputs of texts that the model generated before the first task. A branch changes what earlier inputs lead to by
-    B A x, whose energy along u is u^T P u. Directions with very large activations, which all inputs of a language model
-    share, are not among the components, since P has as much of them as M; a share of the energy that is to be protected
-    (InfLoRA) is reached by these alone.
+    These are the leading eigenvectors u of M - weight P (contrastive PCA, arXiv 1709.06716), where M is the second
+    moment of the task's inputs and P the sum of those of the earlier tasks' inputs and of texts that the model
+    generated before the first task. What a branch adds for earlier inputs is B A x, and their energy along u is
+    u^T P u. Directions with very large activations, which all inputs of a language model share, are not among the
+    components, since P has as much of them as M; the share of energy that InfLoRA protects consists of these alone.
 
     Each row of A is scaled so that the task's inputs have the same energy along it, that of a row drawn at random:
     tr(M) / (3 in_features) per token. Without this, tasks whose inputs are much like earlier ones would be learned much
