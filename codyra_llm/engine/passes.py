@@ -180,12 +180,14 @@ class ModelPasses:
         """Returns the second moments of the projections' inputs; see `RowPasses.input_moments`."""
         sums: dict[str, torch.Tensor] = {}
         same: dict[str, str] = {}  # the first projection that read the same input
-        last: list[Any] = [None, ""]
+        last: list[Any] = [None, None, ""]  # tensor, where it is, the first projection that read it
 
         def add(counts: bool, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if inputs[0] is last[0]:
-                same[name] = last[1]
-            last[:] = inputs[0], same.get(name, name)
+            # at ZeRO stage 3 each projection gets its own view; the tensor is kept, so that its memory is not reused
+            place = inputs[0].data_ptr(), inputs[0].shape
+            if place == last[1]:
+                same[name] = last[2]
+            last[:] = inputs[0], place, same.get(name, name)
             if name not in same:
                 x = inputs[0].detach().flatten(0, -2).float()
                 sums.setdefault(name, x.new_zeros(x.shape[1], x.shape[1]))

@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "derpp": {"derpp.fraction": 0.2},
     "inflora": {"inflora.rows": 5},
     "codyra_protected": {"codyra_protected.rows": 5},
-    "contrast_lora": {"contrast_lora.rows": 5, "contrast_lora.texts": 4, "contrast_lora.text_length": 8},
+    "contrast_lora": {"contrast_lora.rows": 7, "contrast_lora.texts": 4, "contrast_lora.text_length": 8},
     "codyra_contrast": {"codyra_contrast.rows": 5, "codyra_contrast.texts": 0},
     "osft_lora": {"osft_lora.keep": 0.25},
     "osft": {"train.learning_rate": 1e-3},
@@ -124,8 +124,8 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Resu
 @pytest.mark.parametrize(("method", "zero", "ranks"), RUNS)
 def test_a_method_is_the_same_however_it_runs(results: Results, method: str, zero: str, ranks: int) -> None:
     one, other = results[method,], results[method, zero, ranks]
-    # rounding of sums over ranks has the largest effect on the least used directions
-    in_losses = 1e-3 if method == "lora_null" else 1e-5
+    # rounding of sums over ranks has the largest effect on directions that are hardly used or nearly as much as others
+    in_losses = {"lora_null": 1e-3, "contrast_lora": 1e-4, "codyra_contrast": 1e-4}.get(method, 1e-5)
     for key in ("losses", "penalty"):
         assert other[key] == pytest.approx(one[key], abs=in_losses), key
     if overrides(methods.METHODS[method], "serving"):  # scores are those of the live method
