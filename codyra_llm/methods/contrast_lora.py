@@ -46,8 +46,9 @@ class ContrastLoRA(DesignedLoRA):
     components, since P has as much of them as M; the share of energy that InfLoRA protects consists of these alone.
 
     Each row of A is scaled so that the task's inputs have the same energy along it, that of a row drawn at random:
-    tr(M) / (3 in_features) per token. Without this, tasks whose inputs are much like earlier ones would be learned much
-    more slowly. Kept: "<projection>.past", P [in_features, in_features], once for projections that read the same input.
+    tr(M) / (3 in_features) per token, but at most four times as long as that one. Without this, tasks whose inputs are
+    much like earlier ones would be learned much more slowly. Kept: "<projection>.past", P [in_features, in_features],
+    once for projections that read the same input.
     """
 
     name = "contrast_lora"
