@@ -1,16 +1,15 @@
 """Branches that read the directions in which a task's inputs differ from all inputs before."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
 from codyra_llm.adapter.merging import Deltas, ModuleRank
-from codyra_llm.methods.base import Needs
-from codyra_llm.methods.designed import DesignedLoRA
+from codyra_llm.methods.designed import DesignedLoRA, leading
 from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_ONE, AT_LEAST_TWO, AT_LEAST_ZERO, option
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 LONGEST = 4.0  # length of a row of A, at most, relative to that of a random one
 ABSENT = 1e-9  # share of an input's energy, of directions that are rounding errors
-LARGE = 1024  # inputs of more features have their leading directions computed alone, which takes a fifth of the time
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class ContrastLoRA(DesignedLoRA):
     name = "contrast_lora"
     summary = "B alone trains, over directions in which a task's inputs differ from earlier ones"
     Settings = ContrastSettings
-    needs = Needs(first_task=True, domains=("text",))
+    needs = dataclasses.replace(DesignedLoRA.needs, domains=("text",))
 
     def before_training(self, rows: "Sequence[Example]", passes: RowPasses) -> None:
         """Measures the model's own texts before the first task, and computes each A."""
@@ -98,19 +96,9 @@ def contrast(moment: torch.Tensor, earlier: torch.Tensor, rank: int) -> torch.Te
         rank: the largest number of directions.
     """
     total = moment.trace()
-    directions = _leading(moment - earlier, rank)
+    directions, _ = leading(moment - earlier, rank)
     energy = (directions * (moment @ directions)).sum(0)
-    directions, energy = directions[:, energy > ABSENT * total], energy[energy > ABSENT * total]
+    used = energy > ABSENT * total
+    directions, energy = directions[:, used], energy[used]
     length = (total / len(moment) / energy).sqrt().clamp(max=LONGEST)
     return (directions * length).T / 3**0.5
-
-
-def _leading(matrix: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns the eigenvectors [rows, count] of a symmetric matrix that have the largest eigenvalues."""
-    if len(matrix) <= LARGE or 4 * count > len(matrix):
-        return torch.linalg.eigh(matrix)[1].flip(1)[:, :count]
-    from scipy.sparse.linalg import eigsh  # takes half a second
-
-    start = np.random.default_rng(0).standard_normal(len(matrix))  # the same on every rank, and when a task is repeated
-    _, vectors = eigsh(matrix.cpu().numpy(), k=count, which="LA", v0=start)
-    return torch.from_numpy(vectors).flip(1).to(matrix)

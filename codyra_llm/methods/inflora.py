@@ -10,7 +10,7 @@ from torch import nn
 
 from codyra_llm.adapter.merging import Deltas, ModuleRank
 from codyra_llm.errors import UserError
-from codyra_llm.methods.designed import DesignedLoRA
+from codyra_llm.methods import designed
 from codyra_llm.methods.hooks import RowPasses, of_inputs
 from codyra_llm.options import AT_LEAST_ONE, FRACTION, option
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 ABSENT = 1e-12  # share of the largest squared singular value, of directions that are rounding errors
-LARGE = 1024  # rows
 GUESS = 64  # directions of a large input that are computed first, as few have 99 % of the squares
-ITERATIONS = 8  # directions of real inputs are then exact to 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class InfLoRASettings:
     rows: int = option(200, "rows of a task that inputs are measured on, at most", within=AT_LEAST_ONE)
 
 
-class InfLoRA(DesignedLoRA):
+class InfLoRA(designed.DesignedLoRA):
     """A is computed before the task and frozen, only B trains, so that B A x = 0 for inputs x of earlier tasks.
 
     A spans the task's inputs outside the protected directions (as in the vision code: the leading directions of the
@@ -148,7 +146,7 @@ def extended(
 
 def _leading_with(matrix: torch.Tensor, energy: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `_leading` of so many directions that their squared singular values sum to `energy`, or of all."""
-    if len(matrix) > LARGE:
+    if len(matrix) > designed.LARGE:
         directions, squares = _leading(matrix, GUESS)
         if float(squares.sum()) >= energy:
             return directions, squares
@@ -158,14 +156,7 @@ def _leading_with(matrix: torch.Tensor, energy: float) -> tuple[torch.Tensor, to
 def _leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the first left singular vectors [rows, count] and their squared singular values, in descending order.
 
-    Of a small matrix they are computed as eigenvectors of M M^T, which takes less than half of the time of an SVD of M.
-    A decomposition of a large one takes minutes, so its leading directions are computed by subspace iteration (arXiv
-    0909.4061).
+    They are computed as eigenvectors of M M^T, which takes less than half of the time of an SVD of M.
     """
-    if len(matrix) <= LARGE or 4 * count > len(matrix):
-        squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
-        return vectors.flip(1)[:, :count], squares.flip(0)[:count].clamp(min=0)
-    with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
-        torch.manual_seed(0)  # the same start on every rank, and when a task is run again
-        vectors, values, _ = torch.svd_lowrank(matrix, q=2 * count + 16, niter=ITERATIONS)
-    return vectors[:, :count], values[:count].square()
+    vectors, squares = designed.leading(matrix @ matrix.T, count)
+    return vectors, squares.clamp(min=0)

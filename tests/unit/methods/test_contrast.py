@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from codyra_llm.methods import contrast_lora, inflora
+from codyra_llm.methods import designed, inflora
 from codyra_llm.methods.contrast_lora import LONGEST, contrast
 
 
@@ -70,7 +70,7 @@ def test_the_directions_of_a_large_input_are_those_of_its_whole_decomposition(mo
     torch.manual_seed(0)
     new, old = (moment_of(torch.randn(500, 90) * torch.arange(1, 91) ** -0.8) for _ in range(2))
     whole = contrast(new, 3.0 * old, 6)
-    monkeypatch.setattr(contrast_lora, "LARGE", 64)
+    monkeypatch.setattr(designed, "LARGE", 64)
     torch.testing.assert_close(contrast(new, 3.0 * old, 6).abs(), whole.abs(), rtol=1e-8, atol=1e-10)
     few = moment_of(torch.randn(4, 90))
     assert contrast(few, torch.zeros_like(few), 8).shape == (4, 90)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codyra_llm.methods import inflora
+from codyra_llm.methods import designed, inflora
 from tests.oracles import oracle
 
 
@@ -66,7 +66,7 @@ def test_the_directions_of_a_large_input_are_those_of_its_whole_decomposition(mo
         return [A.T @ A, basis @ basis.T]
 
     whole = found()
-    monkeypatch.setattr(inflora, "LARGE", 100)
+    monkeypatch.setattr(designed, "LARGE", 100)
     monkeypatch.setattr(inflora, "GUESS", 10)  # enough for the first extension, too few for the second
     state = torch.get_rng_state()
     for leading, full in zip(found(), whole, strict=True):
